@@ -1,0 +1,54 @@
+"""Policy optimisation, from the policy-gradient theorem to DPO.
+
+The names below load on first use, so that importing steepest costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steepest.agent import Agent as Agent
+    from steepest.api import evaluate as evaluate
+    from steepest.api import load as load
+    from steepest.api import plot as plot
+    from steepest.api import resume as resume
+    from steepest.api import train as train
+    from steepest.api import train_seeds as train_seeds
+    from steepest.environments import make_env as make_env
+    from steepest.errors import RunError as RunError
+    from steepest.errors import SteepestError as SteepestError
+    from steepest.errors import UsageError as UsageError
+    from steepest.runs.evaluation import Evaluation as Evaluation
+    from steepest.runs.run import Run as Run
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Agent": "steepest.agent",
+    "evaluate": "steepest.api",
+    "load": "steepest.api",
+    "plot": "steepest.api",
+    "resume": "steepest.api",
+    "train": "steepest.api",
+    "train_seeds": "steepest.api",
+    "make_env": "steepest.environments",
+    "RunError": "steepest.errors",
+    "SteepestError": "steepest.errors",
+    "UsageError": "steepest.errors",
+    "Evaluation": "steepest.runs.evaluation",
+    "Run": "steepest.runs.run",
+}
+
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'steepest' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, "__version__"])

@@ -1,0 +1,371 @@
+"""The agent: parameters, statistics and generators of one policy, or of a population that trains together.
+
+State is one flat dict of tensors with a leading member axis, so a checkpoint is that dict and nothing else. An
+algorithm subclasses ``Agent`` once and adds ``update``.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.distributions import action_noise
+from steepest.environments.spaces import check_squash, convert_obs, flatten_mask, to_env_action
+from steepest.errors import UsageError
+from steepest.learner import Hyper, Layout, Learner, State, adam_state, module_call
+from steepest.networks import ActorCritic, NetworkFactory, Normalization, PolicyConfig, PolicyInput, PolicyOutput
+from steepest.types import (
+    ActionSpec,
+    Obs,
+    ObsSpec,
+    Rollout,
+    action_spec_from_json,
+    obs_spec_from_json,
+    spec_to_json,
+)
+
+VECTORS = ("params", "adam_mean", "adam_square")
+"""State entries that are parameter-shaped vectors; they are saved under the parameters' names."""
+
+
+def normalization(state: State) -> Normalization:
+    """The observation statistics in a state."""
+    mean = {k.removeprefix("obs_mean/"): v for k, v in state.items() if k.startswith("obs_mean/")}
+    return Normalization(mean, {name: state[f"obs_variance/{name}"] for name in mean})
+
+
+class Agent(ABC):
+    """A policy with everything that training it needs; ``steepest.train`` makes one, ``steepest.load`` reads one."""
+
+    algorithm: ClassVar[str]
+    Config: ClassVar[type[PolicyConfig]]
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        *,
+        num_envs: int = 1,
+        seeds: tuple[int, ...] = (0,),
+        network: NetworkFactory | None = None,
+        compile: bool = False,
+        device: torch.device | str = "cpu",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        """num_envs: environments per member. seeds: one per member. network: see ``networks.NetworkFactory``."""
+        check_squash(action_spec, config.squash)
+        self.config = config
+        self.obs_spec = obs_spec
+        self.action_spec = action_spec
+        self.num_envs = num_envs
+        self.seeds = seeds
+        self.members = len(seeds)
+        self.custom_network = network is not None
+        self.device = torch.device(device)
+        self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
+        modules = [self._build(seed, network) for seed in seeds]
+        self.module = modules[0].to(self.device)
+        self.layout = Layout(self.module)
+        self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
+        self.state = self._initial_state(modules)
+        self._policy_step = self.learner.lift(self._act_function(deterministic=False))
+        self._evaluation_step = {
+            deterministic: self.learner.lift(self._act_function(deterministic), compile=False)
+            for deterministic in (False, True)
+        }
+
+    def _build(self, seed: int, network: NetworkFactory | None) -> ActorCritic:
+        """Initial weights from the member's own seed, leaving the process's generator as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "weights"))
+            return ActorCritic(self.config, self.obs_spec, self.action_spec, network)
+
+    def _initial_state(self, modules: list[ActorCritic]) -> State:
+        m = self.members
+        vectors = torch.stack([self.layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in modules])
+        state = adam_state(vectors.to(self.device))
+        for name, _ in self.module.named_buffers():
+            state[f"buffers/{name}"] = torch.stack([dict(x.named_buffers())[name] for x in modules]).to(self.device)
+        if self.config.normalize_obs:
+            for field in self.obs_spec.fields:
+                if field.kind == "vector":
+                    state[f"obs_mean/{field.name}"] = torch.zeros((m, *field.shape), device=self.device)
+                    state[f"obs_variance/{field.name}"] = torch.ones((m, *field.shape), device=self.device)
+            state["obs_count"] = torch.zeros(m, device=self.device)
+        if self.config.normalize_reward:
+            state["return_mean"] = torch.zeros(m, device=self.device)
+            state["return_variance"] = torch.ones(m, device=self.device)
+            state["return_count"] = torch.zeros(m, device=self.device)
+            state["return_carry"] = torch.zeros((m, self.num_envs), device=self.device)
+        return state
+
+    @property
+    def memory_size(self) -> int:
+        return self.module.memory_size
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps per training sequence of a recurrent policy, 0 for a feed-forward one."""
+        return self.config.sequence_length if self.memory_size else 0
+
+    def hyper(self, **values: float) -> Hyper:
+        """Hyper-parameters as 0-d tensors on the device, so that a schedule never recompiles."""
+        return {k: torch.tensor(v, dtype=torch.float32, device=self.device) for k, v in values.items()}
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Named parameters, each with a leading member axis; views of the parameter vector."""
+        return self.layout.unflatten(self.state["params"])
+
+    # Acting
+
+    def forward(self, vector: Tensor, state: State, inputs: PolicyInput, with_value: bool = True) -> PolicyOutput:
+        """Distribution, value and new memory for one member; pure."""
+        return module_call(self.module, self.layout, vector, state, inputs, normalization(state), with_value)
+
+    def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        def act(
+            state: State,
+            obs: Obs,
+            noise: Tensor | None,
+            mask: Tensor | None,
+            start: Tensor | None,
+            memory: Tensor | None,
+            hyper: None,
+        ) -> tuple[Tensor, Tensor | None]:
+            if memory is not None and start is not None:
+                obs = {k: x.unsqueeze(0) for k, x in obs.items()}
+                mask = None if mask is None else mask.unsqueeze(0)
+                start = start.unsqueeze(0)
+            valid = None if start is None else torch.ones_like(start)
+            output = self.forward(state["params"], state, PolicyInput(obs, mask, start, valid, memory), False)
+            if deterministic:
+                action = output.distribution.mode()
+            else:
+                assert noise is not None
+                action = output.distribution.sample(noise)
+            return (action if memory is None else action.squeeze(0)), output.memory
+
+        return act
+
+    def acting_state(self) -> State:
+        """The part of the state that acting reads (what is not passed is not copied, guarded or traced)."""
+        return {k: v for k, v in self.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))}
+
+    def policy_step(
+        self, state: State, obs: Obs, noise: Tensor, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Actions (M, N, ...) as the policy draws them, and the new memory; the hot path of training."""
+        return self._policy_step(state, obs, noise, mask, start, memory, None)
+
+    def evaluation_step(
+        self,
+        state: State,
+        obs: Obs,
+        noise: Tensor | None,
+        mask: Tensor | None,
+        start: Tensor | None,
+        memory: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same for any number of environments, never compiled; without noise, the mode of the distribution."""
+        return self._evaluation_step[noise is None](state, obs, noise, mask, start, memory, None)
+
+    def draw_noise(self, leading: tuple[int, ...]) -> Tensor:
+        """Action noise (T, M, N, ...) for leading = (T, N), every member's from its own generator."""
+        drawn = [action_noise(self.action_spec, leading, g) for g in self.generators]
+        return torch.stack(drawn, dim=1).to(self.device)
+
+    def initial_memory(self, num_envs: int) -> Tensor | None:
+        """(M, N, K) zeros for a recurrent policy, else None."""
+        if self.memory_size == 0:
+            return None
+        return torch.zeros((self.members, num_envs, self.memory_size), device=self.device)
+
+    def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
+        """What the environments take, from actions (M N, ...) as the policy drew them."""
+        return to_env_action(self.action_spec, action, self.config.squash)
+
+    def act(
+        self,
+        obs: Any,
+        *,
+        memory: Tensor | None = None,
+        episode_start: NDArray[np.bool_] | bool | None = None,
+        action_mask: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Tensor | None]:
+        """An action for one observation, or a batch of actions for a batch of them.
+
+        Args:      obs: as the environment gave it; memory: what the previous call returned (recurrent policies; None
+                   at the start); episode_start: forget the memory first; action_mask: True where legal
+        Returns:   (action as the environment takes it, new memory or None)
+        Raises:    UsageError if the agent is a population (take one with ``member``) or the observation does not fit
+        Verified:  tests/conformance/test_agents.py::test_acts_inside_the_space
+        """
+        if self.members != 1:
+            raise UsageError(f"this agent holds {self.members} members; pick one with agent.member(i) to act with it")
+        single = not self._is_batched(obs)
+        batch = _add_axis(obs) if single else obs
+        first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
+        n = len(cast(Any, first))
+        arrays = convert_obs(self.obs_spec, batch, n)
+        tensors = {k: torch.as_tensor(np.array(v))[None].to(self.device) for k, v in arrays.items()}
+        mask = None
+        if action_mask is not None:
+            raw = _add_axis(action_mask) if single else action_mask
+            mask = torch.as_tensor(np.array(flatten_mask(self.action_spec, raw)))[None].to(self.device)
+        start = None
+        if self.memory_size:
+            memory = self.initial_memory(n) if memory is None else memory
+            flags = np.broadcast_to(np.asarray(False if episode_start is None else episode_start), (n,))
+            start = torch.as_tensor(flags.copy())[None].to(self.device)
+        noise = None if deterministic else self.draw_noise((1, n))[0]
+        with torch.no_grad():
+            action, memory = self.evaluation_step(self.acting_state(), tensors, noise, mask, start, memory)
+        out = self.to_env(action[0].cpu().numpy())
+        return (out[0] if single else out), memory
+
+    def _is_batched(self, obs: Any) -> bool:
+        """Whether an observation has a batch axis, from the rank of its first field."""
+        value = obs
+        field = self.obs_spec.fields[0]
+        if isinstance(obs, Mapping):
+            for key in field.name.split("/"):
+                value = cast(Any, value)[key]
+        ndim = np.ndim(cast(Any, value))
+        scalar = field.kind == "discrete" and field.shape == ()
+        expected = 0 if scalar else len(field.shape)
+        if field.kind == "image" and ndim == 2:  # a single grey frame without its channel axis
+            return False
+        if ndim not in (expected, expected + 1):
+            raise UsageError(
+                f"the observation has shape {np.shape(cast(Any, value))}; this agent takes {field.shape} or a batch of them"
+            )
+        return ndim == expected + 1
+
+    # Learning
+
+    @classmethod
+    @abstractmethod
+    def planned_work(cls, config: Any, total_steps: int, num_envs: int) -> tuple[int, int]:
+        """(rows per gradient step, gradient steps) of a whole run of one member, from which ``auto`` is decided."""
+
+    @abstractmethod
+    def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
+        """Learn from one rollout (M, T, N); progress in [0, 1] drives schedules.
+
+        Returns health figures, each (M,). Changes ``self.state``.
+        """
+
+    # Saving
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as named tensors with a leading member axis."""
+        named: dict[str, Tensor] = {}
+        for key, value in self.state.items():
+            if key in VECTORS:
+                named |= {f"{key}/{name}": part for name, part in self.layout.unflatten(value).items()}
+            else:
+                named[key] = value
+        for i, generator in enumerate(self.generators):
+            named[f"generator/{i}"] = generator.get_state()
+        return named
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what ``tensors`` gave; the shapes must be this agent's."""
+        expected = {k: tuple(v.shape) for k, v in self.tensors().items()}
+        for name, shape in expected.items():
+            # Statistics per environment start afresh when the number of environments differs.
+            if name == "return_carry":
+                continue
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != shape:
+                raise UsageError(
+                    f"the saved agent does not fit: {name} is {'missing' if found is None else found}, expected {shape}. "
+                    "Was it trained with another network, or another number of seeds?"
+                )
+        for key in self.state:
+            if key in VECTORS:
+                parts = {name: tensors[f"{key}/{name}"] for name in self.layout.names}
+                self.state[key] = self.layout.flatten(parts).to(self.device)
+            elif key != "return_carry" or tuple(tensors[key].shape) == tuple(self.state[key].shape):
+                self.state[key] = tensors[key].clone().to(self.device)
+        for i, generator in enumerate(self.generators):
+            generator.set_state(tensors[f"generator/{i}"])
+
+    def metadata(self) -> dict[str, Any]:
+        """What describes the agent, as plain JSON."""
+        return {
+            "algorithm": self.algorithm,
+            "config": asdict(self.config),
+            "obs_spec": spec_to_json(self.obs_spec),
+            "action_spec": spec_to_json(self.action_spec),
+            "num_envs": self.num_envs,
+            "seeds": list(self.seeds),
+            "custom_network": self.custom_network,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the agent into one safetensors file, atomically; ``steepest.load`` reads it."""
+        from steepest.runs.checkpoint import save_tensors
+
+        save_tensors(Path(path), self.tensors(), self.metadata(), kind="agent")
+
+    @classmethod
+    def from_saved(
+        cls,
+        tensors: dict[str, Tensor],
+        metadata: dict[str, Any],
+        *,
+        network: NetworkFactory | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Rebuild an agent from what was saved."""
+        if metadata["custom_network"] and network is None:
+            raise UsageError("this agent was trained with a custom network; pass the same factory: load(path, network=...)")
+        config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
+        agent = cls(
+            config,
+            obs_spec_from_json(metadata["obs_spec"]),
+            action_spec_from_json(metadata["action_spec"]),
+            num_envs=metadata["num_envs"],
+            seeds=tuple(metadata["seeds"]),
+            network=network,
+            device=device,
+        )
+        agent.load_tensors(tensors)
+        return agent
+
+    def member(self, index: int, network: NetworkFactory | None = None) -> Self:
+        """One member of a population as an agent of its own (pass the factory again if the network is custom)."""
+        if not 0 <= index < self.members:
+            raise UsageError(f"member {index} of a population of {self.members}; count from 0")
+        tensors = {k: v[index : index + 1] for k, v in self.tensors().items() if not k.startswith("generator/")}
+        tensors["generator/0"] = self.generators[index].get_state()
+        return type(self).from_saved(
+            tensors, {**self.metadata(), "seeds": [self.seeds[index]]}, network=network, device=self.device
+        )
+
+
+def stream_seed(seed: int, purpose: str) -> int:
+    """A 63-bit seed for one purpose of a run: streams of the same run, and of neighbouring seeds, never overlap."""
+    words = np.random.SeedSequence([seed, *purpose.encode()]).generate_state(2, np.uint32)
+    return (int(words[0]) << 31) ^ int(words[1])
+
+
+def _add_axis(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _add_axis(v) for k, v in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_add_axis(v) for v in cast(Any, value))
+    return np.asarray(value)[None]

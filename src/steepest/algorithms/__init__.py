@@ -1,0 +1,27 @@
+"""The algorithms, one file each."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from steepest.errors import UsageError
+
+if TYPE_CHECKING:
+    from steepest.agent import Agent
+
+ALGORITHMS: dict[str, tuple[str, str]] = {
+    "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
+    "reinforce": ("REINFORCE", "score-function gradient, reward-to-go, learned baseline (notes 1.2 to 1.4)"),
+}
+"""Name -> (class, one line). A table rather than imports: listing algorithms does not load torch."""
+
+
+def find(name: str) -> type[Agent]:
+    """The agent class of an algorithm; UsageError with the nearest names if there is none."""
+    if name not in ALGORITHMS:
+        near = difflib.get_close_matches(name.lower(), ALGORITHMS, n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"no algorithm is called {name!r}{hint} Known: {', '.join(sorted(ALGORITHMS))}")
+    return getattr(importlib.import_module(f"steepest.algorithms.{name}"), ALGORITHMS[name][0])

@@ -1,0 +1,194 @@
+"""Proximal policy optimisation with the clipped objective.
+
+Source: notes 1.10; Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), with GAE (Schulman et al. 2016).
+
+    repeat
+      1. play T steps in N environments with pi_old
+      2. A_t = sum_l (gamma lambda)^l delta_{t+l},  R_t = A_t + V(s_t)                 returns.generalized_advantage
+      3. for every epoch, for every minibatch: one step of Adam on the mean of
+             -min(rho A, clip(rho, 1-eps, 1+eps) A)                                    losses.clipped_surrogate_loss
+             + c_v 1/2 (V(s) - R)^2                                                    losses.value_loss
+             - c_e H(pi(.|s))
+
+Differences from the notes: states are weighted without gamma^t (errata 1.1); the value and entropy terms, which the
+notes leave out, are those of the paper's Eq. 9. Details beyond the paper, each switchable: advantages standardised per
+minibatch, gradient norm clipped, learning rate and clip range on linear schedules, target-KL stop, clipped value loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.agent import Agent
+from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
+from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
+from steepest.networks import PolicyConfig, require
+from steepest.numerics import standardize, weighted_mean
+from steepest.on_policy import (
+    Batch,
+    batch_inputs,
+    gather,
+    minibatch_indices,
+    prepare_rollout,
+    sequences_per_rollout,
+    steps_per_call,
+    update_observations,
+)
+from steepest.types import Rollout
+
+Schedule = Literal["constant", "linear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(PolicyConfig):
+    """Proximal policy optimisation."""
+
+    rollout_steps: int = 128
+    """Steps that every environment plays between updates (T)."""
+    epochs: int = 4
+    """Passes over a rollout. More reuse samples better and strain the old policy's data more."""
+    minibatches: int = 4
+    """Gradient steps per epoch."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    learning_rate_schedule: Schedule = "constant"
+    """"linear" goes to 0 over the run."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """GAE's trade of bias (0) against variance (1)."""
+    clip_epsilon: float = 0.2
+    """How far the probability ratio may move before its gradient is cut (epsilon)."""
+    clip_schedule: Schedule = "constant"
+    """"linear" goes to 0 over the run."""
+    value_coef: float = 0.5
+    """Weight of the value loss; matters only where policy and value function share a torso or the gradient is clipped."""
+    value_clip: float | None = None
+    """Clip range of the value loss, none by default: Andrychowicz et al. 2021 found it harmful."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_gradient_norm: float = 0.5
+    """The gradient is scaled down to this norm if it is longer."""
+    normalize_advantage: bool = True
+    """Standardise advantages in every minibatch."""
+    target_kl: float | None = None
+    """Stop a rollout's updates once the estimated KL from the old policy exceeds 1.5 times this."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rollout_steps", "epochs", "minibatches"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "clip_epsilon", "max_gradient_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+        for name in ("value_coef", "entropy_coef"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        for name in ("value_clip", "target_kl"):
+            value = getattr(self, name)
+            require(value is None or value > 0, name, value, "a positive number or none")
+
+
+class PPO(Agent):
+    """PPO-clip over one or several members."""
+
+    algorithm = "ppo"
+    Config = PPOConfig
+    config: PPOConfig
+
+    def __init__(self, config: PPOConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.sequences = sequences_per_rollout(
+            self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
+        )
+        self._prepare = self.learner.lift(self.prepare, compile=self.sequence_length == 0)
+        self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
+        self._merge = self.learner.lift(update_observations)
+
+    @classmethod
+    def planned_work(cls, config: PPOConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
+        rows = num_envs * config.rollout_steps
+        return rows // config.minibatches, total_steps // rows * config.epochs * config.minibatches
+
+    def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
+        """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
+        forward = partial(self.forward, state["params"], state)
+        return prepare_rollout(forward, state, rollout, hyper["gamma"], hyper["gae_lambda"], self.sequence_length)
+
+    def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
+        """The mean loss of a minibatch and its health figures; gradient through ``vector`` alone."""
+        output = self.forward(vector, state, batch_inputs(batch))
+        policy, value, weight = output.distribution, output.value, batch["weight"]
+        assert value is not None
+        advantage = batch["advantage"]
+        if self.config.normalize_advantage:
+            advantage = standardize(advantage, weight)
+        log_prob, old_log_prob = policy.log_prob(batch["action"]), batch["log_prob"]
+        surrogate = clipped_surrogate_loss(log_prob, old_log_prob, advantage, hyper["clip_epsilon"])
+        if self.config.value_clip is None:
+            regression = value_loss(value, batch["target"])
+        else:
+            regression = clipped_value_loss(value, batch["value"], batch["target"], self.config.value_clip)
+        entropy = policy.entropy()
+        per_step = surrogate + hyper["value_coef"] * regression - hyper["entropy_coef"] * entropy
+        ratio = torch.exp(log_prob - old_log_prob)
+        metrics = {
+            "policy_loss": weighted_mean(surrogate, weight),
+            "value_loss": weighted_mean(regression, weight),
+            "entropy": weighted_mean(entropy, weight),
+            "approx_kl": weighted_mean(kl_estimate(log_prob, old_log_prob), weight),
+            "clip_fraction": weighted_mean(((ratio - 1.0).abs() > hyper["clip_epsilon"]).to(ratio.dtype), weight),
+        }
+        return weighted_mean(per_step, weight), metrics
+
+    def gradient_steps(
+        self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
+    ) -> tuple[State, Metrics]:
+        """One step of Adam for each row of indices (K, B); pure, one member. Unrolled, so that K steps cost one call."""
+        totals: Metrics = {}
+        for index in indices.unbind(0):
+            minibatch = gather(batch, index)
+            slope, (_, metrics) = gradient(lambda v, b=minibatch: self.loss(v, state, b, hyper), state["params"])
+            # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
+            active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
+            new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
+            state = {**state, **{k: torch.where(active > 0, new[k], state[k]) for k in _MOVED}, "active": active}
+            metrics = {**metrics, "gradient_norm": norm, "steps_taken": active}
+            totals = {k: totals.get(k, 0.0) + v for k, v in metrics.items()}
+        return state, {k: v / indices.shape[0] for k, v in totals.items()}
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
+        config = self.config
+        remaining = 1.0 - progress
+        hyper = self.hyper(
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            learning_rate=config.learning_rate * (remaining if config.learning_rate_schedule == "linear" else 1.0),
+            clip_epsilon=config.clip_epsilon * (remaining if config.clip_schedule == "linear" else 1.0),
+            value_coef=config.value_coef,
+            entropy_coef=config.entropy_coef,
+            max_gradient_norm=config.max_gradient_norm,
+            kl_limit=float("inf") if config.target_kl is None else 1.5 * config.target_kl,
+        )
+        state, batch, critic = self._prepare(self.state, rollout, hyper)
+        state["active"] = torch.ones(self.members, device=self.device)
+        indices = torch.stack(
+            [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
+        ).to(self.device)
+        history: list[Metrics] = []
+        for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[2]), dim=1):
+            state, metrics = self._steps(state, batch, chunk, hyper)
+            history.append(metrics)
+        del state["active"]
+        self.state = self._merge(state, rollout, hyper)
+        return to_host({**mean_metrics(history), **critic})
+
+
+_MOVED = ("params", "adam_mean", "adam_square", "adam_count")

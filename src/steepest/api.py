@@ -1,0 +1,235 @@
+"""Everything that the command does, as one Python call each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from steepest.agent import Agent, stream_seed
+from steepest.algorithms import find
+from steepest.environments import make_env
+from steepest.errors import UsageError
+from steepest.networks import NetworkFactory
+from steepest.runs.checkpoint import CheckpointStore, load_tensors
+from steepest.runs.evaluation import Evaluation, evaluate_members
+from steepest.runs.plots import plot_runs
+from steepest.runs.progress import Progress
+from steepest.runs.run import MAX_EVAL_ENVS, Run
+
+PathLike = str | os.PathLike[str]
+Which = Literal["latest", "best", "interrupted"]
+
+
+def drive(make_run: Callable[[Callable[[str], None]], Run], *, quiet: bool) -> Run:
+    """Make a run and train it to its end under a progress display. Interrupted, it saves the agent and re-raises."""
+    notes: list[str] = []
+    run = make_run(notes.append)
+    with run:
+        seeds = run.agent.seeds
+        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        title = f"{run.agent.algorithm} on {run.name}, {which}"
+        with Progress(run.settings.total_steps, title=title, start_step=run.step, quiet=quiet) as progress:
+            for text in notes:
+                progress.note(text)
+            run.note = progress.note
+            run.agent.learner.note = progress.note
+            try:
+                for row in run:
+                    progress.update({**row, "seed": seeds[0]})
+            except KeyboardInterrupt:
+                path = run.save_interrupted()
+                if path is not None:
+                    progress.note(f"interrupted at step {run.step:,}; the agent as it was: {path}")
+                raise
+    return run
+
+
+def train(
+    algorithm: str,
+    env: Any,
+    *,
+    out: PathLike | None = None,
+    network: NetworkFactory | None = None,
+    agent: Agent | None = None,
+    eval_env: Any = None,
+    env_kwargs: dict[str, Any] | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> Agent:
+    """Train an agent and return it.
+
+    Args:
+        algorithm: "ppo" or "reinforce".
+        env: a Gymnasium or EnvPool id, a factory of environments, an environment, or a vector environment.
+        out: folder for metrics, checkpoints and the learning curve; None writes nothing.
+        network: a custom torso, ``ObsSpec -> nn.Module`` (see ``networks.NetworkFactory``).
+        agent: go on training this one.
+        quiet: whether to leave out the progress display.
+        options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...
+    Raises:
+        UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
+    """
+    if options.get("seeds", 1) != 1:
+        raise UsageError("train gives one agent; use train_seeds for several")
+    return train_seeds(
+        algorithm,
+        env,
+        seeds=1,
+        out=out,
+        network=network,
+        agent=agent,
+        eval_env=eval_env,
+        env_kwargs=env_kwargs,
+        quiet=quiet,
+        **{k: v for k, v in options.items() if k != "seeds"},
+    )[0]
+
+
+def train_seeds(
+    algorithm: str,
+    env: Any,
+    *,
+    seeds: int,
+    out: PathLike | None = None,
+    network: NetworkFactory | None = None,
+    agent: Agent | None = None,
+    eval_env: Any = None,
+    env_kwargs: dict[str, Any] | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> list[Agent]:
+    """Train several seeds together in one fused update and return their agents; arguments as for ``train``."""
+    run = drive(
+        lambda note: Run(
+            algorithm,
+            env,
+            out=None if out is None else str(out),
+            network=network,
+            agent=agent,
+            eval_env=eval_env,
+            env_kwargs=env_kwargs,
+            note=note,
+            seeds=seeds,
+            **options,
+        ),
+        quiet=quiet,
+    )
+    return [run.agent] if seeds == 1 else [run.agent.member(i, network) for i in range(seeds)]
+
+
+def resume(
+    path: PathLike,
+    *,
+    total_steps: int | None = None,
+    env: Any = None,
+    network: NetworkFactory | None = None,
+    eval_env: Any = None,
+    quiet: bool = True,
+) -> Agent:
+    """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
+    run = drive(
+        lambda note: Run.resume(
+            path, total_steps=total_steps, env=env, network=network, eval_env=eval_env, note=note
+        ),
+        quiet=quiet,
+    )
+    return run.agent
+
+
+def saved_file(path: PathLike, which: Which = "latest") -> Path:
+    """The file that holds an agent: the path itself, or the checkpoint that is meant in a run's folder.
+
+    "latest" is whatever has seen the most steps: the newest checkpoint, or the agent saved by an interruption.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UsageError(f"there is nothing at {path}; give a run's folder, a checkpoint, or a saved agent")
+    store = CheckpointStore(path / "checkpoints")
+    candidates: dict[Which, list[Path | None]] = {
+        "latest": [store.latest(), store.interrupted_path],
+        "best": [store.best_path],
+        "interrupted": [store.interrupted_path],
+    }
+    found = [p for p in candidates[which] if p is not None and p.is_file()]
+    if not found:
+        raise UsageError(f"{path} holds no {which} checkpoint; was it stopped before its first one?")
+    return max(found, key=lambda p: int(load_tensors(p)[1]["step"])) if len(found) > 1 else found[0]
+
+
+def load(
+    path: PathLike, *, which: Which = "latest", network: NetworkFactory | None = None, device: str = "cpu"
+) -> Agent:
+    """Load an agent from a run's folder, a checkpoint, or a file that ``Agent.save`` wrote.
+
+    Args:      which: of a run's folder, the latest, the best by evaluation, or the interrupted one; network: the
+               factory of a custom network, again
+    Raises:    UsageError if there is nothing there; CheckpointError if it is damaged or foreign
+    """
+    tensors, metadata = load_tensors(saved_file(path, which))
+    return find(metadata["algorithm"]).from_saved(tensors, metadata, network=network, device=device)
+
+
+def evaluate(
+    source: Agent | PathLike,
+    env: Any = None,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    which: Which = "latest",
+    video: PathLike | None = None,
+    network: NetworkFactory | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+) -> list[Evaluation]:
+    """Play whole episodes with frozen statistics; one Evaluation per member of the agent.
+
+    Args:      source: an agent, or what ``load`` takes; env: by default the one it was trained on; video: an .mp4 file
+               to record the first member's first environment into
+    Raises:    UsageError where env is needed and missing, or a video cannot be made
+    """
+    if isinstance(source, Agent):
+        agent, trained_on = source, {}
+    else:
+        path = Path(source)
+        agent = load(path, which=which, network=network)
+        trained_on = load_tensors(saved_file(path, which))[1]
+        if path.is_dir() and (path / "config.json").is_file() and max_episode_steps is None:
+            max_episode_steps = json.loads((path / "config.json").read_text())["run"]["max_episode_steps"]
+    target = env if env is not None else trained_on.get("env")
+    if target is None:
+        raise UsageError("on which environment? Pass env: this agent's file does not say")
+    if episodes < 1:
+        raise UsageError(f"episodes is {episodes}; expected at least 1")
+    batch = make_env(
+        target,
+        agent.members * min(episodes, MAX_EVAL_ENVS if video is None else 1),
+        env_kwargs=env_kwargs if env_kwargs is not None else trained_on.get("env_kwargs"),
+        render_mode=None if video is None else "rgb_array",
+        max_episode_steps=max_episode_steps,
+    )
+    try:
+        if batch.obs_spec != agent.obs_spec or batch.action_spec != agent.action_spec:
+            raise UsageError(
+                f"the agent does not fit {batch.name}: it was trained with observations {agent.obs_spec} and actions "
+                f"{agent.action_spec}; the environment has {batch.obs_spec} and {batch.action_spec}"
+            )
+        arguments = {"seed": stream_seed(seed, "evaluation") % 2**31, "deterministic": deterministic}
+        if video is None:
+            return evaluate_members(agent, batch, episodes, **arguments)
+        from steepest.runs.video import Recorder
+
+        with Recorder(Path(video), batch) as recorder:
+            return evaluate_members(agent, batch, episodes, **arguments, on_step=recorder.frame)
+    finally:
+        batch.close()
+
+
+def plot(runs: Sequence[PathLike], out: PathLike = "curves.png", **options: Any) -> Path:
+    """Draw the learning curves of runs into a picture; see ``runs.plots.plot_runs`` for the options."""
+    return plot_runs([Path(r) for r in runs], Path(out), **options)

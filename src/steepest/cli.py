@@ -1,0 +1,337 @@
+"""The ``steepest`` command: one function per verb, each a thin face of ``steepest.api``.
+
+torch is imported only by the verbs that need it: ``--help`` and ``list`` answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from steepest.errors import SteepestError, UsageError
+
+USAGE = """\
+usage: steepest VERB ...
+
+  train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
+  train --resume RUN              go on from a run's last checkpoint
+  evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
+  plot RUN... [options]           learning curves of several runs and seeds in one picture
+  list                            algorithms and environment families
+
+  steepest VERB --help            what a verb takes
+  steepest --version
+
+Example: steepest train ppo CartPole-v1 --total-steps 100000
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where a run is written and shown."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/ALGORITHM-ENV-seedN."""
+    quiet: bool = False
+    """Show nothing but the result."""
+    render: bool = False
+    """Show an episode in a window at every evaluation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Play whole episodes with a trained agent."""
+
+    episodes: int = 100
+    """Episodes to play, per seed of the run."""
+    seed: int = 0
+    """Seed of the evaluation's environments."""
+    stochastic: bool = False
+    """Draw actions instead of taking the mode of the policy."""
+    which: Literal["latest", "best", "interrupted"] = "latest"
+    """Which of the run's saved agents."""
+    env: str | None = None
+    """Another environment than the one it was trained on."""
+    json: bool = False
+    """Print JSON."""
+    video: Path | None = None
+    """Record the episodes into this .mp4 file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw learning curves."""
+
+    out: Path = Path("curves.png")
+    """The picture."""
+    statistic: Literal["mean", "iqm"] = "iqm"
+    """What is drawn over seeds: the mean, or the interquartile mean."""
+    x: Literal["steps", "wall", "both"] = "both"
+    """Against environment steps, wall time, or both."""
+    metric: str = "train/return_mean"
+    """Which figure of metrics.jsonl."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    terminated = False
+
+    def on_terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, on_terminate)
+    try:
+        return _dispatch(argv)
+    except UsageError as error:
+        print(f"steepest: {error}", file=sys.stderr)
+        return 2
+    except SteepestError as error:
+        print(f"steepest: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"steepest: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if terminated else 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if os.environ.get("STEEPEST_DEBUG"):
+            raise
+        print(
+            f"steepest: internal error, {type(error).__name__}: {error}\n"
+            "This is a bug in steepest. Run again with STEEPEST_DEBUG=1 for the traceback, and report it.",
+            file=sys.stderr,
+        )
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _dispatch(argv: list[str]) -> int:
+    verbs = {"train": _train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from steepest import __version__
+
+        print(f"steepest {__version__}")
+        return 0
+    if argv[0] not in verbs:
+        near = difflib.get_close_matches(argv[0], verbs, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"no verb is called {argv[0]!r}{hint}\n\n{USAGE}")
+    return verbs[argv[0]](argv[1:])
+
+
+def _pop(argv: list[str], flag: str) -> str | None:
+    """Take ``flag VALUE`` or ``flag=VALUE`` out of the arguments."""
+    for i, argument in enumerate(argv):
+        if argument == flag:
+            if i + 1 >= len(argv):
+                raise UsageError(f"{flag} needs a value")
+            value = argv[i + 1]
+            del argv[i : i + 2]
+            return value
+        if argument.startswith(f"{flag}="):
+            del argv[i]
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _parse(kind: type[Any], argv: list[str], prog: str, **defaults: Any) -> Any:
+    """Options of a dataclass (or a dataclass of them) from the command line; exits with 2 on misuse."""
+    import tyro
+
+    wrapped = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)(kind)
+    return tyro.cli(wrapped, args=argv, prog=prog, **defaults)
+
+
+def _train(argv: list[str]) -> int:
+    resumed = _pop(argv, "--resume")
+    if resumed is not None:
+        return _resume(Path(resumed), argv)
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
+        if not set(argv) & {"-h", "--help"}:
+            raise UsageError(f"train needs an algorithm and an environment\n\n{USAGE}")
+        print(USAGE, end="")
+        return 0
+    algorithm, env = argv[0], argv[1]
+    rest = argv[2:]
+    from steepest.algorithms import find
+
+    agent_class = find(algorithm)
+    from steepest.api import drive
+    from steepest.runs.config import RunConfig
+    from steepest.runs.run import Run, resolve_options
+
+    config_file = _pop(rest, "--config")
+    from_file = {} if config_file is None else _read_config(Path(config_file))
+    run_default, config_default = resolve_options(agent_class, env, from_file)
+    options_type = dataclasses.make_dataclass(
+        "TrainOptions",
+        [
+            ("output", OutputOptions, dataclasses.field(default=OutputOptions())),
+            ("run", RunConfig, dataclasses.field(default=run_default)),
+            ("config", agent_class.Config, dataclasses.field(default=config_default)),
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+    options_type.__doc__ = f"Train {algorithm} on {env}. --config FILE.yaml sets options before those given here."
+    parsed = _parse(options_type, rest, f"steepest train {algorithm} {env}")
+    given = {**_fields(parsed.run), **_fields(parsed.config)}
+    output = cast(OutputOptions, parsed.output)
+    out = "" if output.out is None else str(output.out)
+    run = drive(
+        lambda note: Run(algorithm, env, out=out, note=note, render=output.render, **given), quiet=output.quiet
+    )
+    return _report(run)
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data: object = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no config file {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds a {type(data).__name__}; expected options by name, such as 'seed: 1'")
+    options = cast(dict[str, Any], data)
+    return {str(k).replace("-", "_"): tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Go on from a run's last checkpoint."""
+
+    total_steps: int | None = None
+    """Train further than first planned."""
+    quiet: bool = False
+    """Show nothing but the result."""
+
+
+def _resume(path: Path, argv: list[str]) -> int:
+    options: ResumeOptions = _parse(ResumeOptions, argv, "steepest train --resume RUN")
+    from steepest.api import drive
+    from steepest.runs.run import Run
+
+    run = drive(lambda note: Run.resume(path, total_steps=options.total_steps, note=note), quiet=options.quiet)
+    return _report(run)
+
+
+def _report(run: Any) -> int:
+    """The last lines of a training run: how good, how fast, and where everything is."""
+    summary = run.summary()
+    for seed, result in zip(summary["seeds"], summary["evaluation"], strict=False):
+        print(
+            f"seed {seed}: return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} evaluation "
+            f"episodes, after {max(summary['steps']):,} steps"
+        )
+    print(f"{summary['wall_seconds']:.1f} s, {summary['steps_per_second']:,.0f} steps/s")
+    directory = run.directory
+    checkpoint = run.store.latest()
+    for label, path in (
+        ("learning curve", directory.curve_path),
+        ("metrics", directory.metrics_path),
+        ("checkpoint", checkpoint),
+    ):
+        if path is not None and path.exists():
+            print(f"{label + ':':16}{path}")
+    print(f"{'next:':16}steepest evaluate {directory.path} --video {directory.path / 'episode.mp4'} --episodes 1")
+    return 0
+
+
+def _positional(argv: list[str], what: str) -> list[str]:
+    """Leading arguments that are not options."""
+    taken: list[str] = []
+    while argv and not argv[0].startswith("-"):
+        taken.append(argv.pop(0))
+    if not taken and not set(argv) & {"-h", "--help"}:
+        raise UsageError(f"which {what}? Give the folder that `steepest train` reported")
+    return taken
+
+
+def _evaluate(argv: list[str]) -> int:
+    sources = _positional(argv, "run")
+    options: EvaluateOptions = _parse(EvaluateOptions, argv, "steepest evaluate RUN")
+    if len(sources) != 1:
+        raise UsageError(f"evaluate takes one run; got {len(sources)}: {' '.join(sources)}")
+    from steepest.api import evaluate
+
+    results = evaluate(
+        sources[0],
+        options.env,
+        episodes=options.episodes,
+        seed=options.seed,
+        deterministic=not options.stochastic,
+        which=options.which,
+        video=options.video,
+    )
+    summaries = [r.summary() for r in results]
+    if options.json:
+        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
+        return 0
+    for i, s in enumerate(summaries):
+        label = "" if len(summaries) == 1 else f"member {i}: "
+        print(
+            f"{label}return {s['mean']:.2f} +- {s['std']:.2f}, min {s['min']:.2f}, max {s['max']:.2f}, "
+            f"length {s['mean_length']:.1f}, {s['episodes']} episodes"
+        )
+    if options.video is not None:
+        print(f"video: {options.video}")
+    return 0
+
+
+def _plot(argv: list[str]) -> int:
+    runs = _positional(argv, "runs")
+    options: PlotOptions = _parse(PlotOptions, argv, "steepest plot RUN...")
+    from steepest.runs.plots import plot_runs
+
+    path = plot_runs(
+        [Path(r) for r in runs], options.out, statistic=options.statistic, x=options.x, metric=options.metric
+    )
+    print(path)
+    return 0
+
+
+def _list(argv: list[str]) -> int:
+    if argv and argv[0] not in ("-h", "--help"):
+        raise UsageError(f"list takes no arguments; got {' '.join(argv)}")
+    from importlib.util import find_spec
+
+    from steepest.algorithms import ALGORITHMS
+
+    print("algorithms")
+    for name, (_, line) in sorted(ALGORITHMS.items()):
+        print(f"  {name:12}{line}")
+    print("\nenvironments (any Gymnasium id; these families need an extra)")
+    for extra, module, example in (
+        ("", "gymnasium", "CartPole-v1, Acrobot-v1, Pendulum-v1, MountainCar-v0"),
+        ("mujoco", "mujoco", "HalfCheetah-v5, Hopper-v5, Walker2d-v5, Ant-v5"),
+        ("box2d", "Box2D", "LunarLander-v3, BipedalWalker-v3"),
+        ("atari", "ale_py", "ALE/Pong-v5, ALE/Breakout-v5"),
+        ("envpool", "envpool", "--vectorization envpool: HalfCheetah-v5, CartPole-v1, Pong-v5"),
+    ):
+        there = "installed" if find_spec(module) else f'pip install "steepest[{extra}]"'
+        print(f"  {extra or 'classic':12}{example}  ({there})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""Action distributions as plain tuples of tensors: sample, log_prob, entropy, kl.
+
+Every distribution is a NamedTuple, hence a pytree that ``vmap`` and ``compile`` take as it is, and every method is a
+pure function of its fields. Randomness is an input: ``sample(noise)`` takes noise of the shape and kind that
+``action_noise`` draws from a generator, so nothing compiled ever draws. All leading axes broadcast; quantities are in nats.
+
+The notes require that a policy never becomes deterministic (section 1). The distributions themselves are exact; the
+floors are applied where a network's output becomes a distribution, by ``floored_log_probs`` and ``floored_log_std``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steepest.types import ActionSpec
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+_QUADRATURE_NODES: list[float] = [float(x) for x in _NODES]
+_QUADRATURE_WEIGHTS: list[float] = [float(w) for w in _WEIGHTS / math.sqrt(2.0 * math.pi)]
+
+
+def masked_logits(logits: Float[Tensor, "*#batch k"], mask: Bool[Tensor, "*#batch k"]) -> Float[Tensor, "*batch k"]:
+    """Logits whose illegal entries have probability exactly zero.
+
+    Equation:  l'_a = l_a where legal, the most negative finite number elsewhere
+    Args:      logits (..., k), carries gradient; mask (..., k) True where legal, at least one per row
+    Returns:   (..., k). Finite, so that p log p is 0 rather than nan for illegal actions.
+    Verified:  tests/unit/test_distributions.py::test_masked_categorical_never_draws_an_illegal_action
+    """
+    return torch.where(mask, logits, torch.finfo(logits.dtype).min)
+
+
+def floored_log_probs(
+    logits: Float[Tensor, "*#batch k"], floor: float, mask: Bool[Tensor, "*#batch k"] | None = None
+) -> Float[Tensor, "*batch k"]:
+    """Log-probabilities of the softmax mixed with the uniform distribution, so that none falls below a floor.
+
+    Equation:  p_a = floor + (1 - n floor) softmax(l)_a over the n legal actions, 0 for illegal ones
+    Source:    notes 1 ("we require that the parametrized policy never becomes deterministic").
+    Args:      logits (..., k), carries gradient; floor probability, 0 <= floor < 1/k; mask True where legal
+    Returns:   (..., k) nats
+    Raises:    ValueError if floor is not in [0, 1/k)
+    Verified:  tests/unit/test_distributions.py::test_probability_floor
+    """
+    k = logits.shape[-1]
+    if not 0.0 <= floor < 1.0 / k:
+        raise ValueError(f"the probability floor is {floor}; with {k} actions it must lie in [0, {1.0 / k:.4g})")
+    if mask is not None:
+        logits = masked_logits(logits, mask)
+    log_probs = F.log_softmax(logits, dim=-1)
+    if floor == 0.0:
+        return log_probs
+    if mask is None:
+        return torch.log(floor + (1.0 - k * floor) * log_probs.exp())
+    legal = mask.sum(-1, keepdim=True).to(logits.dtype)
+    mixed = torch.log(floor + (1.0 - legal * floor) * log_probs.exp())
+    return masked_logits(mixed, mask)
+
+
+def floored_log_std(log_std: Float[Tensor, "*batch d"], min_std: float) -> Float[Tensor, "*batch d"]:
+    """A smooth lower bound on a standard deviation: never below min_std, and never without a gradient.
+
+    Equation:  std'^2 = std^2 + min_std^2
+    Args:      log_std (..., d), carries gradient; min_std > 0 in action units
+    Returns:   (..., d) log std'
+    Verified:  tests/unit/test_distributions.py::test_std_floor
+    """
+    if min_std <= 0.0:
+        raise ValueError(f"min_std is {min_std}; a policy must keep a positive standard deviation")
+    return 0.5 * torch.log(torch.exp(2.0 * log_std) + min_std**2)
+
+
+class Categorical(NamedTuple):
+    """One choice among k. Action: int64 (...,). Noise: standard Gumbel (..., k)."""
+
+    log_probs: Float[Tensor, "*batch k"]  # normalised, finite
+
+    def sample(self, noise: Float[Tensor, "*batch k"]) -> Int[Tensor, "*batch"]:
+        return (self.log_probs + noise).argmax(-1)
+
+    def mode(self) -> Int[Tensor, "*batch"]:
+        return self.log_probs.argmax(-1)
+
+    def log_prob(self, action: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+    def kl(self, other: Categorical) -> Float[Tensor, "*batch"]:
+        """KL(self || other) in nats."""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
+
+
+class Factored(NamedTuple):
+    """d independent choices, padded to the largest k. Action: int64 (..., d). Noise: standard Gumbel (..., d, k)."""
+
+    log_probs: Float[Tensor, "*batch d k"]  # normalised per component; padding has probability exactly 0
+
+    def sample(self, noise: Float[Tensor, "*batch d k"]) -> Int[Tensor, "*batch d"]:
+        return Categorical(self.log_probs).sample(noise)
+
+    def mode(self) -> Int[Tensor, "*batch d"]:
+        return Categorical(self.log_probs).mode()
+
+    def log_prob(self, action: Int[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        return Categorical(self.log_probs).log_prob(action).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        return Categorical(self.log_probs).entropy().sum(-1)
+
+    def kl(self, other: Factored) -> Float[Tensor, "*batch"]:
+        """KL(self || other) in nats."""
+        return Categorical(self.log_probs).kl(Categorical(other.log_probs)).sum(-1)
+
+
+class Bernoulli(NamedTuple):
+    """d independent bits. Action: int64 (..., d) of 0 and 1. Noise: standard Gumbel (..., d, 2)."""
+
+    log_probs: Float[Tensor, "*batch d 2"]  # [log P(0), log P(1)]
+
+    def sample(self, noise: Float[Tensor, "*batch d 2"]) -> Int[Tensor, "*batch d"]:
+        return Categorical(self.log_probs).sample(noise)
+
+    def mode(self) -> Int[Tensor, "*batch d"]:
+        return Categorical(self.log_probs).mode()
+
+    def log_prob(self, action: Int[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        return Categorical(self.log_probs).log_prob(action).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        return Categorical(self.log_probs).entropy().sum(-1)
+
+    def kl(self, other: Bernoulli) -> Float[Tensor, "*batch"]:
+        """KL(self || other) in nats."""
+        return Categorical(self.log_probs).kl(Categorical(other.log_probs)).sum(-1)
+
+
+class DiagonalGaussian(NamedTuple):
+    """N(mean, diag(std^2)). Action: float (..., d). Noise: standard normal (..., d)."""
+
+    mean: Float[Tensor, "*batch d"]
+    log_std: Float[Tensor, "*#batch d"]
+
+    def sample(self, noise: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.mean + self.log_std.exp() * noise
+
+    def mode(self) -> Float[Tensor, "*batch d"]:
+        return self.mean
+
+    def log_prob(self, action: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        z = (action - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * z.square() - self.log_std - 0.5 * LOG_2PI).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        return (self.log_std.expand_as(self.mean) + 0.5 * (1.0 + LOG_2PI)).sum(-1)
+
+    def kl(self, other: DiagonalGaussian) -> Float[Tensor, "*batch"]:
+        """KL(self || other) in nats."""
+        log_ratio = self.log_std - other.log_std
+        z = (self.mean - other.mean) * torch.exp(-other.log_std)
+        return (0.5 * (torch.exp(2.0 * log_ratio) + z.square() - 1.0) - log_ratio).sum(-1)
+
+
+class FullGaussian(NamedTuple):
+    """N(mean, L L^T) with lower-triangular L. Action: float (..., d). Noise: standard normal (..., d)."""
+
+    mean: Float[Tensor, "*batch d"]
+    scale_tril: Float[Tensor, "*#batch d d"]
+
+    def _whiten(self, difference: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        tril = self.scale_tril.expand(*difference.shape, difference.shape[-1])
+        return torch.linalg.solve_triangular(tril, difference.unsqueeze(-1), upper=False).squeeze(-1)
+
+    def _log_det(self) -> Float[Tensor, "*#batch"]:
+        return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def sample(self, noise: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.mean + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+    def mode(self) -> Float[Tensor, "*batch d"]:
+        return self.mean
+
+    def log_prob(self, action: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        d = self.mean.shape[-1]
+        return -0.5 * self._whiten(action - self.mean).square().sum(-1) - self._log_det() - 0.5 * d * LOG_2PI
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        d = self.mean.shape[-1]
+        return (self._log_det() + 0.5 * d * (1.0 + LOG_2PI)).expand(self.mean.shape[:-1])
+
+    def kl(self, other: FullGaussian) -> Float[Tensor, "*batch"]:
+        """KL(self || other) in nats."""
+        d = self.mean.shape[-1]
+        ratio = torch.linalg.solve_triangular(other.scale_tril, self.scale_tril, upper=False)
+        trace = ratio.square().sum((-2, -1))
+        mahalanobis = other._whiten(self.mean - other.mean).square().sum(-1)
+        return 0.5 * (trace + mahalanobis - d) + other._log_det() - self._log_det()
+
+
+class TanhGaussian(NamedTuple):
+    """a = tanh(u), u ~ N(mean, diag(std^2)): a density on (-1, 1)^d.
+
+    Its actions are passed around as the pre-squash u: u -> tanh(u) loses nothing when applied once, at the
+    environment, while recovering u from a rounded tanh(u) is hopeless near the bounds. ``log_prob(u)`` is
+    nevertheless the log-density of tanh(u). Ratios and KL equal those of the underlying Gaussian, since a bijection
+    changes neither.
+    """
+
+    mean: Float[Tensor, "*batch d"]
+    log_std: Float[Tensor, "*#batch d"]
+
+    @property
+    def base(self) -> DiagonalGaussian:
+        return DiagonalGaussian(self.mean, self.log_std)
+
+    def sample(self, noise: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.base.sample(noise)
+
+    def mode(self) -> Float[Tensor, "*batch d"]:
+        """tanh^-1 of the median, which is what deterministic acting uses."""
+        return self.mean
+
+    def log_prob(self, action: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """log N(u) - sum_i log(1 - tanh(u_i)^2), at the pre-squash u."""
+        return self.base.log_prob(action) - log_tanh_derivative(action).sum(-1)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """H(u) + E[log(1 - tanh(u)^2)], the expectation by 32-point Gauss-Hermite quadrature (no noise needed)."""
+        nodes = torch.tensor(_QUADRATURE_NODES, dtype=self.mean.dtype, device=self.mean.device)
+        weights = torch.tensor(_QUADRATURE_WEIGHTS, dtype=self.mean.dtype, device=self.mean.device)
+        u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes
+        return self.base.entropy() + (log_tanh_derivative(u) * weights).sum((-2, -1))
+
+    def kl(self, other: TanhGaussian) -> Float[Tensor, "*batch"]:
+        """KL(self || other) in nats, that of the underlying Gaussians."""
+        return self.base.kl(other.base)
+
+
+Distribution = Categorical | Factored | Bernoulli | DiagonalGaussian | FullGaussian | TanhGaussian
+
+
+def log_tanh_derivative(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 - tanh(u)^2), stable for every u.
+
+    Equation:  2 (log 2 - u - softplus(-2u))
+    Verified:  tests/unit/test_distributions.py::test_log_tanh_derivative
+    """
+    return 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
+
+
+def action_noise(spec: ActionSpec, leading: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Noise of the kind that ``sample`` takes for this action space, from the run's generator.
+
+    Args:      leading: batch axes; generator: its device is the noise's device
+    Returns:   standard Gumbel (*leading, k), (*leading, d, k) or (*leading, d, 2) for discrete spaces,
+               standard normal (*leading, d) for boxes; float32
+    """
+    device = generator.device
+    if spec.kind == "box":
+        return torch.randn((*leading, spec.dimension), generator=generator, device=device)
+    if spec.kind == "discrete":
+        shape = (*leading, spec.sizes[0])
+    else:
+        shape = (*leading, len(spec.sizes), max(spec.sizes))
+    return -torch.empty(shape, device=device).exponential_(generator=generator).log_()

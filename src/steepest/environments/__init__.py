@@ -1,0 +1,21 @@
+"""Environments: any Gymnasium or EnvPool environment as a batch with one autoreset convention."""
+
+from steepest.environments.atari import AtariOptions
+from steepest.environments.batch import EnvBatch, StepResult
+from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, UnsupportedSpaceError
+from steepest.environments.make import find_spec, make_env
+from steepest.environments.spaces import check_squash, to_env_action
+
+__all__ = [
+    "AtariOptions",
+    "EnvBatch",
+    "EnvFailure",
+    "MissingExtra",
+    "StepResult",
+    "UnknownEnvironment",
+    "UnsupportedSpaceError",
+    "check_squash",
+    "find_spec",
+    "make_env",
+    "to_env_action",
+]

@@ -1,0 +1,358 @@
+"""``make_env``: from a name, a factory or an environment to a batch of environments."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar, cast
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from steepest.environments import atari as atari_games
+from steepest.environments.atari import AtariOptions
+from steepest.environments.batch import EnvBatch, check_seed
+from steepest.environments.envpool_batch import EnvPoolBatch, available_cores, import_envpool
+from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment
+from steepest.errors import SteepestError, UsageError
+
+_T = TypeVar("_T")
+AnyEnv = gym.Env[Any, Any]
+AnyVectorEnv = VectorEnv[Any, Any, Any]
+EnvLike = str | Callable[..., AnyEnv] | AnyEnv | AnyVectorEnv
+Vectorization = Literal["auto", "native", "sync", "async", "envpool"]
+VECTORIZATIONS = ("auto", "native", "sync", "async", "envpool")
+
+NATIVE_FROM = 4
+"""From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
+
+_INSTALL = {
+    "mujoco": 'pip install "steepest[mujoco]"',
+    "Box2D": 'pip install "steepest[box2d]"',
+    "ale_py": 'pip install "steepest[atari]"',
+    "cv2": 'pip install "steepest[atari]"',
+    "envpool": 'pip install "steepest[envpool]"',
+    "pygame": 'pip install "steepest[video]"',
+    "jax": 'pip install "gymnasium[jax]"',
+}
+
+
+def make_env(
+    env: EnvLike,
+    num_envs: int,
+    *,
+    seed: int = 0,
+    vectorization: Vectorization = "auto",
+    env_kwargs: dict[str, Any] | None = None,
+    atari: AtariOptions | None = None,
+    render_mode: str | None = None,
+    max_episode_steps: int | None = None,
+) -> EnvBatch:
+    """``num_envs`` environments of one kind, behind one face and one autoreset convention (see ``EnvBatch``).
+
+    Args:
+        env: one of
+            a Gymnasium id, also "module:Id-v0" (the module is imported first) and "ALE/Pong-v5";
+            an EnvPool id, with ``vectorization="envpool"``;
+            a factory: it is called ``num_envs`` times, with ``env_kwargs``, and ``render_mode`` where one is given;
+            a ``gym.Env``: used as it is for one environment, made again from its spec for more;
+            a ``gym.vector.VectorEnv`` of ``num_envs`` environments, used as it is.
+        seed: of a first ``reset(None)``. ``reset(seed)`` makes all that follows a function of that seed and the
+            actions: sync and async environments made from an id or a factory are made anew, so nothing can survive of
+            earlier episodes. A ``gym.Env`` or ``VectorEnv`` passed in is only reset, and must keep the promise itself.
+        vectorization:
+            "native"  the vector environment that the id registers;
+            "sync"    a loop in this process; "async"  one process each, for environments slower than about 1 ms a step;
+            "envpool" EnvPool's C++ environments;
+            "auto"    native where there is one and it is faster (from 4 environments on, Atari always), else sync.
+        env_kwargs: go to the environment's constructor (with "envpool" to ``envpool.make_gymnasium``).
+        atari: preprocessing of Atari games; the default is ``AtariOptions()``.
+        render_mode: as Gymnasium has it, usually "rgb_array".
+        max_episode_steps: replaces the registered limit, in the agent's steps; a limit is ``truncated``.
+
+    Raises: UnknownEnvironment with the nearest names; MissingExtra with the line that installs it;
+            UnsupportedSpaceError; UsageError for other misuse; EnvFailure if the environment's constructor raises.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1.")
+    if vectorization not in VECTORIZATIONS:
+        raise UsageError(f"vectorization is {vectorization!r}; it must be one of {', '.join(VECTORIZATIONS)}.")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise UsageError(f"max_episode_steps is {max_episode_steps}; it must be at least 1.")
+    check_seed(seed)
+    kwargs = dict(env_kwargs or {})
+
+    if isinstance(env, str):
+        if vectorization == "envpool":
+            return _envpool(env, num_envs, seed, kwargs, atari, render_mode, max_episode_steps)
+        spec = find_spec(env)
+        if spec.entry_point == atari_games.ENTRY_POINT:
+            options = atari or AtariOptions()
+            return _atari(spec, num_envs, seed, vectorization, kwargs, options, render_mode, max_episode_steps)
+        _refuse(atari is not None, f"atari options were given, but {env} is not an Atari game.")
+        return _registered(spec, num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps)
+
+    _refuse(atari is not None, "atari options need the id of an Atari game; preprocess the environment yourself.")
+    if isinstance(env, VectorEnv):
+        return _ready(env, num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps)
+    if vectorization in ("native", "envpool"):
+        raise UsageError(f'vectorization="{vectorization}" needs an id, but env is {_short(env)}.')
+    if isinstance(env, gym.Env):
+        _refuse(bool(kwargs), "env_kwargs were given, but the environment is already made.")
+        _refuse(
+            render_mode not in (None, env.render_mode), "render_mode was given, but the environment is already made."
+        )
+        if num_envs == 1 and vectorization != "async":
+            limited = env if max_episode_steps is None else TimeLimit(env, max_episode_steps)
+            name = env.spec.id if env.spec else type(env.unwrapped).__name__
+            venv = _construct(name, lambda: SyncVectorEnv([lambda: limited], copy=False))
+            return _batch(venv, name=name, backend="sync", seed=seed)
+        env, name = _factory_from(env, num_envs)
+    elif callable(env):
+        name = getattr(env, "__name__", type(env).__name__)
+        if render_mode is not None:
+            kwargs["render_mode"] = render_mode
+    else:
+        raise UsageError(
+            f"env is {_short(env)}; it must be the id of an environment, a factory that makes one, a gymnasium.Env, "
+            "or a gymnasium.vector.VectorEnv."
+        )
+    factory = cast("Callable[..., Any]", env)
+
+    def one() -> AnyEnv:
+        made = factory(**kwargs)
+        if not isinstance(made, gym.Env):
+            raise UsageError(f"The factory {name} returned {_short(made)}, not a gymnasium.Env.")
+        made = cast(AnyEnv, made)
+        return made if max_episode_steps is None else TimeLimit(made, max_episode_steps)
+
+    return _loop(name, one, num_envs, seed, vectorization)
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """The registered spec of "Id-v0", "namespace/Id-v0" or "module:Id-v0".
+
+    Raises: UnknownEnvironment with the nearest names; MissingExtra for ALE/... without ale-py.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UnknownEnvironment(f"The module of {env_id!r} cannot be imported: {error}.") from error
+    if name not in gym.registry:
+        if name.startswith("ALE/"):
+            atari_games.require_registered(name)
+        else:
+            atari_games.register()
+    if name not in gym.registry:
+        raise UnknownEnvironment(_unknown(name, gym.registry))
+    return gym.registry[name]
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    by_lower = {k.lower(): k for k in known}
+    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.6)]
+    hint = f"The nearest names are {', '.join(near)}." if near else "No name comes near it."
+    return f'There is no environment {name!r}. {hint} Environments of a package need its name: "package:Id-v0".'
+
+
+def _registered(
+    spec: EnvSpec,
+    num_envs: int,
+    seed: int,
+    vectorization: Vectorization,
+    kwargs: dict[str, Any],
+    render_mode: str | None,
+    max_episode_steps: int | None,
+) -> EnvBatch:
+    options: dict[str, Any] = {**kwargs, "render_mode": render_mode, "max_episode_steps": max_episode_steps}
+    options = {key: value for key, value in options.items() if value is not None or key in kwargs}
+    has_native = spec.vector_entry_point is not None and not spec.additional_wrappers
+    _refuse(
+        vectorization == "native" and not has_native,
+        f'{spec.id} registers no native vector environment; use vectorization="sync".',
+    )
+    # Windows are a matter of single environments.
+    if vectorization == "native" or (
+        vectorization == "auto" and has_native and num_envs >= NATIVE_FROM and render_mode != "human"
+    ):
+        venv = _construct(
+            spec.id, lambda: gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **options)
+        )
+        return _batch(venv, name=spec.id, backend="native", seed=seed)
+    # Observations are checked at every step here, which Gymnasium's own checker does only at the first.
+    return _loop(spec.id, lambda: gym.make(spec, disable_env_checker=True, **options), num_envs, seed, vectorization)
+
+
+def _atari(
+    spec: EnvSpec,
+    num_envs: int,
+    seed: int,
+    vectorization: Vectorization,
+    kwargs: dict[str, Any],
+    options: AtariOptions,
+    render_mode: str | None,
+    max_episode_steps: int | None,
+) -> EnvBatch:
+    for key in ("obs_type", "frameskip", "repeat_action_probability", "full_action_space", "continuous"):
+        _refuse(
+            key in kwargs,
+            f"env_kwargs has {key!r}, but Atari games are preprocessed here: set AtariOptions, or pass a factory to "
+            "preprocess them yourself.",
+        )
+    scalar_only = render_mode is not None or bool(kwargs)
+    _refuse(
+        vectorization == "native" and scalar_only,
+        'Native Atari environments take no render_mode and no env_kwargs; use vectorization="sync".',
+    )
+    if vectorization == "native" or (vectorization == "auto" and not scalar_only):
+        threads = available_cores()
+        venv = _construct(spec.id, lambda: atari_games.vector_env(spec, num_envs, options, threads, max_episode_steps))
+        # ale_py's arrays are never used twice, so they need no copy.
+        return _batch(venv, name=spec.id, backend="native", seed=seed, shares_memory=False)
+    return _loop(
+        spec.id,
+        lambda: atari_games.scalar_env(spec, options, render_mode, max_episode_steps, kwargs),
+        num_envs,
+        seed,
+        vectorization,
+    )
+
+
+def _envpool(
+    env_id: str,
+    num_envs: int,
+    seed: int,
+    kwargs: dict[str, Any],
+    atari: AtariOptions | None,
+    render_mode: str | None,
+    max_episode_steps: int | None,
+) -> EnvBatch:
+    registry = import_envpool().registration.registry
+    if env_id not in registry.specs:
+        raise UnknownEnvironment(f"EnvPool: {_unknown(env_id, registry.specs)}")
+    is_atari = registry.specs[env_id][0] == "envpool.atari"
+    _refuse(atari is not None and not is_atari, f"atari options were given, but {env_id} is not an Atari game.")
+    options = {**atari_games.envpool_settings(atari or AtariOptions()), **kwargs} if is_atari else kwargs
+    if max_episode_steps is not None:
+        options["max_episode_steps"] = max_episode_steps
+    if render_mode is not None:
+        options["render_mode"] = render_mode
+    return _construct(env_id, lambda: EnvPoolBatch(env_id, num_envs, seed=seed, **options))
+
+
+def _ready(
+    env: AnyVectorEnv,
+    num_envs: int,
+    seed: int,
+    vectorization: Vectorization,
+    kwargs: dict[str, Any],
+    render_mode: str | None,
+    max_episode_steps: int | None,
+) -> EnvBatch:
+    _refuse(env.num_envs != num_envs, f"num_envs is {num_envs}, but the vector environment has {env.num_envs}.")
+    for what, given in (
+        ("vectorization", vectorization != "auto"),
+        ("env_kwargs", bool(kwargs)),
+        ("render_mode", render_mode not in (None, env.render_mode)),
+        ("max_episode_steps", max_episode_steps is not None),
+    ):
+        _refuse(given, f"{what} was given, but the vector environment is already made.")
+    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    return _batch(env, name=name, backend="user", seed=seed)
+
+
+def _factory_from(env: AnyEnv, num_envs: int) -> tuple[Callable[[], AnyEnv], str]:
+    """A factory of environments like ``env``, from the spec that ``gym.make`` and the wrappers recorded."""
+    cls = type(env.unwrapped).__name__
+    advice = f"Pass a factory instead, such as lambda: {cls}(...)."
+    try:
+        spec = env.spec
+    except ValueError as error:
+        raise UsageError(f"{num_envs} environments cannot be made from one {cls}: {error} {advice}") from error
+    if spec is None:
+        raise UsageError(
+            f"{num_envs} environments cannot be made from one {cls} that gymnasium.make did not make. {advice}"
+        )
+    return lambda: gym.make(spec, disable_env_checker=True), spec.id
+
+
+def _loop(name: str, one: Callable[[], AnyEnv], num_envs: int, seed: int, vectorization: Vectorization) -> EnvBatch:
+    """Scalar environments, in this process or one process each."""
+    if vectorization == "async":
+        owner = os.getpid()
+
+        def worker() -> AnyEnv:
+            # Ctrl-C reaches the whole process group; what it means is for the process that owns the workers to decide.
+            if os.getpid() != owner:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            return one()
+
+        def build() -> AnyVectorEnv:
+            return AsyncVectorEnv([worker] * num_envs, copy=False)
+    else:
+
+        def build() -> AnyVectorEnv:
+            return SyncVectorEnv([one] * num_envs, copy=False)
+
+    venv = _construct(name, build)
+    backend = "async" if vectorization == "async" else "sync"
+    return _batch(venv, name=name, backend=backend, seed=seed, rebuild=lambda: _construct(name, build))
+
+
+def _batch(venv: AnyVectorEnv, **options: Any) -> EnvBatch:
+    try:
+        return EnvBatch(venv, **options)
+    except SteepestError:
+        if options["backend"] != "user":
+            venv.close()
+        raise
+
+
+def _construct(name: str, build: Callable[[], _T]) -> _T:
+    """``build()``, with what can go wrong said plainly."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+            return build()
+    except SteepestError:
+        raise
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        missing = _missing_module(error)
+        if missing is None:
+            raise EnvFailure(f"{name} cannot be made: {error}") from error
+        line = _INSTALL.get(missing, f"pip install {missing}")
+        raise MissingExtra(f"{name} needs {missing}, which is not installed. Run: {line}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error) or "required positional argument" in str(error):
+            raise UsageError(f"{name} does not take these arguments: {error}") from error
+        raise EnvFailure(f"{name} cannot be made: TypeError: {error}") from error
+    except Exception as error:
+        raise EnvFailure(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _missing_module(error: BaseException | None) -> str | None:
+    """The top-level package whose absence caused ``error``."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return error.name.partition(".")[0]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise UsageError(message)
+
+
+def _short(value: object) -> str:
+    kind = type(value)
+    hint = " (of the old gym package? Use gymnasium)" if kind.__module__.split(".")[0] == "gym" else ""
+    return f"an object of type {kind.__module__}.{kind.__qualname__}{hint}"

@@ -1,0 +1,13 @@
+"""What steepest raises when the user, or the world, did something it cannot go on with."""
+
+
+class SteepestError(Exception):
+    """Any error whose message is meant for the user as it stands."""
+
+
+class UsageError(SteepestError):
+    """The call or the command line was wrong; the command exits with code 2."""
+
+
+class RunError(SteepestError):
+    """The request was right but something failed; the command exits with code 1."""

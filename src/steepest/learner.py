@@ -1,0 +1,266 @@
+"""One fused gradient step, run eagerly, compiled, as a CUDA graph, and for several members at once.
+
+Parameters are one vector. A step is a pure function from (state, batch, hyper) to (state, metrics): forward, backward,
+clipping and Adam over that vector, with nothing drawn, nothing printed and nothing copied to the host inside. The
+Learner turns such a function into one that carries a leading member axis on everything but ``hyper``, by vmap where
+there are several members, and compiles it whole where asked.
+
+Two ways to differentiate compute the same numbers: ``functional_gradient`` (``torch.func``; works under compile and
+vmap) and ``autograd_gradient`` (works with any module, and is the faster one in eager mode).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
+
+State = dict[str, Tensor]
+Hyper = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+
+
+class Layout:
+    """Where each named parameter sits in the parameter vector."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parameters = dict(module.named_parameters())
+        dtypes = {p.dtype for p in parameters.values()}
+        if len(dtypes) > 1:
+            raise ValueError(f"the network mixes parameter types {sorted(map(str, dtypes))}; use one")
+        self.names = list(parameters)
+        self.shapes = [tuple(p.shape) for p in parameters.values()]
+        self.sizes = [math.prod(s) for s in self.shapes]
+        self.size = sum(self.sizes)
+
+    def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Named tensors (lead..., *shape) -> one vector (lead..., P)."""
+        parts = [
+            tensors[name].reshape(*tensors[name].shape[: tensors[name].ndim - len(shape)], size)
+            for name, shape, size in zip(self.names, self.shapes, self.sizes, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """One vector (lead..., P) -> named views (lead..., *shape)."""
+        parts = vector.split(self.sizes, dim=-1)
+        lead = vector.shape[:-1]
+        return {
+            name: part.view(*lead, *shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+
+class Gradient(Protocol):
+    """(loss, vector) -> (gradient, (loss value, metrics)); loss maps the vector to (scalar, metrics)."""
+
+    def __call__(
+        self, loss: Callable[[Tensor], tuple[Tensor, Metrics]], vector: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Metrics]]: ...
+
+
+def functional_gradient(
+    loss: Callable[[Tensor], tuple[Tensor, Metrics]], vector: Tensor
+) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+    """By ``torch.func``: composes with vmap and compile."""
+    return cast(Any, grad_and_value(loss, has_aux=True)(vector))
+
+
+def autograd_gradient(
+    loss: Callable[[Tensor], tuple[Tensor, Metrics]], vector: Tensor
+) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+    """By the ordinary tape: takes any module, also one that writes its buffers in place."""
+    with torch.enable_grad():
+        leaf = vector.detach().requires_grad_()
+        value, metrics = loss(leaf)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return gradient, (value.detach(), {k: v.detach() for k, v in metrics.items()})
+
+
+def adam_state(vector: Tensor) -> State:
+    """Adam's moments and step count for a (stack of) parameter vector(s)."""
+    return {
+        "params": vector,
+        "adam_mean": torch.zeros_like(vector),
+        "adam_square": torch.zeros_like(vector),
+        "adam_count": torch.zeros(vector.shape[:-1], dtype=vector.dtype, device=vector.device),
+    }
+
+
+def adam_step(
+    state: State,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    max_gradient_norm: Tensor,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-5,
+) -> tuple[State, Tensor]:
+    """Clip the gradient by its norm, then one step of Adam.
+
+    Equation:  g <- g min(1, c / ||g||);  m <- b1 m + (1-b1) g;  v <- b2 v + (1-b2) g^2;
+               theta <- theta - lr m_hat / (sqrt(v_hat) + eps)
+    Source:    Kingma & Ba 2015; epsilon 1e-5 as policy-gradient code has used since Baselines.
+    Returns:   the state with new params and moments; the norm before clipping
+    Verified:  tests/unit/test_learner.py::test_adam_step_equals_torch_optim
+    """
+    norm = torch.linalg.vector_norm(gradient)
+    gradient = gradient * torch.clamp(max_gradient_norm / (norm + 1e-12), max=1.0)
+    mean = torch.lerp(state["adam_mean"], gradient, 1.0 - beta1)
+    square = beta2 * state["adam_square"] + (1.0 - beta2) * gradient.square()
+    count = state["adam_count"] + 1.0
+    step = (mean / (1.0 - beta1**count)) / ((square / (1.0 - beta2**count)).sqrt() + epsilon)
+    new = {
+        "params": state["params"] - learning_rate * step,
+        "adam_mean": mean,
+        "adam_square": square,
+        "adam_count": count,
+    }
+    return {**state, **new}, norm
+
+
+def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
+    """Apply a function to the tensors of equally built dicts, (named) tuples, lists; None stays None."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    if isinstance(first, dict):
+        keys = cast(dict[str, Any], first)
+        return {k: tree_map(function, *(t[k] for t in trees)) for k in keys}
+    if isinstance(first, (tuple, list)):
+        parts = [tree_map(function, *items) for items in zip(*trees, strict=True)]
+        if hasattr(first, "_fields"):
+            return type(cast(Any, first))(*parts)
+        return type(cast(Any, first))(parts)
+    return first
+
+
+def mean_metrics(history: list[Metrics]) -> Metrics:
+    """The mean of every figure over several calls."""
+    return {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
+
+
+def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
+    """All figures (M,) in one copy from the device."""
+    values = torch.stack([x.to(torch.float64) for x in metrics.values()]).cpu().numpy()
+    return dict(zip(metrics, values, strict=True))
+
+
+def module_call(module: nn.Module, layout: Layout, vector: Tensor, state: State, *arguments: Any) -> Any:
+    """Call a module with the parameters of a vector and the buffers of a state."""
+    buffers = {key.removeprefix("buffers/"): value for key, value in state.items() if key.startswith("buffers/")}
+    return functional_call(module, {**layout.unflatten(vector), **buffers}, arguments)
+
+
+class Learner:
+    """Runs pure functions over the member axis in the chosen mode."""
+
+    def __init__(self, members: int, *, compile: bool, device: torch.device, note: Callable[[str], None]) -> None:
+        self.members = members
+        self.compile = compile
+        self.device = device
+        self.note = note
+
+    def lift(self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True) -> Lifted:
+        """A function of member-stacked trees from a function of one member's trees.
+
+        Every argument and result gains a leading member axis, but for the last argument (``hyper``), which is shared.
+        ``differentiates``: the function's first parameter is a ``Gradient``, which the learner fills in.
+        """
+        return Lifted(self, function, differentiates, compile=compile and self.compile)
+
+
+class Lifted:
+    """See Learner.lift. Falls back, once and saying so, where a user's module cannot be compiled or vmapped."""
+
+    def __init__(self, learner: Learner, function: Callable[..., Any], differentiates: bool, *, compile: bool) -> None:
+        self.learner = learner
+        self.function = function
+        self.differentiates = differentiates
+        self.calls = 0
+        self.modes: list[tuple[str, Callable[..., Any]]] = []
+        functional = self._with(functional_gradient)
+        if compile:
+            whole = self._single if learner.members == 1 else self._vmapped
+            compiled = torch.compile(lambda *args: whole(functional, *args), fullgraph=True, dynamic=False)  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType,reportUnknownVariableType]
+            self.modes.append(("compiled", compiled))
+        if learner.device.type == "cuda" and compile:
+            whole = self._single if learner.members == 1 else self._vmapped
+            self.modes.insert(0, ("CUDA graph", CudaGraphed(lambda *args: whole(functional, *args))))  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+        if learner.members > 1:
+            self.modes.append(("vmapped", lambda *args: self._vmapped(functional, *args)))  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+            self.modes.append(("one member at a time", self._looped))
+        else:
+            ordinary = self._with(autograd_gradient)
+            self.modes.append(("ordinary autograd", lambda *args: self._single(ordinary, *args)))  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+
+    def _with(self, gradient: Gradient) -> Callable[..., Any]:
+        if not self.differentiates:
+            return self.function
+        return lambda *args: self.function(gradient, *args)  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+
+    def _single(self, function: Callable[..., Any], *args: Any) -> Any:
+        stripped = [tree_map(lambda x: x.squeeze(0), a) for a in args[:-1]]
+        return tree_map(lambda x: x.unsqueeze(0), function(*stripped, args[-1]))
+
+    def _vmapped(self, function: Callable[..., Any], *args: Any) -> Any:
+        return vmap(function, in_dims=(*([0] * (len(args) - 1)), None))(*args)
+
+    def _looped(self, *args: Any) -> Any:
+        function = self._with(autograd_gradient)
+        members: list[Any] = []
+        for m in range(self.learner.members):
+            one = [tree_map(lambda x, m=m: x[m], a) for a in args[:-1]]
+            members.append(function(*one, args[-1]))
+        return tree_map(lambda *xs: torch.stack(xs), *members)
+
+    def __call__(self, *args: Any) -> Any:
+        if self.calls == 0:
+            self._choose(*args)
+        self.calls += 1
+        return self.modes[0][1](*args)
+
+    def _choose(self, *args: Any) -> None:
+        """Drop the modes that this function cannot run in. The last one raises its own error."""
+        while len(self.modes) > 1:
+            name, function = self.modes[0]
+            try:
+                # The state may not be touched by a trial that fails half-way (a module that writes its buffers).
+                function(*tree_map(torch.clone, args[:-1]), args[-1])
+                return
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+                self.modes.pop(0)
+                self.learner.note(f"not {name}: {reason}; going on with {self.modes[0][0]}")
+
+
+class CudaGraphed:
+    """A pure function captured once as a CUDA graph and replayed on copies of its arguments."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: Sequence[Any] = ()
+        self.outputs: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.graph is None:
+            self.inputs = tree_map(torch.clone, args)
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # warm-up: allocations and library handles may not happen in a capture
+                for _ in range(3):
+                    self.function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = self.function(*self.inputs)
+        tree_map(lambda static, new: static.copy_(new), self.inputs, args)
+        self.graph.replay()
+        return tree_map(torch.clone, self.outputs)

@@ -1,0 +1,48 @@
+"""Losses that keep the new policy near the old one."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def clipped_surrogate_loss(
+    log_prob: Float[Tensor, "*#shape"],
+    old_log_prob: Float[Tensor, "*#shape"],
+    advantage: Float[Tensor, "*#shape"],
+    clip_epsilon: float | Tensor,
+) -> Float[Tensor, "*shape"]:
+    """PPO's pessimistic surrogate.
+
+    Equation:  L = -min(rho A, clip(rho, 1 - eps, 1 + eps) A),  rho = exp(log_prob - old_log_prob)
+    Source:    notes 1.10; Schulman et al. 2017, Eq. 7. Differences: none.
+    Args:      log_prob (...) nats, carries gradient; old_log_prob (...) nats, advantage (...) reward units, both
+               detached here; clip_epsilon > 0
+    Returns:   (...) same units as advantage
+    Raises:    ValueError if clip_epsilon is a number <= 0 (a tensor is not looked at)
+    Verified:  tests/exact/test_trust_region.py::test_gradient_at_old_policy,
+               tests/exact/test_trust_region.py::test_clipping_by_cases
+    """
+    if not isinstance(clip_epsilon, Tensor) and clip_epsilon <= 0.0:
+        raise ValueError(f"clip_epsilon is {clip_epsilon}; it must be positive")
+    advantage = advantage.detach()
+    ratio = torch.exp(log_prob - old_log_prob.detach())
+    clipped = torch.minimum(torch.maximum(ratio, 1.0 - torch.as_tensor(clip_epsilon)), 1.0 + torch.as_tensor(clip_epsilon))
+    return -torch.minimum(ratio * advantage, clipped * advantage)
+
+
+def kl_estimate(
+    log_prob: Float[Tensor, "*#shape"], old_log_prob: Float[Tensor, "*#shape"]
+) -> Float[Tensor, "*shape"]:
+    """Per-sample estimate of KL(old || new) from actions of the old policy: unbiased, never negative.
+
+    Equation:  k3 = exp(x) - 1 - x,  x = log_prob - old_log_prob
+    Source:    Schulman 2020, "Approximating KL divergence". For health figures and early stopping; its gradient is
+               not that of the KL(new || old).
+    Args:      log_prob, old_log_prob (...) nats
+    Returns:   (...) nats
+    Verified:  tests/exact/test_trust_region.py::test_kl_estimate_is_unbiased
+    """
+    x = log_prob - old_log_prob
+    return torch.expm1(x) - x

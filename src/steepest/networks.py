@@ -1,0 +1,371 @@
+"""Networks: preprocessing, torsos, recurrent cells, and the policy and value heads over them.
+
+Everything is an ordinary ``nn.Module``; the learner calls it functionally. Raw observations come in; normalisation
+happens inside the forward pass with the statistics that are passed to it, so that one set of statistics serves a
+whole collect-and-update cycle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steepest.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    Factored,
+    FullGaussian,
+    TanhGaussian,
+    floored_log_probs,
+    floored_log_std,
+)
+from steepest.types import BARE_OBS, ActionSpec, Obs, ObsSpec
+
+NetworkFactory = Callable[[ObsSpec], nn.Module]
+"""Builds a torso: a module from preprocessed observations to features.
+
+The module is called with one float tensor (batch, ...) for a bare space, or a dict of them for a Dict space (vectors
+normalised if asked, images scaled to [0, 1], discrete components one-hot), and returns (batch, features). It is called
+once for the policy and once for the value function, unless the torso is shared.
+"""
+
+Recurrence = Literal["none", "gru", "lstm"]
+OBS_CLIP = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """How observations become actions and values; shared by every algorithm."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers (after the convolutions, for images)."""
+    activation: Literal["tanh", "relu"] = "tanh"
+    """Non-linearity of the hidden layers. Tanh learns more steadily on low-dimensional control."""
+    shared_torso: bool = False
+    """Whether policy and value function share all but their heads (images: worth it; vectors: separate is better)."""
+    recurrent: Recurrence = "none"
+    """Recurrent cell after the torso, for partially observed tasks."""
+    recurrent_size: int = 64
+    """Units of the recurrent cell."""
+    sequence_length: int = 16
+    """Steps of truncated backpropagation through time. Used only with a recurrent cell."""
+    gaussian: Literal["diagonal", "full"] = "diagonal"
+    """Covariance of the Gaussian policy on continuous actions."""
+    initial_std: float = 1.0
+    """Standard deviation of a Gaussian policy at the start, in units of the policy's action (see squash)."""
+    squash: Literal["clip", "tanh"] = "clip"
+    """How an unbounded action meets the bounds of a box: clipped after the draw, or passed through tanh."""
+    min_probability: float = 1e-6
+    """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
+    min_std: float = 1e-3
+    """No standard deviation falls below this (std^2 + min_std^2)."""
+    normalize_obs: bool = False
+    """Scale vector observations by their running mean and standard deviation, clipped at 10."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return (never centred)."""
+
+    def __post_init__(self) -> None:
+        require(all(h > 0 for h in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "positive widths")
+        require(self.recurrent_size > 0, "recurrent_size", self.recurrent_size, "a positive width")
+        require(self.sequence_length > 0, "sequence_length", self.sequence_length, "at least 1")
+        require(self.initial_std > 0, "initial_std", self.initial_std, "a positive number")
+        require(0 <= self.min_probability < 0.5, "min_probability", self.min_probability, "in [0, 0.5)")
+        require(self.min_std > 0, "min_std", self.min_std, "a positive number")
+        require(
+            not (self.squash == "tanh" and self.gaussian == "full"),
+            "gaussian",
+            self.gaussian,
+            '"diagonal" where squash is "tanh"',
+        )
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise the one kind of error that a bad configuration value gives."""
+    if not condition:
+        from steepest.errors import UsageError
+
+        raise UsageError(f"{name} is {value!r}; expected {expected}")
+
+
+class Normalization(NamedTuple):
+    """Statistics of vector observations by field name; empty where nothing is normalised."""
+
+    mean: dict[str, Tensor]
+    variance: dict[str, Tensor]
+
+
+class PolicyInput(NamedTuple):
+    """What a policy sees. Feed-forward: any leading axes. Recurrent: leading (L, B), with memory (B, K)."""
+
+    obs: Obs
+    action_mask: Tensor | None  # (..., mask_size) bool
+    episode_start: Tensor | None  # (L, B) bool: forget the memory before this step
+    valid: Tensor | None  # (L, B) bool: an invalid row leaves the memory as it was
+    memory: Tensor | None  # (B, K)
+
+
+class PolicyOutput(NamedTuple):
+    distribution: Distribution
+    value: Tensor | None  # (...) reward units
+    memory: Tensor | None  # (B, K)
+
+
+def preprocess(spec: ObsSpec, obs: Obs, normalization: Normalization) -> Obs:
+    """Float tensors for a torso: vectors normalised, images in [0, 1], discrete components one-hot."""
+    out: Obs = {}
+    for field in spec.fields:
+        x = obs[field.name]
+        if field.kind == "image":
+            out[field.name] = x.to(torch.float32) / 255.0 if field.dtype == "uint8" else x
+        elif field.kind == "discrete":
+            parts = x.reshape(*x.shape[: x.ndim - len(field.shape)], -1).unbind(-1)
+            hot = [F.one_hot(part, size) for part, size in zip(parts, field.sizes, strict=True)]
+            out[field.name] = torch.cat(hot, dim=-1).to(torch.float32)
+        elif field.name in normalization.mean:
+            scaled = (x - normalization.mean[field.name]) * torch.rsqrt(normalization.variance[field.name] + 1e-8)
+            out[field.name] = scaled.clamp(-OBS_CLIP, OBS_CLIP)
+        else:
+            out[field.name] = x
+    return out
+
+
+def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
+    """Orthogonal weights and zero bias, what policy-gradient code has used since Baselines."""
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Sequential):
+    """Linear layers with a non-linearity after each."""
+
+    def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], activation: str) -> None:
+        layers: list[nn.Module] = []
+        for width in hidden_sizes:
+            layers += [orthogonal(nn.Linear(inputs, width), math.sqrt(2)), nn.Tanh() if activation == "tanh" else nn.ReLU()]
+            inputs = width
+        super().__init__(*layers)
+        self.output_size = inputs
+
+
+class NatureCNN(nn.Sequential):
+    """The convolutional network of Mnih et al. 2015, for (C, H, W) images of at least 36 x 36."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        channels, height, width = shape
+        if min(height, width) < 36:
+            raise ValueError(f"an image observation is {height} x {width}; the built-in CNN needs at least 36 x 36")
+        gain = math.sqrt(2)
+        super().__init__(
+            orthogonal(nn.Conv2d(channels, 32, 8, 4), gain),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(32, 64, 4, 2), gain),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(64, 64, 3, 1), gain),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        side = [(((x - 8) // 4 + 1 - 4) // 2 + 1 - 3) + 1 for x in (height, width)]
+        self.output_size = 64 * side[0] * side[1]
+
+
+class Torso(nn.Module):
+    """The built-in torso: a CNN per image field, everything concatenated, then an MLP."""
+
+    def __init__(self, spec: ObsSpec, hidden_sizes: tuple[int, ...], activation: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.images = nn.ModuleDict({_safe(f.name): NatureCNN(f.shape) for f in spec.fields if f.kind == "image"})
+        width = sum(cnn.output_size for cnn in self.images.values())  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType,reportUnknownMemberType]
+        for field in spec.fields:
+            if field.kind == "vector":
+                width += math.prod(field.shape)
+            elif field.kind == "discrete":
+                width += sum(field.sizes)
+        if width == 0:
+            raise ValueError("the observation space is empty")
+        # ReLU is what convolutions are followed by throughout; vectors keep the configured activation.
+        self.mlp = MLP(width, hidden_sizes, "relu" if len(self.images) else activation)
+        self.output_size = self.mlp.output_size
+
+    def forward(self, obs: Tensor | Obs) -> Tensor:
+        named = obs if isinstance(obs, dict) else {BARE_OBS: obs}
+        parts: list[Tensor] = []
+        for field in self.spec.fields:
+            x = named[field.name]
+            if field.kind == "image":
+                parts.append(self.images[_safe(field.name)](x))
+            elif field.kind == "vector":
+                parts.append(x if len(field.shape) == 1 else x.reshape(x.shape[0], -1))
+            else:
+                parts.append(x)
+        return self.mlp(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+
+
+def _safe(name: str) -> str:
+    return name.replace(".", "_").replace("/", "__")
+
+
+class Cell(nn.Module):
+    """A GRU or LSTM cell with its state in one tensor, unrolled step by step (``nn.LSTM`` does not compile whole)."""
+
+    def __init__(self, kind: Recurrence, inputs: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.lstm = kind == "lstm"
+        self.cell = nn.LSTMCell(inputs, size) if self.lstm else nn.GRUCell(inputs, size)
+        self.memory_size = 2 * size if self.lstm else size
+        for name, parameter in self.cell.named_parameters():
+            nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+
+    def forward(self, features: Tensor, episode_start: Tensor, valid: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """features (L, B, F), episode_start and valid (L, B), memory (B, K) -> outputs (L, B, H), memory (B, K)."""
+        outputs: list[Tensor] = []
+        for x, start, counts in zip(features.unbind(0), episode_start.unbind(0), valid.unbind(0), strict=True):
+            memory = torch.where(start.unsqueeze(-1), torch.zeros_like(memory), memory)
+            if self.lstm:
+                h, c = self.cell(x, (memory[..., : self.size], memory[..., self.size :]))
+                new = torch.cat([h, c], dim=-1)
+            else:
+                h = self.cell(x, memory)
+                new = h
+            outputs.append(h)
+            memory = torch.where(counts.unsqueeze(-1), new, memory)
+        return torch.stack(outputs), memory
+
+
+class ActorCritic(nn.Module):
+    """Policy and value function over a shared or two separate torsos."""
+
+    def __init__(
+        self, config: PolicyConfig, obs_spec: ObsSpec, action_spec: ActionSpec, network: NetworkFactory | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.obs_spec = obs_spec
+        self.action_spec = action_spec
+        build = network or (lambda spec: Torso(spec, config.hidden_sizes, config.activation))
+        self.policy_torso = build(obs_spec)
+        self.value_torso = self.policy_torso if config.shared_torso else build(obs_spec)
+        width = self._output_size(self.policy_torso)
+        self.policy_cell: Cell | None = None
+        self.value_cell: Cell | None = None
+        if config.recurrent != "none":
+            self.policy_cell = Cell(config.recurrent, width, config.recurrent_size)
+            self.value_cell = (
+                self.policy_cell if config.shared_torso else Cell(config.recurrent, width, config.recurrent_size)
+            )
+            width = config.recurrent_size
+        self.policy_head = orthogonal(nn.Linear(width, _head_size(action_spec)), 0.01)
+        self.value_head = orthogonal(nn.Linear(width, 1), 1.0)
+        if action_spec.kind == "box":
+            d = action_spec.dimension
+            self.log_std = nn.Parameter(torch.full((d,), math.log(config.initial_std)))
+            if config.gaussian == "full":
+                self.tril = nn.Parameter(torch.zeros(d, d))
+
+    def _output_size(self, torso: nn.Module) -> int:
+        with torch.no_grad():
+            features = torso(self._as_user_sees(preprocess(self.obs_spec, zeros(self.obs_spec, (2,)), _NO_STATISTICS)))
+        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != 2:
+            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"the network returned {got} for a batch of 2 observations; expected (2, features)")
+        return features.shape[1]
+
+    def _as_user_sees(self, obs: Obs) -> Tensor | Obs:
+        return obs if self.obs_spec.is_dict else obs[BARE_OBS]
+
+    @property
+    def memory_size(self) -> int:
+        """Length of the recurrent state, 0 for a feed-forward policy."""
+        if self.policy_cell is None or self.value_cell is None:
+            return 0
+        return self.policy_cell.memory_size * (1 if self.config.shared_torso else 2)
+
+    def _features(self, torso: nn.Module, obs: Obs, leading: tuple[int, ...]) -> Tensor:
+        """Torsos see exactly one batch axis, whatever the leading axes are."""
+        if len(leading) == 1:
+            return torso(self._as_user_sees(obs))
+        flat = {k: x.reshape(-1, *x.shape[len(leading) :]) for k, x in obs.items()}
+        features = torso(self._as_user_sees(flat))
+        return features.view(*leading, features.shape[-1])
+
+    def forward(self, inputs: PolicyInput, normalization: Normalization, with_value: bool) -> PolicyOutput:
+        first = self.obs_spec.fields[0]
+        x = inputs.obs[first.name]
+        leading = tuple(x.shape[: x.ndim - len(first.shape)])
+        obs = preprocess(self.obs_spec, inputs.obs, normalization)
+        policy_features = self._features(self.policy_torso, obs, leading)
+        shared = self.config.shared_torso
+        memory: Tensor | None = None
+        value_features = policy_features if shared else None
+        # A separate value function has a memory of its own, which has to advance while acting too.
+        if not shared and (with_value or self.value_cell is not None):
+            value_features = self._features(self.value_torso, obs, leading)
+        if self.policy_cell is not None and self.value_cell is not None:
+            assert inputs.memory is not None and inputs.episode_start is not None and inputs.valid is not None
+            size = self.policy_cell.memory_size
+            flags = (inputs.episode_start, inputs.valid)
+            policy_features, memory = self.policy_cell(policy_features, *flags, inputs.memory[..., :size])
+            if shared:
+                value_features = policy_features
+            else:
+                value_features, value_memory = self.value_cell(value_features, *flags, inputs.memory[..., size:])
+                memory = torch.cat([memory, value_memory], dim=-1)
+        distribution = self._distribution(self.policy_head(policy_features), inputs.action_mask)
+        value = self.value_head(value_features).squeeze(-1) if with_value else None
+        return PolicyOutput(distribution, value, memory)
+
+    def _distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
+        spec, config = self.action_spec, self.config
+        if spec.kind == "discrete":
+            return Categorical(floored_log_probs(out, config.min_probability, mask))
+        if spec.kind == "multi_discrete":
+            return Factored(_factored_log_probs(out, spec, config.min_probability, mask))
+        if spec.kind == "multi_binary":
+            logits = torch.stack([torch.zeros_like(out), out], dim=-1)
+            return Bernoulli(floored_log_probs(logits, config.min_probability))
+        log_std = floored_log_std(self.log_std, config.min_std)
+        if config.squash == "tanh":
+            return TanhGaussian(out, log_std.expand_as(out))
+        if config.gaussian == "full":
+            return FullGaussian(out, torch.tril(self.tril, -1) + torch.diag(log_std.exp()))
+        return DiagonalGaussian(out, log_std.expand_as(out))
+
+
+def _head_size(spec: ActionSpec) -> int:
+    if spec.kind in ("discrete", "multi_discrete"):
+        return sum(spec.sizes)
+    return spec.dimension
+
+
+def _factored_log_probs(out: Tensor, spec: ActionSpec, floor: float, mask: Tensor | None) -> Tensor:
+    """Split flat logits into components, padded with impossible choices to the widest."""
+    widest = max(spec.sizes)
+    logits = out.split(list(spec.sizes), dim=-1)
+    masks: tuple[Tensor | None, ...] = (None,) * len(spec.sizes)
+    if mask is not None:
+        masks = mask.split(list(spec.sizes), dim=-1)
+    impossible = torch.finfo(out.dtype).min
+    parts = [
+        F.pad(floored_log_probs(part, floor, legal), (0, widest - part.shape[-1]), value=impossible)
+        for part, legal in zip(logits, masks, strict=True)
+    ]
+    return torch.stack(parts, dim=-2)
+
+
+def zeros(spec: ObsSpec, leading: tuple[int, ...], device: torch.device | str = "cpu") -> Obs:
+    """An all-zero observation, for shapes."""
+    return {f.name: torch.zeros((*leading, *f.shape), dtype=f.torch_dtype, device=device) for f in spec.fields}
+
+
+_NO_STATISTICS = Normalization({}, {})

@@ -1,0 +1,97 @@
+"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step returns.
+
+All take (T, ...) rewards and flags and (T+1, ...) values in the transition convention of ``types.Rollout``: value[t+1]
+belongs to the true observation that followed step t, also where the episode ended there. Bootstrapping is cut by
+``terminated`` alone; the recursion is cut by ``terminated`` or ``truncated``; a row with ``valid`` 0 decided nothing and
+passes what comes after it through unchanged. Rewards and values share their unit; gamma and lambda have none.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from steepest.numerics import reverse_recurrence
+
+
+def td_error(
+    reward: Float[Tensor, "*#shape"],
+    value: Float[Tensor, "*#shape"],
+    next_value: Float[Tensor, "*#shape"],
+    terminated: Bool[Tensor, "*#shape"],
+    gamma: float | Tensor,
+) -> Float[Tensor, "*shape"]:
+    """Temporal-difference error, bootstrapping unless the process ended.
+
+    Equation:  delta_t = r_t + gamma (1 - terminated_t) V(s_{t+1}) - V(s_t)
+    Source:    notes 1.10 (delta^V), with the terminal case that the notes leave out (1.5).
+    Args:      reward, value, next_value (...) reward units, all may carry gradient; terminated (...) bool
+    Returns:   (...) reward units
+    Verified:  tests/unit/test_returns.py::test_td_error_cases
+    """
+    return reward + gamma * torch.where(terminated, torch.zeros_like(next_value), next_value) - value
+
+
+def generalized_advantage(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    gae_lambda: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """Generalised advantage estimate, never across an episode's end.
+
+    Equation:  A_t = delta_t + gamma lambda (1 - done_t) A_{t+1},  done = terminated or truncated, A_T = 0
+    Source:    notes 1.10; Schulman et al. 2016, Eq. 16. Differences: explicit termination and truncation; rows that
+               decided nothing (valid 0) pass A_{t+1} through.
+    Args:      reward (T, ...), value (T+1, ...) reward units; flags (T, ...) bool; gamma, gae_lambda in [0, 1]
+    Returns:   (T, ...) reward units; meaningless where valid is 0
+    Verified:  tests/exact/test_returns.py::test_gae_equals_the_defining_sum
+    """
+    if value.shape[0] != reward.shape[0] + 1:
+        raise ValueError(f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards")
+    done = terminated | truncated
+    delta = td_error(reward, value[:-1], value[1:], terminated, gamma)
+    keep = (gamma * gae_lambda) * (~done).to(delta.dtype)
+    weight = valid.to(delta.dtype)
+    return reverse_recurrence(delta * weight, torch.where(valid, keep, torch.ones_like(keep)))
+
+
+def lambda_return(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    trace_decay: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """The lambda-return, target of a critic; 0 gives the one-step target, 1 the Monte-Carlo return.
+
+    Equation:  G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda_t) V(s_{t+1}) + lambda_t G_{t+1} ],
+               lambda_t = 0 where the recording stops (truncation, or the last row)
+    Source:    Sutton & Barto 2018, Eq. 12.20. G_t = A_t^GAE + V(s_t), which is how it is computed.
+    Verified:  tests/exact/test_returns.py::test_lambda_return_recursion
+    """
+    advantage = generalized_advantage(reward, value, terminated, truncated, valid, gamma, trace_decay)
+    return advantage + value[:-1]
+
+
+def reward_to_go(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """Discounted sum of the rewards from step t to the end of the episode.
+
+    Equation:  G_t = sum_{t'=t}^{T-1} gamma^{t'-t} r_{t'} (+ gamma^{T-t} V(s_T) where the recording, not the process, stops)
+    Source:    notes 1.3, with the discount; pass zero values for a sum without bootstrap.
+    Verified:  tests/exact/test_returns.py::test_reward_to_go_is_the_discounted_sum
+    """
+    return lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)

@@ -1,0 +1,170 @@
+"""Collecting experience: T steps of all environments into one preallocated rollout."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.agent import Agent
+from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
+
+
+class Environments(Protocol):
+    """What the collector needs of a batch of environments (``environments.make_env`` makes them)."""
+
+    num_envs: int
+    obs_spec: ObsSpec
+    action_spec: ActionSpec
+
+    def reset(self, seed: int | None) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_] | None]: ...
+    def step(self, action: NDArray[Any]) -> Any: ...
+
+
+class Episode(NamedTuple):
+    """A finished episode. Its return is the plain sum of the environment's rewards."""
+
+    member: int
+    episode_return: float
+    length: int
+
+
+class Collector:
+    """Plays a population's policies in its environments; member m owns environments m N to (m + 1) N - 1.
+
+    The buffers are reused: a rollout is good until the next ``collect``.
+    """
+
+    def __init__(self, env: Environments, agent: Agent, steps: int) -> None:
+        self.env = env
+        self.agent = agent
+        self.steps = steps
+        m, total = agent.members, env.num_envs
+        if total != m * agent.num_envs:
+            raise ValueError(f"{total} environments for {m} members of {agent.num_envs} each")
+        shape = (m, agent.num_envs)
+        self.shape = shape
+        spec = agent.action_spec
+        box = spec.kind == "box"
+        action_shape = () if spec.kind == "discrete" else (spec.dimension,)
+        self.obs: Obs = {
+            f.name: torch.zeros((steps + 1, total, *f.shape), dtype=f.torch_dtype) for f in agent.obs_spec.fields
+        }
+        self.action = torch.zeros((steps, total, *action_shape), dtype=torch.float32 if box else torch.int64)
+        self.reward = torch.zeros((steps, total))
+        self.terminated = torch.zeros((steps, total), dtype=torch.bool)
+        self.truncated = torch.zeros((steps, total), dtype=torch.bool)
+        self.valid = torch.zeros((steps, total), dtype=torch.bool)
+        self.episode_step = torch.zeros((steps + 1, total), dtype=torch.int64)
+        self.mask: Tensor | None = None
+        self.sequences = steps // agent.config.sequence_length if agent.memory_size else 0
+        self.memories: Tensor | None = None
+        if agent.memory_size:
+            self.memories = torch.zeros((self.sequences, *shape, agent.memory_size), device=agent.device)
+        self.memory: Tensor | None = None
+        self.returns = np.zeros(total)
+        self.counters = np.zeros(total, dtype=np.int64)
+        self.waiting: NDArray[np.bool_] | None = None
+
+    def reset(self, seed: int) -> None:
+        """Restart every environment from the seed. Unfinished episodes are dropped from the statistics."""
+        obs, mask = self.env.reset(seed)
+        for name, value in obs.items():
+            self.obs[name][self.steps] = torch.as_tensor(value)
+        if mask is not None:
+            if self.mask is None:
+                self.mask = torch.ones((self.steps + 1, *mask.shape), dtype=torch.bool)
+            self.mask[self.steps] = torch.as_tensor(mask)
+        self.memory = self.agent.initial_memory(self.agent.num_envs)
+        self.returns[:] = 0.0
+        self.counters[:] = 0
+        self.waiting = None
+
+    def collect(self) -> tuple[Rollout, list[Episode]]:
+        """Play ``steps`` steps from where the last call stopped; the rollout has axes (M, T, N)."""
+        agent, env, steps = self.agent, self.env, self.steps
+        for x in (*self.obs.values(), self.mask):
+            if x is not None:
+                x[0] = x[steps]
+        arrays = {name: x.numpy() for name, x in self.obs.items()}
+        action_rows, reward_rows = self.action.numpy(), self.reward.numpy()
+        terminated_rows, truncated_rows = self.terminated.numpy(), self.truncated.numpy()
+        valid_rows, step_rows = self.valid.numpy(), self.episode_step.numpy()
+        mask_rows = None if self.mask is None else self.mask.numpy()
+        noise = agent.draw_noise((steps, agent.num_envs)).unbind(0)
+        obs_rows = {k: self._members(x).unbind(0) for k, x in self.obs.items()}
+        state = agent.acting_state()
+        episodes: list[Episode] = []
+        recurrent = self.memory is not None
+        every = agent.config.sequence_length
+        on_host = agent.device.type == "cpu"
+        with torch.no_grad():
+            for t in range(steps):
+                step_rows[t] = self.counters
+                start = None
+                if recurrent and self.memories is not None and self.memory is not None:
+                    if t % every == 0:
+                        self.memories[t // every] = self.memory
+                    start = self._members(self.episode_step)[t] == 0
+                    start = start if on_host else start.to(agent.device)
+                obs = {k: rows[t] for k, rows in obs_rows.items()}
+                mask = None if self.mask is None else self._members(self.mask)[t]
+                if not on_host:
+                    obs = {k: x.to(agent.device, non_blocking=True) for k, x in obs.items()}
+                    mask = None if mask is None else mask.to(agent.device)
+                action, new_memory = agent.policy_step(state, obs, noise[t], mask, start, self.memory)
+                raw = action.numpy() if on_host else action.cpu().numpy()
+                raw = raw.reshape(action_rows[t].shape)
+                action_rows[t] = raw
+                result = env.step(agent.to_env(raw))
+                for name, value in result.obs.items():
+                    arrays[name][t + 1] = value
+                reward_rows[t] = result.reward
+                terminated_rows[t] = result.terminated
+                truncated_rows[t] = result.truncated
+                valid_rows[t] = result.valid
+                if mask_rows is not None:
+                    mask_rows[t + 1] = result.action_mask
+                if new_memory is not None and self.memory is not None:
+                    counts = self._members(self.valid)[t].unsqueeze(-1).to(agent.device)
+                    self.memory = torch.where(counts, new_memory, self.memory)
+                self._account(result, episodes)
+            step_rows[steps] = self.counters
+        return self._rollout(), episodes
+
+    def _account(self, result: Any, episodes: list[Episode]) -> None:
+        """Episode statistics and step counters; the row after an episode's end is its restart."""
+        self.returns += result.reward
+        self.counters += result.valid
+        if self.waiting is not None:
+            self.returns[self.waiting] = 0.0
+            self.counters[self.waiting] = 0
+            self.waiting = None
+        done = result.terminated | result.truncated
+        if done.any():
+            self.waiting = done.copy()
+            for i in np.flatnonzero(done):
+                episodes.append(Episode(int(i) // self.shape[1], float(self.returns[i]), int(self.counters[i])))
+
+    def _members(self, x: Tensor) -> Tensor:
+        """(T, M N, ...) -> (T, M, N, ...)."""
+        return x.view(x.shape[0], *self.shape, *x.shape[2:])
+
+    def _rollout(self) -> Rollout:
+        def give(x: Tensor) -> Tensor:
+            return self._members(x).transpose(0, 1).to(self.agent.device)
+
+        return Rollout(
+            obs={k: give(x) for k, x in self.obs.items()},
+            action=give(self.action),
+            reward=give(self.reward),
+            terminated=give(self.terminated),
+            truncated=give(self.truncated),
+            valid=give(self.valid),
+            episode_step=give(self.episode_step),
+            action_mask=None if self.mask is None else give(self.mask),
+            memory=None if self.memories is None else self.memories.transpose(0, 1),
+        )

@@ -1,0 +1,65 @@
+"""Settings of a run: what surrounds an algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from steepest.networks import require
+
+Vectorization = Literal["auto", "native", "sync", "async", "envpool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings of a run that no algorithm knows of."""
+
+    total_steps: int = 100_000
+    """Environment steps to train for, per seed."""
+    num_envs: int = 8
+    """Environments per seed, stepped together."""
+    seed: int = 0
+    """Seed of everything random in the run; with several seeds, of the first."""
+    seeds: int = 1
+    """Train this many seeds (seed, seed + 1, ...) together, in one fused update."""
+    vectorization: Vectorization = "auto"
+    """How environments are stepped together; auto takes the environment's own vector version if it has one, else sync."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks live; auto takes a GPU if there is one and the observations are images."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the update; auto does so where it saves more time than it takes."""
+    threads: int | None = None
+    """CPU threads of PyTorch; by default 1 for small updates, else all cores."""
+    stop_at_return: float | None = None
+    """Stop as soon as an evaluation's mean return reaches this."""
+    eval_every: int | None = None
+    """Environment steps between evaluations; by default a tenth of the run. 0 evaluates only at the end."""
+    eval_episodes: int = 10
+    """Episodes per evaluation and seed. 0 never evaluates."""
+    checkpoint_every: int | None = None
+    """Environment steps between checkpoints; by default a tenth of the run. Environments restart at each (see
+    docs/resuming.md), so very short intervals change what is learned. 0 only checkpoints at the end."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept, besides the best one by evaluation."""
+    max_episode_steps: int | None = None
+    """Truncate episodes after this many steps, instead of where the environment says."""
+    reward_clip: bool = False
+    """Train on the sign of the reward (Atari); evaluation sees the true one."""
+    life_loss: bool = False
+    """Atari: a lost life ends a training episode."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run's folder."""
+    wandb: bool = False
+    """Log to Weights & Biases too."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "seeds", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "zero or more")
+        require(self.eval_episodes >= 0, "eval_episodes", self.eval_episodes, "zero or more")
+        for name in ("eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "zero or more")
+        for name in ("threads", "max_episode_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")

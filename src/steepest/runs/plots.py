@@ -1,0 +1,554 @@
+"""Learning curves: one run while it is fresh, and several runs side by side with honest intervals."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest.errors import RunError, UsageError
+from steepest.runs.directory import read_json, write_bytes_atomic
+from steepest.runs.metrics import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array, int], Array]
+
+TRAIN_RETURN = "train/return_mean"
+EVAL_RETURN = "eval/return_mean"
+
+# Okabe and Ito (2008): distinct for every common kind of colour vision; the yellow is left out, being faint on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
+_LINES = ("-", "--", ":", "-.")
+_INK, _FAINT_INK = "#222222", "#6B6B6B"
+_STYLE: dict[Any, Any] = {
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.edgecolor": "#9A9A9A",
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#9A9A9A",
+    "ytick.color": "#9A9A9A",
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.facecolor": "white",
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "lines.solid_capstyle": "round",
+    "savefig.dpi": 160,
+}
+_GRID_POINTS = 200
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def interquartile_mean(values: Array, axis: int = 0) -> Array:
+    """Mean of what is left when the lowest and the highest quarter are cut off.
+
+    Equation:  with the n values sorted and k = floor(n / 4):  mean of values k+1 .. n-k
+    Source:    Agarwal et al. 2021, "Deep RL at the Edge of the Statistical Precipice", section 4.3, as their library
+               rliable computes it. Differences: none. Up to three values nothing is cut and this is the mean.
+    Args:      values (..., n, ...), finite; axis that holds the n runs
+    Returns:   (...), the axis removed
+    Raises:    ValueError when the axis is empty or a value is NaN
+    """
+    values = np.asarray(values, dtype=np.float64)
+    count = values.shape[axis]
+    if count == 0 or np.isnan(values).any():
+        raise ValueError("the interquartile mean needs at least one value and no NaN")
+    ordered = np.sort(values, axis=axis)
+    cut = count // 4
+    return np.take(ordered, np.arange(cut, count - cut), axis=axis).mean(axis=axis)
+
+
+def mean(values: Array, axis: int = 0) -> Array:
+    """The mean along an axis, with the signature of :func:`interquartile_mean`."""
+    return np.asarray(values, dtype=np.float64).mean(axis=axis)
+
+
+def stratified_bootstrap(
+    strata: Sequence[Array],
+    statistic: Statistic,
+    *,
+    resamples: int = 2000,
+    interval: float = 0.95,
+    generator: np.random.Generator,
+) -> tuple[Array, Array]:
+    """Percentile bootstrap interval of a statistic over runs, resampling runs within each stratum.
+
+    Whole runs are resampled, so the points of one curve stay together; a stratum (a task, an environment) keeps its
+    number of runs in every resample. The statistic pools the runs of all strata.
+
+    Source:    Agarwal et al. 2021, section 4.1; Efron 1987 for the percentile method. Differences: none.
+    Args:      strata, arrays (runs, points), the number of runs may differ; statistic(values, axis), which reduces an
+               axis; interval, the share of resamples inside
+    Returns:   (low, high), each (points,)
+    Raises:    ValueError on an empty stratum, resamples < 1 or an interval outside (0, 1)
+    """
+    if not strata or any(len(runs) == 0 for runs in strata):
+        raise ValueError("the bootstrap needs at least one run in every stratum")
+    if resamples < 1 or not 0 < interval < 1:
+        raise ValueError(f"expected resamples >= 1 and 0 < interval < 1, got {resamples} and {interval}")
+    chosen = [generator.integers(len(runs), size=(resamples, len(runs))) for runs in strata]
+    points = strata[0].shape[1]
+    tails = [(1 - interval) / 2, (1 + interval) / 2]
+    bounds = np.empty((2, points))
+    # Some columns at a time, because (resamples, runs, points) at once would be hundreds of megabytes.
+    width = max(1, 4_000_000 // (resamples * sum(len(runs) for runs in strata)))
+    for start in range(0, points, width):
+        columns = slice(start, start + width)
+        drawn = [runs[:, columns][index] for runs, index in zip(strata, chosen, strict=True)]
+        bounds[:, columns] = np.quantile(statistic(np.concatenate(drawn, axis=1), 1), tails, axis=0)
+    return bounds[0], bounds[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """One metric of one seed, in the order of steps."""
+
+    steps: Array
+    wall: Array  # seconds
+    values: Array
+
+
+@dataclass(frozen=True)
+class _Run:
+    path: Path
+    algorithm: str
+    env: str
+    rows: dict[int, list[dict[str, Any]]]  # by seed
+
+    def metrics(self) -> list[str]:
+        """Tags with at least one finite value."""
+        names = {key for rows in self.rows.values() for row in rows for key, value in row.items() if value is not None}
+        return sorted(names - {"step", "wall_seconds", "seed"})
+
+    def curves(self, metric: str) -> list[_Curve]:
+        """The metric of every seed that has it, in the order of seeds."""
+        found: list[_Curve] = []
+        for seed in sorted(self.rows):
+            points = [
+                (float(row["step"]), float(row["wall_seconds"]), float(row[metric]))
+                for row in self.rows[seed]
+                if row.get(metric) is not None
+            ]
+            if points:
+                table = np.array(sorted(points), dtype=np.float64)
+                found.append(_Curve(table[:, 0], table[:, 1], table[:, 2]))
+        return found
+
+
+def _read_run(path: Path) -> _Run:
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        seen = "does not exist" if not path.exists() else "has no config.json in it"
+        raise UsageError(f"no run at {path}: it {seen}. Give the folder that `steepest train` reported.")
+    config = read_json(path / "config.json")
+    missing = [key for key in ("algorithm", "env") if not isinstance(config.get(key), str)]
+    if missing:
+        raise RunError(f"{path / 'config.json'} does not say which {' and '.join(missing)} it was.")
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for row in read_metrics(path):
+        rows.setdefault(int(row["seed"]), []).append(row)
+    if not rows:
+        raise RunError(f"{path / METRICS_FILE} is empty: the run ended before it measured anything.")
+    return _Run(path, config["algorithm"], config["env"], rows)
+
+
+def _choose_metric(runs: Sequence[_Run], metric: str) -> str:
+    def lacking(name: str) -> list[_Run]:
+        return [run for run in runs if name not in run.metrics()]
+
+    if not lacking(metric):
+        return metric
+    if metric == TRAIN_RETURN and not lacking(EVAL_RETURN):
+        return EVAL_RETURN  # offline runs have no training return; neither has one stopped before an episode ended
+    run = lacking(metric)[0]
+    available = run.metrics()
+    near = difflib.get_close_matches(metric, available, n=1)
+    raise UsageError(
+        f"{run.path} has no metric {metric!r}"
+        + (f"; did you mean {near[0]!r}?" if near else ".")
+        + f" It has: {', '.join(available) or 'none'}."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def plot_runs(
+    run_dirs: Sequence[Path],
+    out: Path,
+    *,
+    statistic: Literal["mean", "iqm"] = "iqm",
+    x: Literal["steps", "wall", "both"] = "both",
+    metric: str = TRAIN_RETURN,
+    interval: float = 0.95,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> Path:
+    """Draw runs side by side: one curve per algorithm, one row of panels per environment.
+
+    All seeds of all runs with the same algorithm and environment form one group. From three seeds on, a group is its
+    statistic with a bootstrap interval; below that its seeds are thin lines, as two runs carry no interval. A curve
+    covers only what all seeds of its group covered.
+
+    Args:      run_dirs, folders of runs; out, the picture (.png, .pdf or .svg; .png when there is no ending);
+               statistic over seeds; x, environment steps, wall time or a panel each;
+               metric, tag to draw: "train/return_mean" gives way to "eval/return_mean" where it was not measured;
+               interval, bootstrap, seed: coverage, number of resamples, and where their randomness starts
+    Returns:   the path written
+    Raises:    UsageError when a path is no run, or the metric or the ending is unknown;
+               RunError when a run is empty or the system refuses the write
+    """
+    if not run_dirs:
+        raise UsageError("nothing to plot: give at least one folder of a run.")
+    out = Path(out)
+    out = out if out.suffix else out.with_suffix(".png")
+    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"cannot draw to {out}: the ending must be .png, .pdf or .svg.")
+    if not 0 < interval < 1:
+        raise UsageError(f"the interval must lie between 0 and 1, such as 0.95; got {interval}.")
+    if bootstrap < 1:
+        raise UsageError(f"the number of bootstrap resamples must be at least 1; got {bootstrap}.")
+    runs = [_read_run(path) for path in dict.fromkeys(Path(path).resolve() for path in run_dirs)]
+    metric = _choose_metric(runs, metric)
+    envs = list(dict.fromkeys(run.env for run in runs))
+    algorithms = list(dict.fromkeys(run.algorithm for run in runs))
+    summary = _Summary(interquartile_mean if statistic == "iqm" else mean, interval, bootstrap, seed)
+    kinds: list[Literal["steps", "wall"]] = ["steps", "wall"] if x == "both" else [x]
+
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        width = (5.0 * len(kinds) if len(kinds) > 1 else 7.0) + (1.8 if len(algorithms) > 1 else 0.0)
+        figure = _new_figure((width, 3.7 * len(envs) + 0.3))
+        panels = figure.subplots(len(envs), len(kinds), squeeze=False, sharey="row")
+        summarised: set[bool] = set()
+        for row, env in enumerate(envs):
+            groups = {
+                algorithm: [
+                    curve
+                    for run in runs
+                    if (run.env, run.algorithm) == (env, algorithm)
+                    for curve in run.curves(metric)
+                ]
+                for algorithm in algorithms
+            }
+            for axes, kind in zip(panels[row], kinds, strict=True):
+                longest = max(_axis(curve, kind)[-1] for curves in groups.values() for curve in curves)
+                unit, scale = ("", 1.0) if kind == "steps" else _time_unit(longest)
+                for index, (algorithm, curves) in enumerate(groups.items()):
+                    if curves:  # colours go with the algorithm, in every row the same
+                        colour, line = _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
+                        label = f"{_display(algorithm)} ({_seeds(len(curves))})"
+                        summarised.add(_draw_group(axes, curves, kind, scale, summary, colour, line, label))
+                _dress_x(axes, kind, unit)
+                axes.margins(x=0.01)
+            first: Axes = panels[row][0]
+            first.set_ylabel(_metric_label(metric))
+            _compact_ticks(first.yaxis)
+            title = env if len(envs) > 1 or len(algorithms) > 1 else f"{_display(algorithms[0])} on {env}"
+            first.set_title(title, loc="left", fontweight="bold", pad=22 if row == 0 else 8)
+            if len(algorithms) > 1:
+                handles, labels = first.get_legend_handles_labels()
+                # Beside the panels, where it can hide no curve.
+                panels[row][-1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.6)
+        facts = [_seeds(sum(len(run.curves(metric)) for run in runs))] if len(algorithms) == len(envs) == 1 else []
+        if True in summarised:
+            name = "interquartile mean" if statistic == "iqm" else "mean"
+            facts.append(f"{name} over seeds, {interval * 100:g}% bootstrap interval")
+        if False in summarised:
+            facts.append("thin lines: single seeds")
+        _subtitle(panels[0][0], "  ·  ".join(facts))
+        return _save(figure, out)
+
+
+def plot_curve(run_dir: Path) -> Path:
+    """Draw the learning curve of one run to its ``curve.png``: training return and evaluations.
+
+    One seed: the training return, faint as measured and solid as smoothed, and each evaluation with the standard
+    deviation over its episodes. Several seeds: each faint, their mean solid, and each evaluation's mean with the
+    standard deviation over seeds.
+
+    Returns:   the path of ``curve.png``
+    Raises:    UsageError when the path is no run; RunError when it measured no return, or the write is refused
+    """
+    run = _read_run(run_dir)
+    train, evaluations = run.curves(TRAIN_RETURN), run.curves(EVAL_RETURN)
+    if not train and not evaluations:
+        raise RunError(f"{run.path} measured no return yet: no episode ended. There is no curve to draw.")
+
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure = _new_figure((7.6, 4.4))
+        axes = figure.subplots()
+        blue, orange = _COLOURS[0], _COLOURS[1]
+        if len(train) == 1:
+            axes.plot(train[0].steps, train[0].values, color=blue, alpha=0.28, linewidth=0.9)
+            axes.plot(
+                train[0].steps,
+                _smooth(train[0].values),
+                color=blue,
+                linewidth=2,
+                label="training, smoothed",
+                marker="o" if len(train[0].steps) == 1 else "",
+            )
+        elif train:
+            for curve in train:
+                axes.plot(curve.steps, _smooth(curve.values), color=blue, alpha=0.3, linewidth=0.9)
+            common = _common_grid(train, "steps")
+            if common is not None:
+                grid, values = common
+                label = f"training, mean of {len(train)} seeds"
+                axes.plot(grid, _smooth(values.mean(axis=0)), color=blue, linewidth=2, label=label)
+        if evaluations:
+            steps, centre, spread, over = _evaluation_points(run)
+            axes.errorbar(
+                steps,
+                centre,
+                yerr=spread,
+                fmt="o",
+                color=orange,
+                markersize=4.5,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                elinewidth=1.1,
+                capsize=0,
+                zorder=3,
+                label=f"evaluation ± standard deviation over {over}",
+            )
+        _dress_x(axes, "steps", "")
+        _compact_ticks(axes.yaxis)
+        axes.set_ylabel("return per episode")
+        axes.margins(x=0.015)
+        seeds = sorted(run.rows)
+        named = f"seed {seeds[0]}" if len(seeds) == 1 else _seeds(len(seeds))
+        axes.set_title(f"{_display(run.algorithm)} on {run.env}, {named}", loc="left", fontweight="bold", pad=22)
+        if train and evaluations:
+            axes.legend(loc="best", handlelength=1.6)
+        rows = [row for member in run.rows.values() for row in member]
+        facts = [
+            f"{max(int(row['step']) for row in rows):,} steps",
+            _spoken_time(max(float(row["wall_seconds"]) for row in rows)),
+        ]
+        if evaluations:
+            _, centre, spread, _ = _evaluation_points(run)
+            facts.append(f"last evaluation {centre[-1]:,.1f} ± {spread[-1]:,.1f}")
+        _subtitle(axes, "  ·  ".join(facts))
+        return _save(figure, run.path / "curve.png")
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """How a group of seeds becomes one curve and its interval."""
+
+    statistic: Statistic
+    interval: float
+    resamples: int
+    seed: int
+
+
+def _draw_group(
+    axes: Axes,
+    curves: Sequence[_Curve],
+    kind: Literal["steps", "wall"],
+    scale: float,
+    summary: _Summary,
+    colour: str,
+    line: str,
+    label: str,
+) -> bool:
+    """Draw the seeds of one group; whether they became one curve with an interval, or stayed thin lines."""
+    common = _common_grid(curves, kind) if len(curves) >= 3 else None
+    if common is None:
+        for number, curve in enumerate(curves):
+            axes.plot(
+                _axis(curve, kind) / scale,
+                curve.values,
+                line,
+                color=colour,
+                linewidth=1.1,
+                label=label if number == 0 else None,
+                marker="o" if len(curve.values) == 1 else "",
+            )
+        return False
+    grid, values = common
+    low, high = stratified_bootstrap(
+        [values],
+        summary.statistic,
+        resamples=summary.resamples,
+        interval=summary.interval,
+        generator=np.random.default_rng(summary.seed),
+    )
+    centre = summary.statistic(values, 0)
+    if len(grid) == 1:
+        axes.errorbar(grid / scale, centre, yerr=[centre - low, high - centre], fmt="o", color=colour, label=label)
+    else:
+        axes.fill_between(grid / scale, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(grid / scale, centre, line, color=colour, linewidth=2, label=label)
+    return True
+
+
+def _evaluation_points(run: _Run) -> tuple[Array, Array, Array, str]:
+    """Steps, means and deviations of the evaluations, and what the deviations are over."""
+    by_step: dict[int, list[tuple[float, float]]] = {}
+    for rows in run.rows.values():
+        for row in rows:
+            if row.get(EVAL_RETURN) is not None:
+                by_step.setdefault(int(row["step"]), []).append(
+                    (float(row[EVAL_RETURN]), float(row.get("eval/return_std") or 0.0))
+                )
+    steps = sorted(by_step)
+    centre = np.array([np.mean([value for value, _ in by_step[step]]) for step in steps], dtype=np.float64)
+    if len(run.rows) == 1:
+        over, spread = "episodes", [by_step[step][0][1] for step in steps]
+    else:
+        over, spread = "seeds", [float(np.std([value for value, _ in by_step[step]])) for step in steps]
+    return np.array(steps, dtype=np.float64), centre, np.array(spread, dtype=np.float64), over
+
+
+def _axis(curve: _Curve, kind: Literal["steps", "wall"]) -> Array:
+    return curve.steps if kind == "steps" else curve.wall
+
+
+def _common_grid(curves: Sequence[_Curve], kind: Literal["steps", "wall"]) -> tuple[Array, Array] | None:
+    """(grid (points,), values (seeds, points)) over the range that all seeds cover; None where there is no such."""
+    low = max(_axis(curve, kind)[0] for curve in curves)
+    high = min(_axis(curve, kind)[-1] for curve in curves)
+    if low > high:
+        return None
+    grid = np.linspace(low, high, _GRID_POINTS) if high > low else np.array([low])
+    return grid, np.stack([_resample(_axis(curve, kind), curve.values, grid) for curve in curves])
+
+
+def _resample(x: Array, y: Array, grid: Array) -> Array:
+    """Values on a grid: linear between the points, each grid cell's points averaged first where they are denser.
+
+    Interpolation alone would pick one noisy point of many.
+    """
+    if len(grid) == 1:
+        return np.array([np.interp(grid[0], x, y)])
+    cell = np.searchsorted((grid[1:] + grid[:-1]) / 2, x)
+    counts = np.bincount(cell, minlength=len(grid))
+    filled = counts > 0
+    centre_x = np.bincount(cell, x, len(grid))[filled] / counts[filled]
+    centre_y = np.bincount(cell, y, len(grid))[filled] / counts[filled]
+    return np.interp(grid, centre_x, centre_y)
+
+
+def _smooth(values: Array) -> Array:
+    """Centred moving average over a twentieth of the points; at the ends, over the points there are."""
+    window = max(1, len(values) // 20) // 2 * 2 + 1
+    kernel = np.ones(window)
+    middle = slice(window // 2, window // 2 + len(values))
+    return np.convolve(values, kernel)[middle] / np.convolve(np.ones(len(values)), kernel)[middle]
+
+
+def _new_figure(size: tuple[float, float]) -> Figure:
+    # Without pyplot: no global state, no display, and no figure left open.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, out: Path) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=out.suffix[1:].lower())
+    write_bytes_atomic(out, buffer.getvalue())
+    return out
+
+
+def _dress_x(axes: Axes, kind: Literal["steps", "wall"], unit: str) -> None:
+    axes.set_xlabel("environment steps" if kind == "steps" else f"wall time ({unit})")
+    axes.grid(visible=False, axis="x")
+    if kind == "steps":
+        _compact_ticks(axes.xaxis)
+
+
+def _compact_ticks(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: compact_number(value)))
+
+
+def compact_number(value: float) -> str:
+    """A tick label: "0", "250", "50k", "1.5M", "2B", "-0.02"."""
+    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.6g}{suffix}"
+    return f"{value:.6g}"
+
+
+def _subtitle(axes: Axes, text: str) -> None:
+    axes.annotate(
+        text,
+        xy=(0, 1),
+        xytext=(0, 8),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=_FAINT_INK,
+        fontsize=9.5,
+        annotation_clip=False,
+    ).set_in_layout(False)
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _display(algorithm: str) -> str:
+    return algorithm.upper().replace("_", "-")
+
+
+def _metric_label(metric: str) -> str:
+    known = {
+        TRAIN_RETURN: "training return per episode",
+        EVAL_RETURN: "evaluation return per episode",
+        "train/episode_length_mean": "training episode length (steps)",
+        "eval/episode_length_mean": "evaluation episode length (steps)",
+        "time/steps_per_second": "environment steps per second",
+    }
+    return known.get(metric, metric.split("/", 1)[-1].replace("_", " "))
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds < 180:
+        return "s", 1.0
+    return ("min", 60.0) if seconds < 3 * 3600 else ("h", 3600.0)
+
+
+def _spoken_time(seconds: float) -> str:
+    unit, scale = _time_unit(seconds)
+    value = seconds / scale
+    return f"{value:.1f} {unit}" if value < 10 and not math.isclose(value, round(value)) else f"{value:.0f} {unit}"

@@ -1,0 +1,525 @@
+"""A training run: the loop around an on-policy algorithm, with evaluation, logging and checkpoints.
+
+The order of one iteration is the whole contract of resuming: collect, update, evaluate if due, write the metrics, save
+a checkpoint if due and then restart the environments from a seed derived from the step. Every run restarts them, also
+one that is never interrupted, so a run that resumes from a checkpoint goes on with the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import shlex
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+
+from steepest.agent import Agent, stream_seed
+from steepest.algorithms import find
+from steepest.environments import AtariOptions, make_env
+from steepest.errors import RunError, UsageError
+from steepest.networks import NetworkFactory, PolicyConfig
+from steepest.presets import preset
+from steepest.rollout import Collector
+from steepest.runs.checkpoint import CheckpointStore
+from steepest.runs.config import RunConfig
+from steepest.runs.directory import RunDirectory, environment_report
+from steepest.runs.evaluation import Evaluation, evaluate_members
+from steepest.runs.metrics import MetricsLog
+
+WINDOW = 100
+"""Training returns are means over this many latest episodes."""
+
+Row = dict[str, Any]
+"""One iteration's figures, by tag."""
+
+
+class Run:
+    """One training run; iterate over it to train: ``for row in run: ...``.
+
+    Args:
+        algorithm: its name, such as "ppo".
+        env: a Gymnasium or EnvPool id, a factory of environments, an environment, or a vector environment.
+        out: folder for metrics, checkpoints and pictures; None writes nothing.
+        network: custom torso, see ``networks.NetworkFactory``.
+        agent: go on with the parameters, optimiser and statistics of this one.
+        eval_env: where to evaluate, if a second environment cannot be made from ``env``.
+        note: takes lines of text that a user should see.
+        render: show an episode in a window at every evaluation.
+        options: fields of ``RunConfig`` and of the algorithm's config; what is not given comes from the preset of the
+            environment's family, then from the defaults.
+
+    Raises: UsageError on anything that cannot work, before any training.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        env: Any,
+        *,
+        out: str | Path | None = None,
+        network: NetworkFactory | None = None,
+        agent: Agent | None = None,
+        eval_env: Any = None,
+        env_kwargs: dict[str, Any] | None = None,
+        note: Callable[[str], None] | None = None,
+        render: bool = False,
+        **options: Any,
+    ) -> None:
+        agent_class = find(algorithm)
+        name = env if isinstance(env, str) else _name_of(env)
+        settings, config = resolve_options(agent_class, name, options, None if agent is None else agent.config)
+        self._start(agent_class, env, name, settings, config, network, eval_env, env_kwargs, note)
+        self.render = render
+        if agent is not None:
+            self.agent.load_tensors(agent.tensors())
+        if out is not None:
+            label = f"{algorithm}-{name}-seed{settings.seed}"
+            self._open(RunDirectory.create(Path(out) if str(out) else None, label), resume_step=None)
+        self._restart_environments()
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        *,
+        total_steps: int | None = None,
+        env: Any = None,
+        network: NetworkFactory | None = None,
+        eval_env: Any = None,
+        note: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Go on from the last checkpoint of a run, to the same bits as if it had never stopped.
+
+        Args:      total_steps: train further than first planned (schedules then stretch, so bits differ); env and
+                   network: again, where the run was given something that a file cannot hold
+        Raises:    UsageError if there is no run, it is in use, or env or network is missing
+        """
+        directory = RunDirectory.open(Path(path))
+        try:
+            saved = directory.read_json("config.json")
+            if saved["env"] is None and env is None:
+                raise UsageError(f"{path} was trained on an environment made in Python; pass it again: env=...")
+            if saved["custom_network"] and network is None:
+                raise UsageError(f"{path} was trained with a custom network; pass the same factory: network=...")
+            agent_class = find(saved["algorithm"])
+            settings = RunConfig(**saved["run"])
+            if total_steps is not None:
+                settings = dataclasses.replace(settings, total_steps=total_steps)
+            config = config_from_json(agent_class, saved["config"])
+            run = cls.__new__(cls)
+            target = saved["env"] if env is None else env
+            kwargs = saved["env_kwargs"]
+            run._start(agent_class, target, saved["name"], settings, config, network, eval_env, kwargs, note)
+            run._open(directory, resume_step=0)
+        except BaseException:
+            directory.close()
+            raise
+        return run
+
+    def _start(
+        self,
+        agent_class: type[Agent],
+        env: Any,
+        name: str,
+        settings: RunConfig,
+        config: PolicyConfig,
+        network: NetworkFactory | None,
+        eval_env: Any,
+        env_kwargs: dict[str, Any] | None,
+        note: Callable[[str], None] | None,
+    ) -> None:
+        self.note = note or (lambda _: None)
+        self.name = name
+        self.env_source = env
+        self.eval_source = env if eval_env is None else eval_env
+        self.env_kwargs = env_kwargs
+        seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
+        self.env = make_env(
+            env,
+            settings.num_envs * settings.seeds,
+            seed=stream_seed(settings.seed, "environments") % 2**31,
+            vectorization=settings.vectorization,
+            env_kwargs=env_kwargs,
+            atari=_atari_options(settings),
+            max_episode_steps=settings.max_episode_steps,
+        )
+        self.settings = resolve_settings(settings, agent_class, config, self.env, self.note)
+        torch.set_num_threads(cast(int, self.settings.threads))
+        self.agent = agent_class(
+            config,
+            self.env.obs_spec,
+            self.env.action_spec,
+            num_envs=settings.num_envs,
+            seeds=seeds,
+            network=network,
+            compile=self.settings.compile == "on",
+            device=self.settings.device,
+            note=self.note,
+        )
+        self.collector = Collector(self.env, self.agent, cast(Any, config).rollout_steps)
+        members = len(seeds)
+        self.steps = np.zeros(members, dtype=np.int64)
+        self.episodes = np.zeros(members, dtype=np.int64)
+        self.recent = [deque[tuple[float, int]](maxlen=WINDOW) for _ in seeds]
+        self.wall_seconds = 0.0
+        self.evaluations: list[Evaluation] = []
+        self.evaluated_at = -1
+        self.best = float("-inf")
+        self.stopped = False
+        self.render = False
+        self.directory: RunDirectory | None = None
+        self.log: MetricsLog | None = None
+        self.store: CheckpointStore | None = None
+        self._eval_env: Any = None
+        self._no_evaluation = settings.eval_episodes == 0
+
+    # Files
+
+    def _open(self, directory: RunDirectory, *, resume_step: int | None) -> None:
+        """Take a run's folder; with ``resume_step``, load its newest checkpoint."""
+        settings = self.settings
+        self.directory = directory
+        self.store = CheckpointStore(directory.checkpoints_path, settings.keep_checkpoints)
+        if resume_step is not None:
+            found = self.store.load_latest()
+            if found is None:
+                self.note("no checkpoint was saved yet; starting from the beginning")
+                self._restart_environments()
+            else:
+                path, tensors, metadata = found
+                self._load(tensors, metadata)
+                resume_step = int(self.steps.max())
+                self.note(f"resuming from {path.name}")
+        else:
+            directory.write_json("config.json", self.description())
+        self.log = MetricsLog(
+            directory.path,
+            resume_step=resume_step,
+            seeds=self.agent.seeds,
+            tensorboard=settings.tensorboard,
+            wandb=settings.wandb,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Everything that defines the run, as JSON."""
+        return {
+            "algorithm": self.agent.algorithm,
+            "env": self.env_source if isinstance(self.env_source, str) else None,
+            "name": self.name,
+            "env_kwargs": self.env_kwargs,
+            "custom_network": self.agent.custom_network,
+            "config": dataclasses.asdict(self.agent.config),
+            "run": dataclasses.asdict(self.settings),
+            "command": shlex.join(sys.argv),
+            "environment": environment_report(),
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            **self.agent.metadata(),
+            "env": self.env_source if isinstance(self.env_source, str) else None,
+            "name": self.name,
+            "env_kwargs": self.env_kwargs,
+            "steps": self.steps.tolist(),
+            "episodes": self.episodes.tolist(),
+            "recent": [list(window) for window in self.recent],
+            "wall_seconds": self.wall_seconds,
+            "stopped": self.stopped,
+            "evaluated_at": self.evaluated_at,
+            "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
+        }
+
+    def _load(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+        self.agent.load_tensors(tensors)
+        self.steps = np.array(metadata["steps"], dtype=np.int64)
+        self.episodes = np.array(metadata["episodes"], dtype=np.int64)
+        for window, saved in zip(self.recent, metadata["recent"], strict=True):
+            window.extend((float(r), int(n)) for r, n in saved)
+        self.wall_seconds = metadata["wall_seconds"]
+        self.evaluated_at = metadata["evaluated_at"]
+        self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
+        # A run that had stopped at its target goes on only if there are steps left and it is asked to.
+        self.stopped = metadata["stopped"]
+        self._restart_environments()
+
+    def _restart_environments(self) -> None:
+        self.collector.reset(stream_seed(self.settings.seed, f"environments at {int(self.steps.max())}") % 2**31)
+        if "return_carry" in self.agent.state:
+            self.agent.state["return_carry"].zero_()
+
+    def close(self) -> None:
+        """Release the folder and the environments. Closing twice is harmless."""
+        if self.log is not None:
+            self.log.close()
+        if self.directory is not None:
+            self.directory.close()
+        self.env.close()
+        if self._eval_env is not None:
+            self._eval_env.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Training
+
+    @property
+    def step(self) -> int:
+        """Environment steps so far, per member (the mean, where restarts made them differ)."""
+        return int(self.steps.mean())
+
+    @property
+    def done(self) -> bool:
+        return self.stopped or self.step >= self.settings.total_steps
+
+    def __iter__(self) -> Iterator[Row]:
+        """Train; yields the figures of every iteration (means over members). Leaving early is fine: iterate again."""
+        while not self.done:
+            yield self.iterate()
+        self.finish()
+
+    def iterate(self) -> Row:
+        """One collect-and-update cycle, with whatever is due after it."""
+        began = time.perf_counter()
+        before = self.step
+        rollout, episodes = self.collector.collect()
+        for episode in episodes:
+            self.recent[episode.member].append((episode.episode_return, episode.length))
+            self.episodes[episode.member] += 1
+        counted = rollout.valid.sum((1, 2)).cpu().numpy()
+        health = self.agent.update(rollout, min(1.0, before / self.settings.total_steps))
+        self.steps = self.steps + counted
+        self._check_finite(health)
+        seconds = time.perf_counter() - began
+        self.wall_seconds += seconds
+        rows = [self._row(m, health, seconds, int(counted[m])) for m in range(self.agent.members)]
+        last = self.step >= self.settings.total_steps
+        if not last and _crosses(before, self.step, self._interval(self.settings.eval_every)):
+            self._evaluate(rows)
+        last = last or self.stopped
+        if last:
+            self._evaluate(rows)
+        if self.log is not None:
+            for row in rows:
+                self.log.write(row)
+        if last or _crosses(before, self.step, self._interval(self.settings.checkpoint_every)):
+            if self.store is not None:
+                self.store.save(int(self.steps.max()), self.agent.tensors(), self._metadata())
+            self._restart_environments()
+        return _mean_row(rows)
+
+    def _interval(self, every: int | None) -> int:
+        return max(1, self.settings.total_steps // 10) if every is None else every
+
+    def _row(self, member: int, health: dict[str, Any], seconds: float, steps: int) -> Row:
+        row: Row = {
+            "step": int(self.steps[member]),
+            "wall_seconds": self.wall_seconds,
+            "seed": self.agent.seeds[member],
+            "train/episodes": int(self.episodes[member]),
+        }
+        if self.recent[member]:
+            row["train/return_mean"] = float(np.mean([r for r, _ in self.recent[member]]))
+            row["train/episode_length_mean"] = float(np.mean([n for _, n in self.recent[member]]))
+        row |= {f"health/{k}": float(v[member]) for k, v in health.items()}
+        row["time/steps_per_second"] = steps * self.agent.members / seconds
+        return row
+
+    def _check_finite(self, health: dict[str, Any]) -> None:
+        bad = [k for k, v in health.items() if not np.isfinite(v).all()]
+        if not bad and bool(torch.isfinite(self.agent.state["params"]).all()):
+            return
+        what = f"{', '.join(bad)} became non-finite" if bad else "parameters became non-finite"
+        good = None if self.store is None else self.store.latest()
+        where = f"the last good checkpoint is {good}" if good else "no checkpoint was saved before"
+        raise RunError(
+            f"training stopped at step {self.step}: {what}; {where}. A smaller learning_rate, or normalize_obs and "
+            "normalize_reward, usually help."
+        )
+
+    def _evaluate(self, rows: list[Row]) -> None:
+        """Evaluate every member unless that was just done; note the best, and stop if the target is reached."""
+        if self._no_evaluation or self.evaluated_at == self.step:
+            return
+        settings = self.settings
+        if self._eval_env is None and not self._make_eval_env():
+            return
+        began = time.perf_counter()
+        self.evaluations = evaluate_members(
+            self.agent, self._eval_env, settings.eval_episodes, seed=stream_seed(settings.seed, "evaluation") % 2**31
+        )
+        self.wall_seconds += time.perf_counter() - began
+        self.evaluated_at = self.step
+        for row, result in zip(rows, self.evaluations, strict=True):
+            row["eval/return_mean"] = result.mean
+            row["eval/return_std"] = result.std
+            row["eval/episode_length_mean"] = result.mean_length
+            row["eval/episodes"] = len(result.returns)
+        score = float(np.mean([e.mean for e in self.evaluations]))
+        if self.store is not None:
+            self.store.save_best(int(self.steps.max()), self.agent.tensors(), self._metadata(), score)
+        if self.render:
+            self._show_episode()
+        if settings.stop_at_return is not None and min(e.mean for e in self.evaluations) >= settings.stop_at_return:
+            self.stopped = True
+
+    def _make_eval_env(self) -> bool:
+        settings = self.settings
+        try:
+            self._eval_env = make_env(
+                self.eval_source,
+                min(settings.eval_episodes, MAX_EVAL_ENVS) * self.agent.members,
+                seed=0,
+                vectorization="auto" if settings.vectorization == "envpool" else settings.vectorization,
+                env_kwargs=self.env_kwargs,
+                max_episode_steps=settings.max_episode_steps,
+            )
+        except UsageError as error:
+            self._no_evaluation = True
+            self.note(f"not evaluating: {error} (or pass eval_env)")
+            return False
+        return True
+
+    def _show_episode(self) -> None:
+        """Play one episode of every member in a window."""
+        window = make_env(self.eval_source, self.agent.members, env_kwargs=self.env_kwargs, render_mode="human")
+        try:
+            evaluate_members(self.agent, window, 1, seed=stream_seed(self.settings.seed, "evaluation") % 2**31)
+        finally:
+            window.close()
+
+    def finish(self) -> None:
+        """Write the summary and the curve of a finished run."""
+        if self.directory is None:
+            return
+        self.directory.write_json("summary.json", self.summary())
+        from steepest.runs.plots import plot_curve
+
+        try:
+            plot_curve(self.directory.path)
+        except UsageError as error:  # nothing to draw, such as a run in which no episode ended
+            self.note(f"no curve was drawn: {error}")
+
+    def summary(self) -> dict[str, Any]:
+        """How the run ended: steps, time, speed, and the last evaluation of every seed."""
+        return {
+            "algorithm": self.agent.algorithm,
+            "env": self.name,
+            "seeds": list(self.agent.seeds),
+            "steps": self.steps.tolist(),
+            "wall_seconds": round(self.wall_seconds, 3),
+            "steps_per_second": round(float(self.steps.sum()) / max(self.wall_seconds, 1e-9), 1),
+            "stopped_at_return": self.stopped,
+            "evaluation_step": self.evaluated_at if self.evaluations else None,
+            "evaluation": [e.summary() for e in self.evaluations],
+        }
+
+    def save_interrupted(self) -> Path | None:
+        """Save the agent as it is, off the schedule: usable, while ``resume`` goes on from the last checkpoint."""
+        if self.store is None:
+            return None
+        return self.store.save_interrupted(int(self.steps.max()), self.agent.tensors(), self._metadata())
+
+
+MAX_EVAL_ENVS = 100
+"""Evaluation plays at most this many environments at once, per member."""
+
+
+def _atari_options(settings: RunConfig) -> AtariOptions | None:
+    """None unless asked for, since only Atari games take them."""
+    if not (settings.reward_clip or settings.life_loss):
+        return None
+    return AtariOptions(clip_reward=settings.reward_clip, life_loss_terminates=settings.life_loss)
+
+
+def _crosses(before: int, after: int, every: int) -> bool:
+    return every > 0 and after // every > before // every
+
+
+def _mean_row(rows: list[Row]) -> Row:
+    """Means over members, of the figures that all of them have."""
+    if len(rows) == 1:
+        return rows[0]
+    shared = [k for k in rows[0] if all(k in row for row in rows) and k != "seed"]
+    mean = {k: float(np.mean([row[k] for row in rows])) for k in shared}
+    return {**mean, "step": int(mean["step"])}
+
+
+def _name_of(env: Any) -> str:
+    spec = getattr(env, "spec", None)
+    if spec is not None:
+        return str(spec.id)
+    return getattr(env, "__name__", type(env).__name__)
+
+
+def config_from_json(agent_class: type[Agent], data: dict[str, Any]) -> PolicyConfig:
+    return agent_class.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def resolve_options(
+    agent_class: type[Agent], env_name: str, options: dict[str, Any], base: PolicyConfig | None = None
+) -> tuple[RunConfig, PolicyConfig]:
+    """Split options into run settings and algorithm config, over the preset of the environment's family."""
+    run_fields = {f.name for f in dataclasses.fields(RunConfig)}
+    config_fields = {f.name for f in dataclasses.fields(agent_class.Config)}
+    for name in options:
+        if name not in run_fields | config_fields:
+            near = difflib.get_close_matches(name, sorted(run_fields | config_fields), n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"{agent_class.algorithm} has no option {name!r}{hint}")
+    merged = {**preset(agent_class.algorithm, env_name), **(dataclasses.asdict(base) if base else {}), **options}
+    try:
+        settings = RunConfig(**{k: v for k, v in merged.items() if k in run_fields})
+        config = agent_class.Config(**{k: v for k, v in merged.items() if k in config_fields})
+    except TypeError as error:
+        raise UsageError(f"an option has the wrong type: {error}") from error
+    return settings, config
+
+
+def resolve_settings(
+    settings: RunConfig, agent_class: type[Agent], config: PolicyConfig, env: Any, note: Callable[[str], None]
+) -> RunConfig:
+    """Decide everything that is left to ``auto``, once: the decisions are saved and a resumed run repeats them."""
+    images = any(f.kind == "image" for f in env.obs_spec.fields)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if images and torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
+    rows, gradient_steps = agent_class.planned_work(config, settings.total_steps, settings.num_envs)
+    threads = settings.threads
+    if threads is None:
+        # Below a few hundred rows a step is bound by its calls, and a second thread only costs synchronisation.
+        threads = torch.get_num_threads() if images or rows * settings.seeds >= 512 else 1
+    choice = settings.compile
+    if choice == "auto":
+        acting = settings.total_steps / settings.num_envs
+        saved = settings.seeds * (gradient_steps * GRADIENT_SECONDS_SAVED + acting * ACTING_SECONDS_SAVED)
+        choice = "on" if saved > COMPILE_SECONDS and not images else "off"
+        why = f"saves about {saved:.0f} s, costs about {COMPILE_SECONDS:.0f} s"
+        note(f"compile: {choice} ({'images: convolutions dominate' if images else why})")
+    if choice == "on" and device == "cpu" and not has_compiler():
+        note("compile: off, since no C++ compiler was found (on Debian: apt install g++)")
+        choice = "off"
+    return dataclasses.replace(settings, device=device, threads=threads, compile=choice)
+
+
+GRADIENT_SECONDS_SAVED = 0.7e-3
+ACTING_SECONDS_SAVED = 0.1e-3
+COMPILE_SECONDS = 25.0
+"""Measured for 64-64 networks on two cores (docs/speed.md); only the order of magnitude matters."""
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))

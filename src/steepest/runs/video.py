@@ -1,0 +1,60 @@
+"""Recording what an environment renders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from steepest.errors import UsageError
+
+
+class Renders(Protocol):
+    """An environment batch that can show its first environment."""
+
+    def render(self) -> Any: ...
+    @property
+    def render_fps(self) -> float: ...
+
+
+class Recorder:
+    """Writes one frame per call into an .mp4 file, which appears under its name only when it is complete.
+
+    Raises:    UsageError if the video extra is not installed, the name does not end in .mp4, or nothing is rendered
+    """
+
+    def __init__(self, path: Path, env: Renders) -> None:
+        if path.suffix != ".mp4":
+            raise UsageError(f"the video file is {path}; expected a name ending in .mp4")
+        try:
+            import imageio.v2 as imageio
+            import imageio_ffmpeg  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        except ImportError as error:
+            raise UsageError('recording needs the video extra: pip install "steepest[video]"') from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.partial.mp4")
+        self.env = env
+        self.writer: Any = imageio.get_writer(self.partial, fps=env.render_fps, macro_block_size=1, codec="libx264")
+
+    def frame(self) -> None:
+        frame = self.env.render()
+        if frame is None:
+            raise UsageError("this environment renders no pictures (render_mode 'rgb_array')")
+        frame = np.asarray(frame, dtype=np.uint8)
+        # Video codecs want even sides.
+        self.writer.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.writer.close()
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink(missing_ok=True)

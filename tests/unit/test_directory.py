@@ -1,0 +1,223 @@
+"""One run, one folder, one writer."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from steepest.errors import RunError, UsageError
+from steepest.runs.directory import (
+    RunDirectory,
+    atomic_file,
+    environment_report,
+    read_json,
+    write_bytes_atomic,
+    write_text_atomic,
+)
+
+HOLD = """
+import sys
+from pathlib import Path
+from steepest.runs.directory import RunDirectory
+run = RunDirectory.create(Path(sys.argv[1]), "held")
+run.write_json("config.json", {})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_default_path_and_its_successors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for expected in ("ppo-ALE-Pong-v5-seed0", "ppo-ALE-Pong-v5-seed0-2", "ppo-ALE-Pong-v5-seed0-3"):
+        with RunDirectory.create(None, "ppo-ALE/Pong-v5-seed0") as run:
+            assert run.path == Path("runs") / expected
+    with RunDirectory.create(None, "../..") as run:
+        assert run.path == Path("runs/run")
+
+
+def test_files_of_a_run(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path / "deep" / "run", "x") as run:
+        paths = [
+            run.config_path,
+            run.metrics_path,
+            run.summary_path,
+            run.checkpoints_path,
+            run.curve_path,
+            run.tensorboard_path,
+        ]
+    names = ["config.json", "metrics.jsonl", "summary.json", "checkpoints", "curve.png", "tensorboard"]
+    assert paths == [tmp_path / "deep" / "run" / name for name in names]
+
+
+def test_an_explicit_path_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, "x") as run:
+        run.write_json("config.json", {"algorithm": "ppo"})
+    with pytest.raises(UsageError, match=r"already holds a run.*--resume"):
+        RunDirectory.create(tmp_path, "x")
+    with RunDirectory.open(tmp_path) as run:  # the refusal released its lock
+        assert run.read_json("config.json") == {"algorithm": "ppo"}
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with RunDirectory.create(tmp_path, "x") as run:
+        run.write_json("config.json", {})
+        write_bytes_atomic(run.checkpoints_path / "step-000000000001.safetensors", b"")
+    with RunDirectory.create(tmp_path, "x", overwrite=True) as run:
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.tex"]
+
+
+def test_paths_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        RunDirectory.create(tmp_path / "file", "x")
+    with pytest.raises(UsageError, match="cannot be made"):
+        RunDirectory.create(tmp_path / "file" / "below", "x")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UsageError, match="cannot be made"):
+        RunDirectory.create(None, "x")
+    with pytest.raises(UsageError, match=r"no run at .*does not exist"):
+        RunDirectory.open(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"no run at .*no config\.json"):
+        RunDirectory.open(tmp_path / "empty")
+
+
+def test_another_process_holds_the_lock(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=rf"in use by another process \(pid {process.pid} on "):
+            RunDirectory.open(tmp_path)
+        with pytest.raises(UsageError, match="in use"):
+            RunDirectory.create(tmp_path, "x", overwrite=True)
+        assert RunDirectory.open(tmp_path, lock=False).read_json("config.json") == {}
+        process.kill()
+    RunDirectory.open(tmp_path).close()  # a killed process holds nothing
+
+
+def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from steepest.runs.directory import RunDirectory\n"
+        "run = RunDirectory.create(Path(sys.argv[1]), 'x')\n"
+        "run.write_json('config.json', {})\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os.close(1)\n"
+        "    sys.stdin.read()\n"  # outlives its parent
+        "    os._exit(0)\n"
+        "print(child, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.wait()
+        os.kill(child, 0)  # still there
+        RunDirectory.open(tmp_path).close()
+
+
+def test_json_is_strict_and_written_whole(tmp_path: Path) -> None:
+    with RunDirectory.create(tmp_path, "x") as run:
+        path = run.write_json(
+            "summary.json", {"mean": float("nan"), "best": float("inf"), "sizes": (64, 64), "é": None}
+        )
+        assert "NaN" not in path.read_text(encoding="utf-8")
+        assert run.read_json("summary.json") == {"mean": None, "best": None, "sizes": [64, 64], "é": None}
+        with pytest.raises(TypeError):
+            run.write_json("summary.json", {"mean": object()})
+        assert run.read_json("summary.json")["sizes"] == [64, 64]
+        with pytest.raises(RunError, match="is missing"):
+            run.read_json("config.json")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(RunError, match="object was expected"):
+        read_json(tmp_path / "list.json")
+    (tmp_path / "torn.json").write_text('{"a": ')
+    with pytest.raises(RunError, match="cannot be read as JSON"):
+        read_json(tmp_path / "torn.json")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "could not write"), (errno.EDQUOT, "full")]
+)
+def test_a_refused_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text_atomic(path, "old")
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(RunError, match=message):
+        write_text_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text_atomic(path, "old")
+
+    def interrupted() -> None:
+        with atomic_file(path) as file:
+            file.write(b"half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_environment_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = environment_report()
+    assert report["packages"]["torch"].startswith("2.")
+    assert {"numpy", "gymnasium"} <= report["packages"].keys()
+    assert report["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert report["cpu_count"] >= 1
+    assert report["git"] is None
+
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a").write_text("1")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-qm", "one")
+    state = environment_report()["git"]
+    assert len(state["commit"]) == 40
+    assert state["dirty"] is False
+    (tmp_path / "a").write_text("2")
+    assert environment_report()["git"] == {"commit": state["commit"], "dirty": True}
+
+    monkeypatch.setenv("PATH", "")  # no git at all
+    assert environment_report()["git"] is None
+
+
+def test_environment_report_is_fast() -> None:
+    environment_report()
+    times: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        environment_report()
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.05
