@@ -45,7 +45,8 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 BASE := $(VENV)/.installed-base
 TEST := $(VENV)/.installed-test
 
-$(BIN)/python:
+# pip is the last thing that venv writes: an interrupted creation starts anew.
+$(BIN)/pip:
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then \
 	  for candidate in $(PYTHON_CANDIDATES); do \
@@ -77,12 +78,12 @@ $(BIN)/python:
 	echo "Creating $(VENV) with $$("$$python" -V)"; \
 	"$$python" -m venv --clear $(VENV)
 
-$(BASE): pyproject.toml constraints.txt | $(BIN)/python
+$(BASE): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing steepest with its pinned dependencies into $(VENV) (once; a few minutes, mostly PyTorch)"
 	@$(INSTALL) -e '.[$(USER_EXTRAS)]'
 	@touch $@
 
-$(TEST): pyproject.toml constraints.txt | $(BIN)/python
+$(TEST): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing steepest with every environment and the development tools into $(VENV) (once; a few minutes)"
 	@$(INSTALL) -e '.[$(TEST_EXTRAS)]'
 	@touch $(BASE) $@

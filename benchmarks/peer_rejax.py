@@ -1,8 +1,8 @@
 """rejax's PPO on gymnax's CartPole, timed as its users run it: one ``jax.jit(algorithm.train)`` for the whole loop.
 
 Compilation is timed apart (ahead-of-time ``lower().compile()``); the timed call then runs every environment step and
-every update. rejax would also evaluate 128 episodes at each evaluation point: the callback is replaced by one that returns
-zero and is called once, so that evaluation does not count against it.
+every update. rejax would also evaluate 128 episodes at each evaluation point: the callback is replaced by one that
+returns zero and is called once, so that evaluation does not count against it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -18,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.distributions import action_noise
+from steepest.distributions import Distribution, action_noise
 from steepest.environments.spaces import check_squash, convert_obs, flatten_mask, to_env_action
 from steepest.errors import UsageError
-from steepest.learner import Hyper, Layout, Learner, State, adam_state, module_call
+from steepest.learner import FunctionalModule, Hyper, Layout, Learner, State, adam_state, tree_map
 from steepest.networks import ActorCritic, NetworkFactory, Normalization, PolicyConfig, PolicyInput, PolicyOutput
 from steepest.types import (
     ActionSpec,
@@ -32,6 +33,12 @@ from steepest.types import (
     obs_spec_from_json,
     spec_to_json,
 )
+
+Actor = Callable[
+    [Obs, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    tuple[Tensor, Tensor | None],
+]
+"""(obs, noise, action_mask, episode_start, memory) -> (action, memory), see ``Agent.actor``."""
 
 VECTORS = ("params", "adam_mean", "adam_square")
 """State entries that are parameter-shaped vectors; they are saved under the parameters' names."""
@@ -76,11 +83,12 @@ class Agent(ABC):
         modules = [self._build(seed, network) for seed in seeds]
         self.module = modules[0].to(self.device)
         self.layout = Layout(self.module)
+        self.call = FunctionalModule(self.module, self.layout)
         self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
         self.state = self._initial_state(modules)
-        self._policy_step = self.learner.lift(self._act_function(deterministic=False))
-        self._evaluation_step = {
-            deterministic: self.learner.lift(self._act_function(deterministic), compile=False)
+        self._act = {
+            (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
+            for fused in (False, True)
             for deterministic in (False, True)
         }
 
@@ -131,9 +139,42 @@ class Agent(ABC):
 
     def forward(self, vector: Tensor, state: State, inputs: PolicyInput, with_value: bool = True) -> PolicyOutput:
         """Distribution, value and new memory for one member; pure."""
-        return module_call(self.module, self.layout, vector, state, inputs, normalization(state), with_value)
+        return self.call(vector, state, inputs, normalization(state), with_value)
 
-    def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def actor(self, *, deterministic: bool = False, fused: bool = False) -> Actor:
+        """The policy as it is now, ready to act until the next update.
+
+        Args:      deterministic: the mode of the distribution instead of a draw; fused: act in the learner's mode,
+                   compiled if it is, which pays off from about 64 environments on
+        Returns:   a function of (obs, noise, action_mask, episode_start, memory), all with leading axes (M, N), that
+                   gives actions as the policy draws them and the new memory
+        """
+        state = {k: v for k, v in self.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))}
+        if fused or self.members > 1:
+            lifted = self._act[fused, deterministic]
+
+            def act_together(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+                action, *memory = lifted(state, *arguments, None)
+                return action, memory[0] if memory else None
+
+            return act_together
+        # Alone and eager, the parameters are put into the module once instead of on every call.
+        one = tree_map(_first, state)
+        module = self.call.bind(one["params"], one)
+        statistics = normalization(one)
+
+        def forward(inputs: PolicyInput) -> PolicyOutput:
+            return module(inputs, statistics, False)
+
+        def act(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+            action, memory = _act(forward, *tree_map(_first, arguments))
+            return action.unsqueeze(0), None if memory is None else memory.unsqueeze(0)
+
+        return act
+
+    def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, ...]]:
+        """Acting as a pure function of one member's state."""
+
         def act(
             state: State,
             obs: Obs,
@@ -142,43 +183,13 @@ class Agent(ABC):
             start: Tensor | None,
             memory: Tensor | None,
             hyper: None,
-        ) -> tuple[Tensor, Tensor | None]:
-            if memory is not None and start is not None:
-                obs = {k: x.unsqueeze(0) for k, x in obs.items()}
-                mask = None if mask is None else mask.unsqueeze(0)
-                start = start.unsqueeze(0)
-            valid = None if start is None else torch.ones_like(start)
-            output = self.forward(state["params"], state, PolicyInput(obs, mask, start, valid, memory), False)
-            if deterministic:
-                action = output.distribution.mode()
-            else:
-                assert noise is not None
-                action = output.distribution.sample(noise)
-            return (action if memory is None else action.squeeze(0)), output.memory
+        ) -> tuple[Tensor, ...]:
+            del hyper
+            forward = partial(self.forward, state["params"], state, with_value=False)
+            action, memory = _act(forward, obs, noise, mask, start, memory)
+            return (action,) if memory is None else (action, memory)  # vmap returns tensors only
 
         return act
-
-    def acting_state(self) -> State:
-        """The part of the state that acting reads (what is not passed is not copied, guarded or traced)."""
-        return {k: v for k, v in self.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))}
-
-    def policy_step(
-        self, state: State, obs: Obs, noise: Tensor, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Actions (M, N, ...) as the policy draws them, and the new memory; the hot path of training."""
-        return self._policy_step(state, obs, noise, mask, start, memory, None)
-
-    def evaluation_step(
-        self,
-        state: State,
-        obs: Obs,
-        noise: Tensor | None,
-        mask: Tensor | None,
-        start: Tensor | None,
-        memory: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same for any number of environments, never compiled; without noise, the mode of the distribution."""
-        return self._evaluation_step[noise is None](state, obs, noise, mask, start, memory, None)
 
     def draw_noise(self, leading: tuple[int, ...]) -> Tensor:
         """Action noise (T, M, N, ...) for leading = (T, N), every member's from its own generator."""
@@ -231,7 +242,7 @@ class Agent(ABC):
             start = torch.as_tensor(flags.copy())[None].to(self.device)
         noise = None if deterministic else self.draw_noise((1, n))[0]
         with torch.no_grad():
-            action, memory = self.evaluation_step(self.acting_state(), tensors, noise, mask, start, memory)
+            action, memory = self.actor(deterministic=deterministic)(tensors, noise, mask, start, memory)
         out = self.to_env(action[0].cpu().numpy())
         return (out[0] if single else out), memory
 
@@ -355,6 +366,32 @@ class Agent(ABC):
         return type(self).from_saved(
             tensors, {**self.metadata(), "seeds": [self.seeds[index]]}, network=network, device=self.device
         )
+
+
+def _act(
+    forward: Callable[[PolicyInput], PolicyOutput],
+    obs: Obs,
+    noise: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    memory: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One step of one member's policy (N, ...); a recurrent one sees it as a sequence of one. No noise: the mode."""
+    valid = None
+    if memory is not None and start is not None:
+        obs = {k: x.unsqueeze(0) for k, x in obs.items()}
+        mask = None if mask is None else mask.unsqueeze(0)
+        start = start.unsqueeze(0)
+        valid = torch.ones_like(start)
+    output = forward(PolicyInput(obs, mask, start, valid, memory))
+    policy = output.distribution
+    if memory is not None:
+        policy = cast(Distribution, tree_map(_first, policy))
+    return (policy.mode() if noise is None else policy.sample(noise)), output.memory
+
+
+def _first(x: Tensor) -> Tensor:
+    return x.squeeze(0)
 
 
 def stream_seed(seed: int, purpose: str) -> int:

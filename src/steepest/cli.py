@@ -9,10 +9,13 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import signal
 import sys
+import threading
+import warnings
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from steepest.errors import SteepestError, UsageError
 
@@ -88,9 +91,17 @@ def main(arguments: list[str] | None = None) -> int:
         terminated = True
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, on_terminate)
+    # Python lets only the main thread handle signals.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, on_terminate) if in_main_thread else None
+    show_warning = warnings.showwarning
+    warnings.showwarning = _show_warning
     try:
-        return _dispatch(argv)
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # how the option parser ends
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except UsageError as error:
         print(f"steepest: {error}", file=sys.stderr)
         return 2
@@ -100,11 +111,18 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"steepest: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
         return 143 if terminated else 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read our output has seen enough; what is left of it has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError as error:
+        print(f"steepest: out of memory{': ' if str(error) else ''}{error}", file=sys.stderr)
         return 1
     except Exception as error:
         if os.environ.get("STEEPEST_DEBUG"):
             raise
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            print(f"steepest: out of memory: {_first_line(error)}", file=sys.stderr)
+            return 1
         print(
             f"steepest: internal error, {type(error).__name__}: {error}\n"
             "This is a bug in steepest. Run again with STEEPEST_DEBUG=1 for the traceback, and report it.",
@@ -112,7 +130,19 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        warnings.showwarning = show_warning
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Warnings as one line, without the file and line of library code that mean nothing to the user."""
+    if not issubclass(category, DeprecationWarning):
+        print(f"steepest: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -147,12 +177,40 @@ def _pop(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def _parse(kind: type[Any], argv: list[str], prog: str, **defaults: Any) -> Any:
+def _parse(kind: type[Any], argv: list[str], prog: str) -> Any:
     """Options of a dataclass (or a dataclass of them) from the command line; exits with 2 on misuse."""
     import tyro
 
-    wrapped = tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)(kind)
-    return tyro.cli(wrapped, args=argv, prog=prog, **defaults)
+    return tyro.cli(tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind), args=_as_typed(argv), prog=prog)
+
+
+def _as_typed(argv: list[str]) -> list[str]:
+    """Two spellings that people expect: whole numbers as 1e6, and flags as ``--flag True`` beside ``--flag``."""
+    out: list[str] = []
+    for argument in argv:
+        flag = out[-1] if out else ""
+        if re.fullmatch(r"[0-9.]+[eE]\+?[0-9]{1,2}", argument) and float(argument).is_integer():
+            out.append(str(int(float(argument))))
+        elif argument in ("True", "False", "true", "false") and flag.startswith("--") and "=" not in flag:
+            out[-1] = flag if argument.lower() == "true" else f"--no-{flag[2:]}"
+        else:
+            out.append(argument)
+    return out
+
+
+def _with_positional(kind: type[Any], name: str, value: Any, what: str) -> type[Any]:
+    """A dataclass of one positional argument and the options of another dataclass."""
+    import tyro
+
+    positional = Annotated[value, tyro.conf.Positional, tyro.conf.arg(help=what)]
+    made = dataclasses.make_dataclass(
+        kind.__name__,
+        [(name, positional), ("options", kind, dataclasses.field(default=kind()))],
+        frozen=True,
+        kw_only=True,
+    )
+    made.__doc__ = kind.__doc__
+    return made
 
 
 def _train(argv: list[str]) -> int:
@@ -161,7 +219,7 @@ def _train(argv: list[str]) -> int:
         return _resume(Path(resumed), argv)
     if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
         if not set(argv) & {"-h", "--help"}:
-            raise UsageError(f"train needs an algorithm and an environment\n\n{USAGE}")
+            raise UsageError(f"train takes an algorithm and an environment, and options after them\n\n{USAGE}")
         print(USAGE, end="")
         return 0
     algorithm, env = argv[0], argv[1]
@@ -175,11 +233,12 @@ def _train(argv: list[str]) -> int:
 
     config_file = _pop(rest, "--config")
     from_file = {} if config_file is None else _read_config(Path(config_file))
+    output_default = _output_options(from_file)
     run_default, config_default = resolve_options(agent_class, env, from_file)
     options_type = dataclasses.make_dataclass(
         "TrainOptions",
         [
-            ("output", OutputOptions, dataclasses.field(default=OutputOptions())),
+            ("output", OutputOptions, dataclasses.field(default=output_default)),
             ("run", RunConfig, dataclasses.field(default=run_default)),
             ("config", agent_class.Config, dataclasses.field(default=config_default)),
         ],
@@ -191,9 +250,7 @@ def _train(argv: list[str]) -> int:
     given = {**_fields(parsed.run), **_fields(parsed.config)}
     output = cast(OutputOptions, parsed.output)
     out = "" if output.out is None else str(output.out)
-    run = drive(
-        lambda note: Run(algorithm, env, out=out, note=note, render=output.render, **given), quiet=output.quiet
-    )
+    run = drive(lambda note: Run(algorithm, env, out=out, note=note, render=output.render, **given), quiet=output.quiet)
     return _report(run)
 
 
@@ -201,7 +258,19 @@ def _fields(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
+def _output_options(options: dict[str, Any]) -> OutputOptions:
+    """Take the options of the command itself out of a config file's."""
+    given = {f.name: options.pop(f.name) for f in dataclasses.fields(OutputOptions) if f.name in options}
+    for name in ("quiet", "render"):
+        if not isinstance(given.get(name, False), bool):
+            raise UsageError(f"{name} is {given[name]!r}; expected true or false")
+    if given.get("out") is not None:
+        given["out"] = Path(str(given["out"]))
+    return OutputOptions(**given)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
+    """Options from a YAML file of them, or from the config.json of a run."""
     import yaml
 
     try:
@@ -210,10 +279,23 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"there is no config file {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {error}") from error
+    if data is None:
+        return {}
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds a {type(data).__name__}; expected options by name, such as 'seed: 1'")
     options = cast(dict[str, Any], data)
-    return {str(k).replace("-", "_"): tuple(v) if isinstance(v, list) else v for k, v in options.items()}  # pyright: ignore[reportUnknownArgumentType,reportUnknownVariableType]
+    if isinstance(options.get("run"), dict) and isinstance(options.get("config"), dict):
+        options = {**options["run"], **options["config"]}
+    return {str(k).replace("-", "_"): _yaml_value(v) for k, v in options.items()}
+
+
+def _yaml_value(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as text, since it has no decimal point, and knows null but not none."""
+    if isinstance(value, list):
+        return tuple(_yaml_value(v) for v in cast(list[Any], value))
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
+        return float(value)
+    return None if value in ("none", "None") else value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,6 +309,11 @@ class ResumeOptions:
 
 
 def _resume(path: Path, argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-"):
+        raise UsageError(
+            f"--resume takes the algorithm, environment and settings from the run itself; leave out {' '.join(argv)} "
+            "(only --total-steps and --quiet can be given)"
+        )
     options: ResumeOptions = _parse(ResumeOptions, argv, "steepest train --resume RUN")
     from steepest.api import drive
     from steepest.runs.run import Run
@@ -257,25 +344,14 @@ def _report(run: Any) -> int:
     return 0
 
 
-def _positional(argv: list[str], what: str) -> list[str]:
-    """Leading arguments that are not options."""
-    taken: list[str] = []
-    while argv and not argv[0].startswith("-"):
-        taken.append(argv.pop(0))
-    if not taken and not set(argv) & {"-h", "--help"}:
-        raise UsageError(f"which {what}? Give the folder that `steepest train` reported")
-    return taken
-
-
 def _evaluate(argv: list[str]) -> int:
-    sources = _positional(argv, "run")
-    options: EvaluateOptions = _parse(EvaluateOptions, argv, "steepest evaluate RUN")
-    if len(sources) != 1:
-        raise UsageError(f"evaluate takes one run; got {len(sources)}: {' '.join(sources)}")
+    what = "The folder that `steepest train` reported, a checkpoint in it, or a saved agent."
+    parsed = _parse(_with_positional(EvaluateOptions, "run", Path, what), argv, "steepest evaluate")
+    options = cast(EvaluateOptions, parsed.options)
     from steepest.api import evaluate
 
     results = evaluate(
-        sources[0],
+        parsed.run,
         options.env,
         episodes=options.episodes,
         seed=options.seed,
@@ -299,13 +375,14 @@ def _evaluate(argv: list[str]) -> int:
 
 
 def _plot(argv: list[str]) -> int:
-    runs = _positional(argv, "runs")
-    options: PlotOptions = _parse(PlotOptions, argv, "steepest plot RUN...")
+    what = "Folders that `steepest train` reported."
+    parsed = _parse(_with_positional(PlotOptions, "runs", tuple[Path, ...], what), argv, "steepest plot")
+    options = cast(PlotOptions, parsed.options)
+    if not parsed.runs:
+        raise UsageError("which runs? Give the folders that `steepest train` reported")
     from steepest.runs.plots import plot_runs
 
-    path = plot_runs(
-        [Path(r) for r in runs], options.out, statistic=options.statistic, x=options.x, metric=options.metric
-    )
+    path = plot_runs(list(parsed.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
     print(path)
     return 0
 

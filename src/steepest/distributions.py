@@ -76,7 +76,8 @@ def floored_log_std(log_std: Float[Tensor, "*batch d"], min_std: float) -> Float
     """
     if min_std <= 0.0:
         raise ValueError(f"min_std is {min_std}; a policy must keep a positive standard deviation")
-    return 0.5 * torch.log(torch.exp(2.0 * log_std) + min_std**2)
+    # In logarithms throughout: std^2 itself overflows, and its gradient becomes nan, from a log_std of 44 in float32 on.
+    return 0.5 * torch.logaddexp(2.0 * log_std, torch.full_like(log_std, 2.0 * math.log(min_std)))
 
 
 class Categorical(NamedTuple):

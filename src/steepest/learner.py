@@ -152,10 +152,54 @@ def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
     return dict(zip(metrics, values, strict=True))
 
 
-def module_call(module: nn.Module, layout: Layout, vector: Tensor, state: State, *arguments: Any) -> Any:
-    """Call a module with the parameters of a vector and the buffers of a state."""
-    buffers = {key.removeprefix("buffers/"): value for key, value in state.items() if key.startswith("buffers/")}
-    return functional_call(module, {**layout.unflatten(vector), **buffers}, arguments)
+class FunctionalModule:
+    """A module called with the parameters of a vector and the buffers of a state, instead of its own.
+
+    ``torch.func.functional_call`` does this and is what the compiler understands; but it walks the module tree on every
+    call, which costs more than a small network's forward pass. In eager mode the owners of every tensor are looked up
+    once and their entries exchanged directly.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        self.module = module
+        self.layout = layout
+        first_name = {id(p): name for name, p in module.named_parameters()}
+        # A tied parameter has several owners, and each must see the replacement.
+        self.parameter_owners = [
+            (first_name[id(p)], owner.__dict__["_parameters"], key)
+            for owner in module.modules()
+            for key, p in owner.named_parameters(recurse=False, remove_duplicate=False)
+        ]
+        self.buffer_owners = [
+            (f"buffers/{prefix}{'.' if prefix else ''}{key}", owner.__dict__["_buffers"], key)
+            for prefix, owner in module.named_modules()
+            for key, _ in owner.named_buffers(recurse=False)
+        ]
+
+    def bind(self, vector: Tensor, state: State) -> nn.Module:
+        """The module itself with these tensors in it, until the next ``bind``."""
+        parameters = self.layout.unflatten(vector)
+        for name, owner, key in self.parameter_owners:
+            owner[key] = parameters[name]
+        for name, owner, key in self.buffer_owners:
+            owner[key] = state[name]
+        return self.module
+
+    def __call__(self, vector: Tensor, state: State, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            buffers = {key.removeprefix("buffers/"): state[key] for key, _, _ in self.buffer_owners}
+            return functional_call(self.module, {**self.layout.unflatten(vector), **buffers}, arguments)
+        parameters = self.layout.unflatten(vector)
+        new = [(owner, key, parameters[name]) for name, owner, key in self.parameter_owners]
+        new += [(owner, key, state[name]) for name, owner, key in self.buffer_owners]
+        old = [owner[key] for owner, key, _ in new]
+        try:
+            for owner, key, tensor in new:
+                owner[key] = tensor
+            return self.module(*arguments)
+        finally:
+            for (owner, key, _), tensor in zip(new, old, strict=True):
+                owner[key] = tensor
 
 
 class Learner:
@@ -210,7 +254,9 @@ class Lifted:
         return tree_map(lambda x: x.unsqueeze(0), function(*stripped, args[-1]))
 
     def _vmapped(self, function: Callable[..., Any], *args: Any) -> Any:
-        return vmap(function, in_dims=(*([0] * (len(args) - 1)), None))(*args)
+        # What is None (no mask, no memory) has no axis to map over.
+        axes = tree_map(lambda _: 0, args[:-1])
+        return vmap(function, in_dims=(*axes, None))(*args)
 
     def _looped(self, *args: Any) -> Any:
         function = self._with(autograd_gradient)

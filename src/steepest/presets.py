@@ -26,8 +26,9 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("ppo", "mujoco"): {
         "total_steps": 1_000_000,
-        "num_envs": 4,
-        "rollout_steps": 512,
+        "num_envs": 8,
+        "rollout_steps": 256,
+        "initial_std": 0.6,
         "epochs": 10,
         "minibatches": 32,
         "learning_rate": 3e-4,

@@ -13,6 +13,10 @@ from steepest.agent import Agent
 from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
 
+FUSED_ACTING = 64
+"""Environments per member from which a compiled policy is worth its call (measured, docs/speed.md)."""
+
+
 class Environments(Protocol):
     """What the collector needs of a batch of environments (``environments.make_env`` makes them)."""
 
@@ -96,7 +100,7 @@ class Collector:
         mask_rows = None if self.mask is None else self.mask.numpy()
         noise = agent.draw_noise((steps, agent.num_envs)).unbind(0)
         obs_rows = {k: self._members(x).unbind(0) for k, x in self.obs.items()}
-        state = agent.acting_state()
+        act = agent.actor(fused=agent.num_envs >= FUSED_ACTING)
         episodes: list[Episode] = []
         recurrent = self.memory is not None
         every = agent.config.sequence_length
@@ -115,7 +119,7 @@ class Collector:
                 if not on_host:
                     obs = {k: x.to(agent.device, non_blocking=True) for k, x in obs.items()}
                     mask = None if mask is None else mask.to(agent.device)
-                action, new_memory = agent.policy_step(state, obs, noise[t], mask, start, self.memory)
+                action, new_memory = act(obs, noise[t], mask, start, self.memory)
                 raw = action.numpy() if on_host else action.cpu().numpy()
                 raw = raw.reshape(action_rows[t].shape)
                 action_rows[t] = raw

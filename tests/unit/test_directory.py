@@ -114,10 +114,9 @@ def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
         "run.write_json('config.json', {})\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    os.close(1)\n"
+        "    print(os.getpid(), flush=True)\n"
         "    sys.stdin.read()\n"  # outlives its parent
         "    os._exit(0)\n"
-        "print(child, flush=True)\n"
         "os._exit(0)\n"
     )
     process = subprocess.Popen(

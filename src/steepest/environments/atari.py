@@ -165,12 +165,15 @@ def envpool_settings(options: AtariOptions) -> dict[str, Any]:
 
 def _start_button(env: Any, options: AtariOptions) -> int:
     """What is pressed when a life begins within a game."""
+    if not options.fire_reset:
+        return NOOP
     from ale_py import Action
 
-    actions = env.ale.getLegalActionSet() if options.full_action_space else None
-    if actions is None:
-        actions = env.ale.get_action_set() if hasattr(env.ale, "get_action_set") else env.ale.getMinimalActionSet()
-    return FIRE if options.fire_reset and len(actions) > 1 and int(actions[FIRE]) == int(Action.FIRE) else NOOP
+    if options.full_action_space:
+        return FIRE
+    ale = env.ale
+    actions = ale.get_action_set() if hasattr(ale, "get_action_set") else ale.getMinimalActionSet()
+    return FIRE if Action.FIRE in actions else NOOP
 
 
 class LivesAsEpisodes(gym.vector.VectorWrapper[Any, Any, Any]):

@@ -20,12 +20,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from steepest.environments.errors import EnvFailure
+from steepest.environments.errors import EnvFailure, missing_extra
 from steepest.environments.spaces import action_spec, convert_obs, flatten_mask, obs_spec
-from steepest.errors import UsageError
+from steepest.errors import SteepestError, UsageError
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -111,6 +112,8 @@ class EnvBatch:
         self._steps = 0
         try:
             raw, info = self._reset_all(seed)
+        except SteepestError:
+            raise
         except Exception as error:
             raise self._raised("reset", error) from error
         self._seeded = True
@@ -222,14 +225,17 @@ class EnvBatch:
                         given = bool(final_info.get(f"_{MASK}", np.ones(self.num_envs, dtype=np.bool_))[i])
                         source = source[i : i + 1] if given else None
                 if source is not None:
-                    mask[i] = flatten_mask(self.action_spec, source, np.ones(1, dtype=np.bool_))[0]
+                    mask[i] = self._flatten(source, np.ones(1, dtype=np.bool_), np.array([i]))[0]
         return obs, mask
 
     def render(self) -> NDArray[np.uint8]:
         """The first environment's picture, (height, width, 3)."""
         if self._venv.render_mode is None:
             raise UsageError(f'{self.name} was made without a render mode: pass render_mode="rgb_array".')
-        frames: Any = self._venv.render()
+        try:
+            frames: Any = self._venv.render()
+        except (ImportError, DependencyNotInstalled) as error:
+            raise missing_extra(f"{self.name}'s picture", error) from error
         if frames is None or frames[0] is None:
             raise UsageError(f"{self.name} returned no picture in render mode {self._venv.render_mode!r}.")
         return np.asarray(frames[0])
@@ -250,10 +256,9 @@ class EnvBatch:
             value = obs[key]
             if not _all_finite(value):
                 row = _first_bad(value)
-                where = f"field {key!r} of its observation" if self.obs_spec.is_dict else "observation"
-                raise self._failure(
-                    row if index is None else index, f"returned a {where} that is not finite: {_text(value[row])}"
-                )
+                field = f" (field {key!r})" if self.obs_spec.is_dict else ""
+                what = f"returned an observation{field} that is not finite: {_text(value[row])}"
+                raise self._failure(row if index is None else index, what)
         return obs
 
     def _check_reward(self, raw: Any) -> NDArray[np.float64]:
@@ -317,7 +322,7 @@ class EnvBatch:
         index = _culprit(self._venv.unwrapped, error)
         frames = traceback.extract_tb(error.__traceback__)
         sync = self._venv.unwrapped
-        if isinstance(sync, SyncVectorEnv) and any(frame.name == "concatenate" for frame in frames):
+        if isinstance(sync, SyncVectorEnv) and any("concatenate" in frame.name for frame in frames):
             # Joining the observations failed: one of them does not fit the space.
             for i, raw in enumerate(sync._env_obs):  # pyright: ignore[reportPrivateUsage]
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gymnasium.error import DependencyNotInstalled
+
 from steepest.errors import RunError, UsageError
 
 
@@ -19,3 +21,32 @@ class MissingExtra(UsageError, ImportError):
 
 class EnvFailure(RunError, RuntimeError):
     """An environment raised, or returned something its spaces do not allow."""
+
+
+_INSTALL = {
+    "mujoco": 'pip install "steepest[mujoco]"',
+    "Box2D": 'pip install "steepest[box2d]"',
+    "ale_py": 'pip install "steepest[atari]"',
+    "cv2": 'pip install "steepest[atari]"',
+    "envpool": 'pip install "steepest[envpool]"',
+    "pygame": 'pip install "steepest[video]"',
+    "jax": 'pip install "gymnasium[jax]"',
+}
+
+
+def missing_extra(name: str, error: ImportError | DependencyNotInstalled) -> MissingExtra:
+    """What to raise where ``name`` needs a package whose import raised ``error``."""
+    missing = _missing_module(error)
+    if missing is None:
+        return MissingExtra(f"{name} cannot be made: {error}")
+    line = _INSTALL.get(missing, f"pip install {missing}")
+    return MissingExtra(f"{name} needs {missing}, which is not installed. Run: {line}")
+
+
+def _missing_module(error: BaseException | None) -> str | None:
+    """The top-level package whose absence caused ``error``."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return error.name.partition(".")[0]
+        error = error.__cause__ or error.__context__
+    return None

@@ -19,7 +19,7 @@ from steepest.environments import atari as atari_games
 from steepest.environments.atari import AtariOptions
 from steepest.environments.batch import EnvBatch, check_seed
 from steepest.environments.envpool_batch import EnvPoolBatch, available_cores, import_envpool
-from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment
+from steepest.environments.errors import EnvFailure, UnknownEnvironment, missing_extra
 from steepest.errors import SteepestError, UsageError
 
 _T = TypeVar("_T")
@@ -31,16 +31,6 @@ VECTORIZATIONS = ("auto", "native", "sync", "async", "envpool")
 
 NATIVE_FROM = 4
 """From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
-
-_INSTALL = {
-    "mujoco": 'pip install "steepest[mujoco]"',
-    "Box2D": 'pip install "steepest[box2d]"',
-    "ale_py": 'pip install "steepest[atari]"',
-    "cv2": 'pip install "steepest[atari]"',
-    "envpool": 'pip install "steepest[envpool]"',
-    "pygame": 'pip install "steepest[video]"',
-    "jax": 'pip install "gymnasium[jax]"',
-}
 
 
 def make_env(
@@ -152,7 +142,8 @@ def find_spec(env_id: str) -> EnvSpec:
         else:
             atari_games.register()
     if name not in gym.registry:
-        raise UnknownEnvironment(_unknown(name, gym.registry))
+        hint = 'Those of a package need its name, "package:Id-v0", those of EnvPool vectorization="envpool".'
+        raise UnknownEnvironment(f"{_unknown(name, gym.registry)} {hint}")
     return gym.registry[name]
 
 
@@ -160,7 +151,7 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.6)]
     hint = f"The nearest names are {', '.join(near)}." if near else "No name comes near it."
-    return f'There is no environment {name!r}. {hint} Environments of a package need its name: "package:Id-v0".'
+    return f"There is no environment {name!r}. {hint}"
 
 
 def _registered(
@@ -273,13 +264,10 @@ def _factory_from(env: AnyEnv, num_envs: int) -> tuple[Callable[[], AnyEnv], str
     """A factory of environments like ``env``, from the spec that ``gym.make`` and the wrappers recorded."""
     cls = type(env.unwrapped).__name__
     advice = f"Pass a factory instead, such as lambda: {cls}(...)."
-    try:
-        spec = env.spec
-    except ValueError as error:
-        raise UsageError(f"{num_envs} environments cannot be made from one {cls}: {error} {advice}") from error
-    if spec is None:
+    spec = env.spec
+    if spec is None or any(wrapper.kwargs is None for wrapper in spec.additional_wrappers):
         raise UsageError(
-            f"{num_envs} environments cannot be made from one {cls} that gymnasium.make did not make. {advice}"
+            f"{num_envs} environments cannot be made from one {cls}: it does not record how it was made. {advice}"
         )
     return lambda: gym.make(spec, disable_env_checker=True), spec.id
 
@@ -325,26 +313,13 @@ def _construct(name: str, build: Callable[[], _T]) -> _T:
     except SteepestError:
         raise
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        missing = _missing_module(error)
-        if missing is None:
-            raise EnvFailure(f"{name} cannot be made: {error}") from error
-        line = _INSTALL.get(missing, f"pip install {missing}")
-        raise MissingExtra(f"{name} needs {missing}, which is not installed. Run: {line}") from error
+        raise missing_extra(name, error) from error
     except TypeError as error:
         if "unexpected keyword argument" in str(error) or "required positional argument" in str(error):
             raise UsageError(f"{name} does not take these arguments: {error}") from error
         raise EnvFailure(f"{name} cannot be made: TypeError: {error}") from error
     except Exception as error:
         raise EnvFailure(f"{name} cannot be made: {type(error).__name__}: {error}") from error
-
-
-def _missing_module(error: BaseException | None) -> str | None:
-    """The top-level package whose absence caused ``error``."""
-    while error is not None:
-        if isinstance(error, ModuleNotFoundError) and error.name:
-            return error.name.partition(".")[0]
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _refuse(condition: bool, message: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import types
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from steepest.errors import UsageError
 from steepest.networks import require
 
 Vectorization = Literal["auto", "native", "sync", "async", "envpool"]
@@ -63,3 +66,39 @@ class RunConfig:
         for name in ("threads", "max_episode_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
+
+
+def checked_options(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the fields of a config dataclass declare them: 1e6 becomes a whole number, a list a tuple.
+
+    Raises:    UsageError naming the option whose value has the wrong type, is no choice, or is not finite
+    """
+    hints = get_type_hints(kind)
+    return {name: _checked(name, value, hints[name]) for name, value in options.items()}
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        kinds = [k for k in get_args(hint) if k is not type(None)]
+        return None if value is None else _checked(name, value, kinds[0])
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if isinstance(value, bool) and "on" in choices:  # what YAML makes of on and off
+            value = "on" if value else "off"
+        require(value in choices, name, value, f"one of {', '.join(map(repr, choices))}")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{name} is {value!r}; expected a list, such as [64, 64]")
+        return tuple(_checked(name, item, get_args(hint)[0]) for item in value)
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars
+        value = value.item()
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        require(number and math.isfinite(value) and int(value) == value, name, value, "a whole number")
+        return int(value)
+    if hint is float:
+        require(number and math.isfinite(value), name, value, "a finite number")
+        return float(value)
+    require(isinstance(value, hint), name, value, f"a {hint.__name__}" if hint is not bool else "True or False")
+    return value

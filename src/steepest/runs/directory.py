@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,6 +141,9 @@ def _explain_write_failure(path: Path, error: OSError) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _held_locks: set[int] = set()
+
+_LOCK_PATIENCE = 0.5
+"""Seconds to wait for a lock: a run just killed holds its own until the system has taken it down."""
 
 
 def _close_locks_in_child() -> None:
@@ -323,16 +327,22 @@ def _lock_folder(path: Path) -> int:
         raise UsageError(
             f"cannot write in {path}: {error.strerror}. Choose another output directory with --out."
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise UsageError(
-            f"{path} is in use by another process ({owner}). Wait for it to end, or choose another --out."
-        ) from error
-    except OSError:
-        pass  # this file system has no locks: better to train unlocked than not at all
+    give_up = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() < give_up:
+                time.sleep(0.02)
+                continue
+            owner = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+            os.close(descriptor)
+            raise UsageError(
+                f"{path} is in use by another process ({owner}). Wait for it to end, or choose another --out."
+            ) from error
+        except OSError:
+            pass  # this file system has no locks: better to train unlocked than not at all
+        break
     with suppress(OSError):  # the pid is a courtesy; a full disk shows itself at the first real write
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -80,7 +80,7 @@ def evaluate_members(
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
     waiting = np.zeros(env.num_envs, dtype=np.bool_)
-    state = agent.acting_state()
+    act = agent.actor(deterministic=deterministic)
 
     def tensor(x: NDArray[Any]) -> torch.Tensor:
         return torch.as_tensor(np.array(x)).view(members, n, *x.shape[1:]).to(agent.device)
@@ -92,8 +92,7 @@ def evaluate_members(
             noise = None
             if not deterministic:
                 noise = action_noise(agent.action_spec, (members, n), generator).to(agent.device)
-            action, new_memory = agent.evaluation_step(
-                state,
+            action, new_memory = act(
                 {k: tensor(v) for k, v in obs.items()},
                 noise,
                 None if mask is None else tensor(mask),

@@ -29,8 +29,8 @@ class MetricsLog:
     "train/return_mean", "eval/return_std", "health/approx_kl" or "time/steps_per_second".
 
     Args:      directory of the run;
-               resume_step, the step of the checkpoint that the run continues from: every row after it is dropped,
-               because it will be written again; None for a new run;
+               resume_step, the step of the checkpoint that the run continues from, or that of every seed: rows after
+               it are dropped, because they will be written again; None for a new run;
                seeds of all members: with several, each has its own TensorBoard folder and wandb prefix;
                tensorboard, whether to write TensorBoard events (``tensorboard/``, imported at the first row, 0.3 s);
                wandb, whether to log to Weights & Biases too
@@ -42,7 +42,7 @@ class MetricsLog:
         self,
         directory: Path,
         *,
-        resume_step: int | None = None,
+        resume_step: int | Mapping[int, int] | None = None,
         seeds: Sequence[int] = (),
         tensorboard: bool = True,
         wandb: bool = False,
@@ -143,16 +143,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _step_of(resume_step: int | Mapping[int, int], seed: int) -> int:
+    return resume_step if isinstance(resume_step, int) else resume_step[seed]
+
+
+def _drop_after(path: Path, resume_step: int | Mapping[int, int]) -> None:
     if path.exists():
-        kept = [row for row in read_metrics(path) if row["step"] <= step]
-        write_bytes_atomic(path, b"".join((json.dumps(row) + "\n").encode() for row in kept))
+        kept = [row for row in read_metrics(path) if row["step"] <= _step_of(resume_step, row["seed"])]
+        data = b"".join((json.dumps(row) + "\n").encode() for row in kept)
+        if data != path.read_bytes():
+            write_bytes_atomic(path, data)
 
 
 class _TensorBoard:
     """TensorBoard event files, written here and now: the queue and thread of EventFileWriter lose rows when killed."""
 
-    def __init__(self, folder: Path, resume_step: int | None, several: bool) -> None:
+    def __init__(self, folder: Path, resume_step: int | Mapping[int, int] | None, several: bool) -> None:
         self._folder = folder
         self._resume_step = resume_step
         self._several = several
@@ -188,9 +194,8 @@ class _TensorBoard:
             if self._resume_step is not None:
                 # TensorBoard discards all that it has read from this step on: it is about to come again.
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                self._append(
-                    file, event_pb2.Event(wall_time=time.time(), step=self._resume_step + 1, session_log=start)
-                )
+                step = _step_of(self._resume_step, seed) + 1
+                self._append(file, event_pb2.Event(wall_time=time.time(), step=step, session_log=start))
         return self._files[member]
 
     @staticmethod
@@ -211,7 +216,7 @@ def _import_wandb() -> Any:
 class _WeightsAndBiases:
     """One wandb run per run directory; its id is kept there, so that resuming continues the same one."""
 
-    def __init__(self, wandb: Any, directory: Path, resume_step: int | None, several: bool) -> None:
+    def __init__(self, wandb: Any, directory: Path, resume_step: int | Mapping[int, int] | None, several: bool) -> None:
         self._several = several
         id_file = directory / "wandb-id.txt"
         if resume_step is not None and id_file.exists():
@@ -219,8 +224,11 @@ class _WeightsAndBiases:
         else:
             identity = f"{directory.name}-{secrets.token_hex(4)}"
             write_text_atomic(id_file, identity + "\n")
-        self._run = wandb.init(project="steepest", name=directory.name, id=identity, resume="allow", dir=str(directory))
+        self._run: Any = wandb.init(
+            project="steepest", name=directory.name, id=identity, resume="allow", dir=str(directory)
+        )
         self._run.define_metric("*", step_metric="step")
+        self._finished = False
 
     def write(self, row: Mapping[str, Any]) -> None:
         prefix = f"seed-{row['seed']}/" if self._several else ""
@@ -228,6 +236,6 @@ class _WeightsAndBiases:
         self._run.log({"step": row["step"], "wall_seconds": row["wall_seconds"], **values})
 
     def close(self) -> None:
-        if self._run is not None:
+        if not self._finished:
+            self._finished = True
             self._run.finish()
-            self._run = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import shlex
 import shutil
 import sys
@@ -24,13 +25,13 @@ import torch
 from steepest.agent import Agent, stream_seed
 from steepest.algorithms import find
 from steepest.environments import AtariOptions, make_env
-from steepest.errors import RunError, UsageError
+from steepest.errors import RunError, SteepestError, UsageError
 from steepest.networks import NetworkFactory, PolicyConfig
 from steepest.presets import preset
 from steepest.rollout import Collector
 from steepest.runs.checkpoint import CheckpointStore
-from steepest.runs.config import RunConfig
-from steepest.runs.directory import RunDirectory, environment_report
+from steepest.runs.config import RunConfig, checked_options
+from steepest.runs.directory import RunDirectory, environment_report, finite_json
 from steepest.runs.evaluation import Evaluation, evaluate_members
 from steepest.runs.metrics import MetricsLog
 
@@ -78,12 +79,18 @@ class Run:
         settings, config = resolve_options(agent_class, name, options, None if agent is None else agent.config)
         self._start(agent_class, env, name, settings, config, network, eval_env, env_kwargs, note)
         self.render = render
-        if agent is not None:
-            self.agent.load_tensors(agent.tensors())
-        if out is not None:
-            label = f"{algorithm}-{name}-seed{settings.seed}"
-            self._open(RunDirectory.create(Path(out) if str(out) else None, label), resume_step=None)
-        self._restart_environments()
+        try:
+            if agent is not None:
+                self.agent.load_tensors(agent.tensors())
+            if out is not None:
+                label = f"{algorithm}-{name}-seed{settings.seed}"
+                self._create(Path(out) if str(out) else None, label)
+            self._restart_environments()
+            if agent is not None:
+                self._save_checkpoint()  # what the run starts from is in no file yet, and it has to be resumable
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def resume(
@@ -104,13 +111,13 @@ class Run:
         """
         directory = RunDirectory.open(Path(path))
         try:
-            saved = directory.read_json("config.json")
+            saved = _read_description(directory)
             if saved["env"] is None and env is None:
                 raise UsageError(f"{path} was trained on an environment made in Python; pass it again: env=...")
             if saved["custom_network"] and network is None:
                 raise UsageError(f"{path} was trained with a custom network; pass the same factory: network=...")
             agent_class = find(saved["algorithm"])
-            settings = RunConfig(**saved["run"])
+            settings = RunConfig(**checked_options(RunConfig, saved["run"]))
             if total_steps is not None:
                 settings = dataclasses.replace(settings, total_steps=total_steps)
             config = config_from_json(agent_class, saved["config"])
@@ -118,9 +125,13 @@ class Run:
             target = saved["env"] if env is None else env
             kwargs = saved["env_kwargs"]
             run._start(agent_class, target, saved["name"], settings, config, network, eval_env, kwargs, note)
-            run._open(directory, resume_step=0)
         except BaseException:
             directory.close()
+            raise
+        try:
+            run._reopen(directory, extended=total_steps is not None)
+        except BaseException:
+            run.close()
             raise
         return run
 
@@ -151,19 +162,23 @@ class Run:
             atari=_atari_options(settings),
             max_episode_steps=settings.max_episode_steps,
         )
-        self.settings = resolve_settings(settings, agent_class, config, self.env, self.note)
-        torch.set_num_threads(cast(int, self.settings.threads))
-        self.agent = agent_class(
-            config,
-            self.env.obs_spec,
-            self.env.action_spec,
-            num_envs=settings.num_envs,
-            seeds=seeds,
-            network=network,
-            compile=self.settings.compile == "on",
-            device=self.settings.device,
-            note=self.note,
-        )
+        try:
+            self.settings = resolve_settings(settings, agent_class, config, self.env, self.note)
+            torch.set_num_threads(cast(int, self.settings.threads))
+            self.agent = agent_class(
+                config,
+                self.env.obs_spec,
+                self.env.action_spec,
+                num_envs=settings.num_envs,
+                seeds=seeds,
+                network=network,
+                compile=self.settings.compile == "on",
+                device=self.settings.device,
+                note=self.note,
+            )
+        except BaseException:
+            self.env.close()
+            raise
         self.collector = Collector(self.env, self.agent, cast(Any, config).rollout_steps)
         members = len(seeds)
         self.steps = np.zeros(members, dtype=np.int64)
@@ -183,30 +198,73 @@ class Run:
 
     # Files
 
-    def _open(self, directory: RunDirectory, *, resume_step: int | None) -> None:
-        """Take a run's folder; with ``resume_step``, load its newest checkpoint."""
-        settings = self.settings
-        self.directory = directory
-        self.store = CheckpointStore(directory.checkpoints_path, settings.keep_checkpoints)
-        if resume_step is not None:
-            found = self.store.load_latest()
-            if found is None:
-                self.note("no checkpoint was saved yet; starting from the beginning")
-                self._restart_environments()
-            else:
-                path, tensors, metadata = found
-                self._load(tensors, metadata)
-                resume_step = int(self.steps.max())
-                self.note(f"resuming from {path.name}")
+    def _create(self, path: Path | None, label: str) -> None:
+        """Take a new folder for the run."""
+        if self.env_kwargs is not None:
+            try:
+                json.dumps(self.env_kwargs)
+            except (TypeError, ValueError) as error:
+                raise UsageError(
+                    f"env_kwargs cannot be saved with the run: {error}. Pass a factory of environments instead, such "
+                    "as lambda: gym.make(...)"
+                ) from error
+        directory = RunDirectory.create(path, label)
+        self._use(directory)
+        directory.write_json("config.json", self.description())
+        self._open_log(None)
+
+    def _reopen(self, directory: RunDirectory, *, extended: bool) -> None:
+        """Take an old run's folder and load its newest checkpoint."""
+        self._use(directory)
+        assert self.store is not None
+        found = self.store.load_latest()
+        if found is None:
+            self.note("no checkpoint was saved yet; starting from the beginning")
+            self._restart_environments()
         else:
-            directory.write_json("config.json", self.description())
+            path, tensors, metadata = found
+            try:
+                self._load(tensors, metadata)
+            except (KeyError, TypeError, ValueError) as error:
+                raise RunError(f"{path} was not saved by a run that can be resumed: {error!r}") from error
+        if extended:
+            self._extend()
+        self._open_log(dict(zip(self.agent.seeds, self.steps.tolist(), strict=True)))
+        if self.done:
+            self.note(f"{directory.path} is finished, at step {self.step:,}; --total-steps MORE trains further")
+        elif found is not None:
+            self.note(f"resuming from {found[0].name}")
+
+    def _extend(self) -> None:
+        """Take up another number of total steps, for good: the next resume must know it too."""
+        assert self.directory is not None
+        total = self.settings.total_steps
+        if total < self.step:
+            raise UsageError(f"total_steps is {total}, but the run has done {self.step} already")
+        if self.stopped and total > self.step:
+            target, self.stopped = self.settings.stop_at_return, False
+            self.settings = dataclasses.replace(self.settings, stop_at_return=None)
+            self.note(f"the run had stopped at its target, a return of {target}; going on without one")
+        saved = self.directory.read_json("config.json")
+        self.directory.write_json("config.json", {**saved, "run": dataclasses.asdict(self.settings)})
+
+    def _use(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.store = CheckpointStore(directory.checkpoints_path, self.settings.keep_checkpoints)
+
+    def _open_log(self, resume_step: dict[int, int] | None) -> None:
+        assert self.directory is not None
         self.log = MetricsLog(
-            directory.path,
+            self.directory.path,
             resume_step=resume_step,
             seeds=self.agent.seeds,
-            tensorboard=settings.tensorboard,
-            wandb=settings.wandb,
+            tensorboard=self.settings.tensorboard,
+            wandb=self.settings.wandb,
         )
+
+    def _save_checkpoint(self) -> None:
+        if self.store is not None:
+            self.store.save(int(self.steps.max()), self.agent.tensors(), self._metadata())
 
     def description(self) -> dict[str, Any]:
         """Everything that defines the run, as JSON."""
@@ -246,7 +304,6 @@ class Run:
         self.wall_seconds = metadata["wall_seconds"]
         self.evaluated_at = metadata["evaluated_at"]
         self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
-        # A run that had stopped at its target goes on only if there are steps left and it is asked to.
         self.stopped = metadata["stopped"]
         self._restart_environments()
 
@@ -286,10 +343,28 @@ class Run:
         """Train; yields the figures of every iteration (means over members). Leaving early is fine: iterate again."""
         while not self.done:
             yield self.iterate()
-        self.finish()
+        if not self._is_summed_up():
+            self.finish()
 
     def iterate(self) -> Row:
-        """One collect-and-update cycle, with whatever is due after it."""
+        """One collect-and-update cycle, with whatever is due after it.
+
+        Raises:    RunError, naming the last good checkpoint, if an environment fails or a figure becomes non-finite
+        """
+        try:
+            return self._iterate()
+        except RunError as error:
+            if self.store is None or getattr(error, "names_checkpoint", False):
+                raise
+            named = type(error)(f"{error} {self._last_good()}")
+            named.names_checkpoint = True  # pyright: ignore[reportAttributeAccessIssue]
+            raise named from error
+
+    def _last_good(self) -> str:
+        good = None if self.store is None else self.store.latest()
+        return f"The last good checkpoint is {good}." if good else "No checkpoint had been saved yet."
+
+    def _iterate(self) -> Row:
         began = time.perf_counter()
         before = self.step
         rollout, episodes = self.collector.collect()
@@ -313,8 +388,7 @@ class Run:
             for row in rows:
                 self.log.write(row)
         if last or _crosses(before, self.step, self._interval(self.settings.checkpoint_every)):
-            if self.store is not None:
-                self.store.save(int(self.steps.max()), self.agent.tensors(), self._metadata())
+            self._save_checkpoint()
             self._restart_environments()
         return _mean_row(rows)
 
@@ -337,14 +411,14 @@ class Run:
 
     def _check_finite(self, health: dict[str, Any]) -> None:
         bad = [k for k, v in health.items() if not np.isfinite(v).all()]
-        if not bad and bool(torch.isfinite(self.agent.state["params"]).all()):
+        # A user's own buffers may hold infinities, such as a mask to add to logits.
+        own = {k: v for k, v in self.agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
+        bad += [k for k, v in own.items() if not bool(torch.isfinite(v).all())]
+        if not bad:
             return
-        what = f"{', '.join(bad)} became non-finite" if bad else "parameters became non-finite"
-        good = None if self.store is None else self.store.latest()
-        where = f"the last good checkpoint is {good}" if good else "no checkpoint was saved before"
         raise RunError(
-            f"training stopped at step {self.step}: {what}; {where}. A smaller learning_rate, or normalize_obs and "
-            "normalize_reward, usually help."
+            f"training stopped at step {self.step}: {', '.join(bad)} became non-finite. A smaller learning_rate, or "
+            "normalize_obs and normalize_reward, usually help."
         )
 
     def _evaluate(self, rows: list[Row]) -> None:
@@ -391,24 +465,34 @@ class Run:
         return True
 
     def _show_episode(self) -> None:
-        """Play one episode of every member in a window."""
-        window = make_env(self.eval_source, self.agent.members, env_kwargs=self.env_kwargs, render_mode="human")
+        """Play one episode of every member in a window; without a screen, say so and train on."""
         try:
-            evaluate_members(self.agent, window, 1, seed=stream_seed(self.settings.seed, "evaluation") % 2**31)
-        finally:
-            window.close()
+            window = make_env(self.eval_source, self.agent.members, env_kwargs=self.env_kwargs, render_mode="human")
+            try:
+                evaluate_members(self.agent, window, 1, seed=stream_seed(self.settings.seed, "evaluation") % 2**31)
+            finally:
+                window.close()
+        except SteepestError as error:
+            self.render = False
+            self.note(f"not rendering: {error}")
+
+    def _is_summed_up(self) -> bool:
+        """Whether the run's folder holds the summary of this very state already."""
+        if self.directory is None or not self.directory.summary_path.exists():
+            return False
+        return self.directory.read_json("summary.json") == finite_json(self.summary())
 
     def finish(self) -> None:
-        """Write the summary and the curve of a finished run."""
+        """Write the curve and the summary of a finished run; the summary comes last, and so marks it complete."""
         if self.directory is None:
             return
-        self.directory.write_json("summary.json", self.summary())
         from steepest.runs.plots import plot_curve
 
         try:
             plot_curve(self.directory.path)
         except UsageError as error:  # nothing to draw, such as a run in which no episode ended
             self.note(f"no curve was drawn: {error}")
+        self.directory.write_json("summary.json", self.summary())
 
     def summary(self) -> dict[str, Any]:
         """How the run ended: steps, time, speed, and the last evaluation of every seed."""
@@ -463,7 +547,21 @@ def _name_of(env: Any) -> str:
 
 
 def config_from_json(agent_class: type[Agent], data: dict[str, Any]) -> PolicyConfig:
-    return agent_class.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    return agent_class.Config(**checked_options(agent_class.Config, data))
+
+
+def _read_description(directory: RunDirectory) -> dict[str, Any]:
+    """The config.json of a run. RunError if it is not what this version writes."""
+    saved = directory.read_json("config.json")
+    required = ("algorithm", "env", "name", "env_kwargs", "custom_network", "config", "run")
+    missing = [k for k in required if k not in saved]
+    if missing:
+        raise RunError(f"{directory.config_path} is not a run's: it has no {', '.join(missing)}")
+    known = {f.name for kind in (RunConfig, find(saved["algorithm"]).Config) for f in dataclasses.fields(kind)}
+    unknown = [k for k in (*saved["run"], *saved["config"]) if k not in known]
+    if unknown:
+        raise RunError(f"{directory.config_path} has options that this version does not know: {', '.join(unknown)}")
+    return saved
 
 
 def resolve_options(
@@ -478,12 +576,9 @@ def resolve_options(
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise UsageError(f"{agent_class.algorithm} has no option {name!r}{hint}")
     merged = {**preset(agent_class.algorithm, env_name), **(dataclasses.asdict(base) if base else {}), **options}
-    try:
-        settings = RunConfig(**{k: v for k, v in merged.items() if k in run_fields})
-        config = agent_class.Config(**{k: v for k, v in merged.items() if k in config_fields})
-    except TypeError as error:
-        raise UsageError(f"an option has the wrong type: {error}") from error
-    return settings, config
+    settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
+    config = checked_options(agent_class.Config, {k: v for k, v in merged.items() if k in config_fields})
+    return RunConfig(**settings), agent_class.Config(**config)
 
 
 def resolve_settings(

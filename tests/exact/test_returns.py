@@ -1,0 +1,80 @@
+"""GAE, the lambda-return and the reward-to-go against their defining sums, on ragged experience in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import F64, defining_gae, layered_mdp, ragged
+
+from steepest.returns import generalized_advantage, lambda_return, reward_to_go
+
+DISCOUNTS = [(1.0, 1.0), (0.9, 0.8), (0.99, 0.0), (0.0, 0.5), (0.7, 1.0)]
+
+
+@pytest.mark.parametrize("pauses", [(), (0,), (4, 5, 11), (22,)])
+@pytest.mark.parametrize(("gamma", "lam"), DISCOUNTS)
+def test_gae_equals_the_defining_sum(gamma: float, lam: float, pauses: tuple[int, ...]) -> None:
+    for seed in range(3):
+        data = ragged(seed, pauses=pauses)
+        assert data.terminated.any()
+        assert data.truncated.any()
+        assert not data.valid.all()
+        exact = defining_gae(*data, gamma, lam)
+        found = generalized_advantage(*data, gamma, lam)
+        torch.testing.assert_close(found[data.valid], exact[data.valid], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("pauses", [(), (4, 5, 11)])
+@pytest.mark.parametrize(("gamma", "lam"), DISCOUNTS)
+def test_lambda_return_recursion(gamma: float, lam: float, pauses: tuple[int, ...]) -> None:
+    """G_t = r_t + gamma (1 - terminated) [(1 - lambda_t) V(s_{t+1}) + lambda_t G_{t+1}] from the last row backwards."""
+    data = ragged(1, pauses=pauses)
+    steps, envs = data.reward.shape
+    found = lambda_return(*data, gamma, lam)
+    for n in range(envs):
+        following = None  # the return of the next decided step of the same episode
+        for t in reversed(range(steps)):
+            if not data.valid[t, n]:
+                continue
+            if data.terminated[t, n]:
+                rest = 0.0
+            elif data.truncated[t, n] or following is None:
+                rest = float(data.value[t + 1, n])
+            else:
+                rest = (1.0 - lam) * float(data.value[t + 1, n]) + lam * following
+            following = float(data.reward[t, n]) + gamma * rest
+            assert float(found[t, n]) == pytest.approx(following, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+def test_reward_to_go_is_the_discounted_sum(gamma: float) -> None:
+    """Without bootstrap (zero values), over every trajectory of an episodic process; bootstrap at truncation apart."""
+    mdp = layered_mdp(0, gamma)
+    paths = mdp.paths(torch.full((mdp.states, mdp.actions), 1.0 / mdp.actions, dtype=F64))
+    none = torch.zeros_like(paths.terminated)
+    zero = torch.zeros((mdp.horizon + 1, len(paths.probability)), dtype=F64)
+    found = reward_to_go(paths.reward, zero, paths.terminated, none, paths.valid, gamma)
+    for t in range(mdp.horizon):
+        exact = sum(gamma ** (k - t) * paths.reward[k] for k in range(t, mdp.horizon))
+        torch.testing.assert_close(found[t][paths.valid[t]], exact[paths.valid[t]], rtol=1e-10, atol=1e-10)
+    # A recording that stops after two steps is continued by gamma^2 V(s_2).
+    value = torch.randn(zero.shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    cut = none.clone()
+    cut[1] = paths.valid[1] & ~paths.terminated[1]
+    stopped = reward_to_go(paths.reward[:2], value[:3], paths.terminated[:2], cut[:2], paths.valid[:2], gamma)
+    exact = paths.reward[0] + gamma * paths.reward[1] + gamma**2 * value[2] * cut[1]
+    torch.testing.assert_close(stopped[0], exact, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_lambda_return_is_unbiased_where_the_value_is_exact(lam: float) -> None:
+    """E[G_0^lambda] over all trajectories is the value of the start, for every lambda."""
+    mdp = layered_mdp(2, 0.9)
+    policy = torch.softmax(torch.randn((mdp.states, 2), generator=torch.Generator().manual_seed(1), dtype=F64), -1)
+    paths = mdp.paths(policy)
+    value = mdp.values(policy)[paths.state]
+    none = torch.zeros_like(paths.terminated)
+    returns = lambda_return(paths.reward, value, paths.terminated, none, paths.valid, 0.9, lam)
+    assert float((paths.probability * returns[0]).sum()) == pytest.approx(float(mdp.objective(policy)), rel=1e-10)
+    advantage = generalized_advantage(paths.reward, value, paths.terminated, none, paths.valid, 0.9, lam)
+    assert float((paths.probability * advantage[0]).sum()) == pytest.approx(0.0, abs=1e-10)

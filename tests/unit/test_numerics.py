@@ -1,0 +1,131 @@
+"""Weighted statistics, running moments and linear recurrences against loops and NumPy, in float64."""
+
+from __future__ import annotations
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from helpers import F64
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import vmap
+
+from steepest.numerics import (
+    forward_recurrence,
+    merge_moments,
+    reverse_recurrence,
+    standardize,
+    weighted_mean,
+    weighted_variance,
+)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def weights(*shape: int, seed: int = 1) -> Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.6).to(F64)
+
+
+def test_weighted_mean_and_variance_are_those_of_the_selected() -> None:
+    x, w = rand(5, 7), weights(5, 7)
+    kept = x[w > 0]
+    assert float(weighted_mean(x, w)) == pytest.approx(float(kept.mean()), rel=1e-12)
+    assert float(weighted_variance(x, w)) == pytest.approx(float(kept.var(correction=0)), rel=1e-12)
+    assert weighted_mean(x, torch.zeros_like(x)) == 0.0
+    assert weighted_variance(x, torch.zeros_like(x)) == 0.0
+
+
+def test_standardize_ignores_what_has_no_weight() -> None:
+    x, w = 3.0 * rand(5, 7) + 2.0, weights(5, 7)
+    z = standardize(x, w)
+    kept = z[w > 0]
+    assert float(kept.mean()) == pytest.approx(0.0, abs=1e-12)
+    assert float(kept.std(correction=0)) == pytest.approx(1.0, abs=1e-7)
+    other = torch.where(w > 0, x, 1e6)
+    torch.testing.assert_close(standardize(other, w)[w > 0], kept, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_merge_moments_equals_the_moments_of_everything(shape: tuple[int, ...]) -> None:
+    """Three batches, far apart, some rows left out; started from nothing and compared with all rows at once."""
+    mean, variance, count = torch.zeros(shape, dtype=F64), torch.ones(shape, dtype=F64), torch.tensor(0.0, dtype=F64)
+    seen: list[Tensor] = []
+    for i, n in enumerate((5, 1, 40)):
+        x, w = 10.0 * i + (1.0 + i) * rand(n, *shape, seed=i), weights(n, seed=10 + i)
+        if n == 1:
+            w = torch.ones(1, dtype=F64)
+        mean, variance, count = merge_moments(mean, variance, count, x, w)
+        seen.append(x[w > 0])
+    everything = torch.cat(seen)
+    assert count == len(everything)
+    torch.testing.assert_close(mean, everything.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(variance, everything.var(0, correction=0), rtol=1e-12, atol=1e-12)
+
+
+def test_merge_moments_of_nothing_changes_nothing() -> None:
+    mean, variance, count = rand(3), rand(3).exp(), torch.tensor(0.0, dtype=F64)
+    for seen in (count, count + 4):
+        after = merge_moments(mean, variance, seen, rand(5, 3), torch.zeros(5, dtype=F64))
+        assert all(torch.equal(a, b) for a, b in zip(after, (mean, variance, seen), strict=True))
+
+
+def loop(x: Tensor, c: Tensor, initial: Tensor) -> Tensor:
+    rows, y = [], initial
+    for t in range(len(x)):
+        y = x[t] + c[t] * y
+        rows.append(y)
+    return torch.stack(rows)
+
+
+LENGTHS = [1, 2, 3, 4, 5, 8, 17, 64, 127]
+
+
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_reverse_recurrence_equals_the_loop(steps: int) -> None:
+    x, c = rand(steps, 3), 2.0 * torch.rand((steps, 3), generator=torch.Generator().manual_seed(5), dtype=F64) - 1.0
+    c[steps // 2] = 0.0
+    expected = loop(x.flip(0), c.flip(0), torch.zeros(3, dtype=F64)).flip(0)
+    torch.testing.assert_close(reverse_recurrence(x, c), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_forward_recurrence_equals_the_loop(steps: int) -> None:
+    x, c = rand(steps, 3), 2.0 * torch.rand((steps, 3), generator=torch.Generator().manual_seed(5), dtype=F64) - 1.0
+    initial = rand(3, seed=9)
+    torch.testing.assert_close(forward_recurrence(x, c, initial), loop(x, c, initial), rtol=1e-12, atol=1e-12)
+
+
+def test_recurrences_carry_gradient_and_vmap() -> None:
+    x, c = (rand(6, 2, seed=s).requires_grad_() for s in (0, 1))
+    torch.autograd.gradcheck(reverse_recurrence, (x, c))
+    torch.autograd.gradcheck(forward_recurrence, (x, c, rand(2).requires_grad_()))
+    xs, cs = rand(4, 6, 2), rand(4, 6, 2, seed=1)
+    together = vmap(reverse_recurrence)(xs, cs)
+    for m in range(4):
+        torch.testing.assert_close(together[m], reverse_recurrence(xs[m], cs[m]), rtol=1e-12, atol=1e-12)
+
+
+@given(st.integers(1, 200), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_reverse_recurrence_keeps_float32_accuracy(steps: int, seed: int) -> None:
+    """Against the sequential loop in float64, relative to the largest partial sum: 1e-5 in float32."""
+    g = np.random.default_rng(seed)
+    x, c = torch.from_numpy(g.normal(size=steps)), torch.from_numpy(g.uniform(0, 1, size=steps))
+    expected = loop(x.flip(0), c.flip(0), torch.zeros((), dtype=F64)).flip(0)
+    got = reverse_recurrence(x.float(), c.float()).double()
+    scale = float(loop(x.abs().flip(0), c.flip(0), torch.zeros((), dtype=F64)).max())
+    assert float((got - expected).abs().max()) < 1e-5 * max(scale, 1.0)
+
+
+@pytest.mark.parametrize("shapes", [((3,), (2,)), ((3, 1), (3,))])
+def test_a_wrong_shape_raises(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    if not hasattr(weighted_mean, "__wrapped__"):
+        pytest.skip("STEEPEST_TYPECHECK=0")
+    x, w = (torch.zeros(s) for s in shapes)
+    for function in (weighted_mean, weighted_variance, standardize, reverse_recurrence):
+        with pytest.raises(jaxtyping.TypeCheckError):
+            function(x, w)

@@ -1,0 +1,191 @@
+"""Returns and advantages: cases by hand, invariances, and wrong forms that must differ."""
+
+from __future__ import annotations
+
+import jaxtyping
+import pytest
+import torch
+from helpers import F64, Ragged, defining_gae, ragged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import vmap
+
+from steepest.numerics import reverse_recurrence
+from steepest.returns import generalized_advantage, lambda_return, reward_to_go, td_error
+
+
+@pytest.mark.parametrize(
+    ("reward", "value", "next_value", "terminated", "gamma", "expected"),
+    [
+        (1.0, 0.0, 0.0, False, 0.9, 1.0),
+        (1.0, 2.0, 0.0, False, 0.9, -1.0),  # minus V(s)
+        (1.0, 2.0, 10.0, False, 0.9, 8.0),  # plus gamma V(s')
+        (1.0, 2.0, 10.0, True, 0.9, -1.0),  # the process ended
+        (0.0, 0.0, 10.0, False, 0.5, 5.0),
+        (0.0, 0.0, 10.0, False, 0.0, 0.0),
+        (0.0, 0.0, float("nan"), True, 0.9, 0.0),  # what follows an end is not even looked at
+        (0.0, 0.0, float("inf"), True, 0.9, 0.0),
+    ],
+)
+def test_td_error_cases(
+    reward: float, value: float, next_value: float, terminated: bool, gamma: float, expected: float
+) -> None:
+    r, v, w = (torch.tensor([x], dtype=F64) for x in (reward, value, next_value))
+    assert float(td_error(r, v, w, torch.tensor([terminated]), gamma)) == pytest.approx(expected, abs=1e-12)
+    tensor = torch.tensor(gamma, dtype=F64)
+    assert float(td_error(r, v, w, torch.tensor([terminated]), tensor)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_td_error_carries_gradient_to_all_three() -> None:
+    x = [torch.randn(4, dtype=F64, generator=torch.Generator().manual_seed(s), requires_grad=True) for s in range(3)]
+    end = torch.tensor([False, True, False, False])
+    slopes = torch.autograd.grad(td_error(x[0], x[1], x[2], end, 0.9).sum(), x)
+    for slope, expected in zip(slopes, ([1.0] * 4, [-1.0] * 4, [0.9, 0.0, 0.9, 0.9]), strict=True):
+        torch.testing.assert_close(slope, torch.tensor(expected, dtype=F64))
+
+
+# Rows that decided nothing
+
+
+def insert_pause(data: Ragged, row: int) -> Ragged:
+    """A row at which nothing happens: no reward, no end, not valid, and the same observation (hence value) again."""
+
+    def put(x: Tensor, new: Tensor) -> Tensor:
+        return torch.cat([x[:row], new.unsqueeze(0), x[row:]])
+
+    none = torch.zeros_like(data.valid[0])
+    return Ragged(
+        put(data.reward, torch.zeros_like(data.reward[0])),
+        put(data.value, data.value[row]),
+        put(data.terminated, none),
+        put(data.truncated, none),
+        put(data.valid, none),
+    )
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.lists(st.integers(0, 12), min_size=1, max_size=3),
+    gamma=st.floats(0.0, 1.0),
+    lam=st.floats(0.0, 1.0),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_pause_row_changes_nothing(seed: int, rows: list[int], gamma: float, lam: float) -> None:
+    data = ragged(seed, steps=12, envs=3)
+    paused, keep = data, list(range(12))
+    for row in rows:
+        paused = insert_pause(paused, row)
+        keep = [k + (k >= row) for k in keep]
+    before = generalized_advantage(*data, gamma, lam)
+    after = generalized_advantage(*paused, gamma, lam)[keep]
+    torch.testing.assert_close(after[data.valid], before[data.valid], rtol=1e-10, atol=1e-10)
+
+
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.0, 1.0))
+@settings(max_examples=30, deadline=None)
+def test_lambda_zero_is_td_and_lambda_one_is_monte_carlo(seed: int, gamma: float) -> None:
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    td = data.reward + gamma * torch.where(data.terminated, 0.0, data.value[1:]) - data.value[:-1]
+    zero = generalized_advantage(*data, gamma, 0.0)
+    torch.testing.assert_close(zero[data.valid], td[data.valid], rtol=1e-12, atol=1e-12)
+    one = generalized_advantage(*data, gamma, 1.0) + data.value[:-1]
+    torch.testing.assert_close(one[data.valid], monte_carlo(data, gamma)[data.valid], rtol=1e-10, atol=1e-10)
+    assert torch.equal(lambda_return(*data, gamma, 1.0), reward_to_go(*data, gamma))
+
+
+def monte_carlo(data: Ragged, gamma: float) -> Tensor:
+    """The discounted sum to the episode's end, continued by the value where only the recording ends."""
+    steps, envs = data.reward.shape
+    out = torch.zeros((steps, envs), dtype=F64)
+    for n in range(envs):
+        for t in range(steps):
+            total, power = 0.0, 1.0
+            for k in range(t, steps):
+                if not data.valid[k, n]:
+                    continue
+                total += power * float(data.reward[k, n])
+                power *= gamma
+                if data.terminated[k, n] or data.truncated[k, n]:
+                    break
+            total += 0.0 if data.terminated[k, n] else power * float(data.value[k + 1, n])
+            out[t, n] = total
+    return out
+
+
+# Episodes do not leak
+
+
+def test_what_follows_an_end_does_not_matter() -> None:
+    data = ragged(3)
+    done = data.terminated | data.truncated
+    n = int(done.any(0).nonzero()[0])
+    end = int(done[:, n].nonzero()[0])
+    before = generalized_advantage(*data, 0.9, 0.8)
+    changed = data._replace(reward=data.reward.clone(), value=data.value.clone())
+    changed.reward[end + 1 :, n] += 100.0
+    changed.value[end + 2 :, n] += 100.0
+    after = generalized_advantage(*changed, 0.9, 0.8)
+    torch.testing.assert_close(after[: end + 1, n], before[: end + 1, n], rtol=0, atol=0)
+
+
+WRONG = {
+    "bootstrapping cut at truncation too": lambda d, g, l: wrong(d, g, l, d.terminated | d.truncated, True, True),
+    "bootstrapping through termination": lambda d, g, l: wrong(d, g, l, torch.zeros_like(d.terminated), True, True),
+    "running on across an episode's end": lambda d, g, l: wrong(d, g, l, d.terminated, False, True),
+    "invalid rows counted as steps": lambda d, g, l: wrong(d, g, l, d.terminated, True, False),
+}
+
+
+def wrong(d: Ragged, gamma: float, lam: float, no_bootstrap: Tensor, cut: bool, skip: bool) -> Tensor:
+    delta = d.reward + gamma * torch.where(no_bootstrap, 0.0, d.value[1:]) - d.value[:-1]
+    keep = gamma * lam * (~(d.terminated | d.truncated) if cut else torch.ones_like(d.valid)).to(F64)
+    if skip:
+        delta, keep = delta * d.valid, torch.where(d.valid, keep, 1.0)
+    return reverse_recurrence(delta, keep)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_forms_differ(name: str) -> None:
+    """The same code with one mistake is far from the defining sum; without a mistake it is the sum."""
+    data = ragged(0, pauses=(4, 9))
+    exact = defining_gae(*data, 0.9, 0.8)
+    right = wrong(data, 0.9, 0.8, data.terminated, True, True)
+    torch.testing.assert_close(right[data.valid], exact[data.valid], rtol=1e-10, atol=1e-10)
+    error = (WRONG[name](data, 0.9, 0.8) - exact)[data.valid].abs().max()
+    assert float(error) > 0.1
+
+
+# Transforms and shapes
+
+
+def test_vmap_equals_a_loop_and_gradients_flow() -> None:
+    data = [ragged(s, steps=7, envs=2) for s in range(3)]
+    stacked = [torch.stack(x) for x in zip(*data, strict=True)]
+    gamma = torch.tensor(0.9, dtype=F64)
+    together = vmap(lambda *x: generalized_advantage(*x, gamma, 0.8))(*stacked)
+    for m in range(3):
+        torch.testing.assert_close(together[m], generalized_advantage(*data[m], 0.9, 0.8), rtol=1e-12, atol=1e-12)
+    reward, value = data[0].reward.requires_grad_(), data[0].value.requires_grad_()
+    torch.autograd.gradcheck(lambda r, v: generalized_advantage(r, v, *data[0][2:], 0.9, 0.8), (reward, value))
+
+
+def test_values_need_one_row_more() -> None:
+    data = ragged(0)
+    with pytest.raises(ValueError, match="value has 23 rows for 23 rewards; it needs one more"):
+        generalized_advantage(data.reward, data.value[:-1], *data[2:], 0.9, 0.8)
+
+
+def test_a_wrong_shape_raises() -> None:
+    if not hasattr(generalized_advantage, "__wrapped__"):
+        pytest.skip("STEEPEST_TYPECHECK=0")
+    data = ragged(0)
+    wrong_arguments = [
+        data._replace(value=data.value[:, :1]),
+        data._replace(terminated=data.terminated[:-1]),
+        data._replace(valid=data.valid.to(F64)),
+        data._replace(truncated=data.truncated.T),
+    ]
+    for arguments in wrong_arguments:
+        with pytest.raises(jaxtyping.TypeCheckError):
+            generalized_advantage(*arguments, 0.9, 0.8)
