@@ -2,14 +2,16 @@
 
 The import hook wraps the pure modules with jaxtyping and beartype before anything imports them. A wrapped function
 cannot be traced whole by ``torch.compile``, so a test that compiles carries ``@pytest.mark.compiles``, for which the
-checks are switched off (jaxtyping reads the switch at every call). Nothing is checked in tests/integration and
-tests/learning, where compiling is the agent's choice. STEEPEST_TYPECHECK=0 leaves the hook out altogether.
+checks are switched off. Nothing is checked in tests/integration and tests/learning, where compiling is the agent's
+choice. STEEPEST_TYPECHECK=0 leaves the hook out altogether.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -32,5 +34,25 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     free = {"integration", "learning"} & {parent.name for parent in item.path.parents}
-    unchecked = bool(free) or item.get_closest_marker("compiles") is not None
-    jaxtyping.config.update("jaxtyping_disable", unchecked)
+    enforce(not free and item.get_closest_marker("compiles") is None)
+
+
+def enforce(on: bool) -> None:
+    """Switch the checks. A wrapped function looks at jaxtyping's switch, which the compiler can follow; the methods of
+    the distributions, which it cannot, are exchanged for the bare ones.
+    """
+    jaxtyping.config.update("jaxtyping_disable", not on)
+    if not ENFORCED:
+        return
+    from steepest import distributions
+
+    for _, owner in inspect.getmembers(distributions, inspect.isclass):
+        if owner.__module__ == distributions.__name__ and owner not in _METHODS:
+            methods = {k: v for k, v in vars(owner).items() if inspect.isfunction(v) and hasattr(v, "__wrapped__")}
+            _METHODS[owner] = {k: v for k, v in methods.items() if v.__module__ == distributions.__name__}
+    for owner, methods in _METHODS.items():
+        for name, method in methods.items():
+            setattr(owner, name, method if on else inspect.unwrap(method))
+
+
+_METHODS: dict[type, dict[str, Any]] = {}

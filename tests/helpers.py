@@ -291,6 +291,26 @@ def ragged(seed: int, steps: int = 23, envs: int = 6, pauses: tuple[int, ...] = 
     return Ragged(reward, value, terminated, truncated, valid)
 
 
+def synthetic_rollout(agent: Any, steps: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Rollout:
+    """Ragged experience (M, T, N) of a feed-forward agent that sees vectors and takes one discrete action."""
+    m, n = agent.members, agent.num_envs
+    g = torch.Generator().manual_seed(seed)
+    data = [ragged(seed + 1 + i, steps=steps, envs=n) for i in range(m)]
+    shape = agent.obs_spec.fields[0].shape
+    choices = agent.action_spec.sizes[0]
+    return Rollout(
+        obs={"obs": torch.randn((m, steps + 1, n, *shape), generator=g, dtype=F64).to(dtype)},
+        action=torch.randint(0, choices, (m, steps, n), generator=g),
+        reward=torch.stack([d.reward for d in data]).to(dtype),
+        terminated=torch.stack([d.terminated for d in data]),
+        truncated=torch.stack([d.truncated for d in data]),
+        valid=torch.stack([d.valid for d in data]),
+        episode_step=torch.zeros((m, steps + 1, n), dtype=torch.int64),
+        action_mask=None,
+        memory=None,
+    )
+
+
 # Environments whose every observation is known in advance
 
 

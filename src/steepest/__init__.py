@@ -41,7 +41,21 @@ _HOME = {
     "Run": "steepest.runs.run",
 }
 
-__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Agent",
+    "Evaluation",
+    "Run",
+    "RunError",
+    "SteepestError",
+    "UsageError",
+    "evaluate",
+    "load",
+    "make_env",
+    "plot",
+    "resume",
+    "train",
+    "train_seeds",
+]
 
 
 def __getattr__(name: str) -> Any:

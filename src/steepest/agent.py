@@ -225,11 +225,16 @@ class Agent(ABC):
         """
         if self.members != 1:
             raise UsageError(f"this agent holds {self.members} members; pick one with agent.member(i) to act with it")
+        if action_mask is None and isinstance(obs, Mapping):
+            action_mask = cast(Mapping[str, Any], obs).get("action_mask")
         single = not self._is_batched(obs)
-        batch = _add_axis(obs) if single else obs
-        first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch
-        n = len(cast(Any, first))
-        arrays = convert_obs(self.obs_spec, batch, n)
+        named = self.obs_spec.is_dict
+        batch = (_add_axis(obs) if named else np.asarray(obs)[None]) if single else obs
+        n = len(self._first_field(batch))
+        try:
+            arrays = convert_obs(self.obs_spec, batch, n)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"the observation does not fit this agent: {error}") from error
         tensors = {k: torch.as_tensor(np.array(v))[None].to(self.device) for k, v in arrays.items()}
         mask = None
         if action_mask is not None:
@@ -248,21 +253,31 @@ class Agent(ABC):
 
     def _is_batched(self, obs: Any) -> bool:
         """Whether an observation has a batch axis, from the rank of its first field."""
-        value = obs
+        value = self._first_field(obs)
         field = self.obs_spec.fields[0]
-        if isinstance(obs, Mapping):
-            for key in field.name.split("/"):
-                value = cast(Any, value)[key]
-        ndim = np.ndim(cast(Any, value))
+        ndim = np.ndim(value)
         scalar = field.kind == "discrete" and field.shape == ()
         expected = 0 if scalar else len(field.shape)
-        if field.kind == "image" and ndim == 2:  # a single grey frame without its channel axis
-            return False
+        if field.kind == "image" and field.shape[0] == 1 and ndim in (2, 3):  # grey frames may lack their channel axis
+            height_and_width = field.shape[1:]
+            return ndim == 3 and np.shape(value) not in ((1, *height_and_width), (*height_and_width, 1))
         if ndim not in (expected, expected + 1):
             raise UsageError(
-                f"the observation has shape {np.shape(cast(Any, value))}; this agent takes {field.shape} or a batch of them"
+                f"the observation has shape {np.shape(value)}; this agent takes {field.shape} or a batch of them"
             )
         return ndim == expected + 1
+
+    def _first_field(self, obs: Any) -> Any:
+        """The part of a raw observation that is the first field."""
+        name = self.obs_spec.fields[0].name
+        if not self.obs_spec.is_dict:
+            return obs
+        try:
+            for key in name.split("/"):
+                obs = obs[int(key)] if isinstance(obs, (tuple, list)) else obs[key]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UsageError(f"the observation has no field {name!r}; it is a {type(obs).__name__}") from error
+        return obs
 
     # Learning
 
@@ -302,7 +317,8 @@ class Agent(ABC):
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != shape:
                 raise UsageError(
-                    f"the saved agent does not fit: {name} is {'missing' if found is None else found}, expected {shape}. "
+                    f"the saved agent does not fit: {name} is {'missing' if found is None else found}, "
+                    f"expected {shape}. "
                     "Was it trained with another network, or another number of seeds?"
                 )
         for key in self.state:
@@ -343,8 +359,10 @@ class Agent(ABC):
     ) -> Self:
         """Rebuild an agent from what was saved."""
         if metadata["custom_network"] and network is None:
-            raise UsageError("this agent was trained with a custom network; pass the same factory: load(path, network=...)")
-        config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in metadata["config"].items()})
+            raise UsageError(
+                "this agent was trained with a custom network; pass the same factory: load(path, network=...)"
+            )
+        config = config_from_json(cls.Config, metadata["config"])
         agent = cls(
             config,
             obs_spec_from_json(metadata["obs_spec"]),
@@ -366,6 +384,12 @@ class Agent(ABC):
         return type(self).from_saved(
             tensors, {**self.metadata(), "seeds": [self.seeds[index]]}, network=network, device=self.device
         )
+
+
+def config_from_json(kind: type[PolicyConfig], data: dict[str, Any]) -> PolicyConfig:
+    """A config from its fields as JSON gives them back (tuples have become lists)."""
+    fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
+    return kind(**fields)
 
 
 def _act(

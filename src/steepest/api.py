@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from steepest.agent import Agent, stream_seed
 from steepest.algorithms import find
 from steepest.environments import make_env
-from steepest.errors import UsageError
+from steepest.errors import SteepestError, UsageError
 from steepest.networks import NetworkFactory
-from steepest.runs.checkpoint import CheckpointStore, load_tensors
+from steepest.runs.checkpoint import CheckpointError, CheckpointStore, load_tensors
 from steepest.runs.evaluation import Evaluation, evaluate_members
 from steepest.runs.plots import plot_runs
 from steepest.runs.progress import Progress
@@ -40,9 +41,13 @@ def drive(make_run: Callable[[Callable[[str], None]], Run], *, quiet: bool) -> R
                 for row in run:
                     progress.update({**row, "seed": seeds[0]})
             except KeyboardInterrupt:
-                path = run.save_interrupted()
-                if path is not None:
-                    progress.note(f"interrupted at step {run.step:,}; the agent as it was: {path}")
+                try:
+                    path = run.save_interrupted()
+                except SteepestError as error:
+                    progress.note(str(error))
+                else:
+                    if path is not None:
+                        progress.note(f"interrupted at step {run.step:,}; the agent as it was: {path}")
                 raise
     return run
 
@@ -132,7 +137,7 @@ def resume(
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
     run = drive(
         lambda note: Run.resume(
-            path, total_steps=total_steps, env=env, network=network, eval_env=eval_env, note=note
+            Path(path), total_steps=total_steps, env=env, network=network, eval_env=eval_env, note=note
         ),
         quiet=quiet,
     )
@@ -170,8 +175,14 @@ def load(
                factory of a custom network, again
     Raises:    UsageError if there is nothing there; CheckpointError if it is damaged or foreign
     """
-    tensors, metadata = load_tensors(saved_file(path, which))
-    return find(metadata["algorithm"]).from_saved(tensors, metadata, network=network, device=device)
+    file = saved_file(path, which)
+    tensors, metadata = load_tensors(file)
+    try:
+        return find(metadata["algorithm"]).from_saved(tensors, metadata, network=network, device=device)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} does not hold an agent that this version of steepest reads: {error!r}"
+        ) from error
 
 
 def evaluate(
@@ -219,13 +230,20 @@ def evaluate(
                 f"the agent does not fit {batch.name}: it was trained with observations {agent.obs_spec} and actions "
                 f"{agent.action_spec}; the environment has {batch.obs_spec} and {batch.action_spec}"
             )
-        arguments = {"seed": stream_seed(seed, "evaluation") % 2**31, "deterministic": deterministic}
+        play = partial(
+            evaluate_members,
+            agent,
+            batch,
+            episodes,
+            seed=stream_seed(seed, "evaluation") % 2**31,
+            deterministic=deterministic,
+        )
         if video is None:
-            return evaluate_members(agent, batch, episodes, **arguments)
+            return play()
         from steepest.runs.video import Recorder
 
         with Recorder(Path(video), batch) as recorder:
-            return evaluate_members(agent, batch, episodes, **arguments, on_step=recorder.frame)
+            return play(on_step=recorder.frame)
     finally:
         batch.close()
 

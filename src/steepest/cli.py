@@ -198,17 +198,12 @@ def _as_typed(argv: list[str]) -> list[str]:
     return out
 
 
-def _with_positional(kind: type[Any], name: str, value: Any, what: str) -> type[Any]:
-    """A dataclass of one positional argument and the options of another dataclass."""
+def _with_positional(kind: type[Any], name: str, value: Any, metavar: str, what: str) -> type[Any]:
+    """A dataclass of options with a positional argument before them."""
     import tyro
 
-    positional = Annotated[value, tyro.conf.Positional, tyro.conf.arg(help=what)]
-    made = dataclasses.make_dataclass(
-        kind.__name__,
-        [(name, positional), ("options", kind, dataclasses.field(default=kind()))],
-        frozen=True,
-        kw_only=True,
-    )
+    positional = Annotated[value, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help=what)]
+    made = dataclasses.make_dataclass(kind.__name__, [(name, positional)], bases=(kind,), frozen=True, kw_only=True)
     made.__doc__ = kind.__doc__
     return made
 
@@ -346,12 +341,11 @@ def _report(run: Any) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     what = "The folder that `steepest train` reported, a checkpoint in it, or a saved agent."
-    parsed = _parse(_with_positional(EvaluateOptions, "run", Path, what), argv, "steepest evaluate")
-    options = cast(EvaluateOptions, parsed.options)
+    options = _parse(_with_positional(EvaluateOptions, "run", Path, "RUN", what), argv, "steepest evaluate")
     from steepest.api import evaluate
 
     results = evaluate(
-        parsed.run,
+        options.run,
         options.env,
         episodes=options.episodes,
         seed=options.seed,
@@ -376,13 +370,12 @@ def _evaluate(argv: list[str]) -> int:
 
 def _plot(argv: list[str]) -> int:
     what = "Folders that `steepest train` reported."
-    parsed = _parse(_with_positional(PlotOptions, "runs", tuple[Path, ...], what), argv, "steepest plot")
-    options = cast(PlotOptions, parsed.options)
-    if not parsed.runs:
+    options = _parse(_with_positional(PlotOptions, "runs", tuple[Path, ...], "RUN...", what), argv, "steepest plot")
+    if not options.runs:
         raise UsageError("which runs? Give the folders that `steepest train` reported")
     from steepest.runs.plots import plot_runs
 
-    path = plot_runs(list(parsed.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
+    path = plot_runs(list(options.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
     print(path)
     return 0
 

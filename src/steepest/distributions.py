@@ -2,7 +2,8 @@
 
 Every distribution is a NamedTuple, hence a pytree that ``vmap`` and ``compile`` take as it is, and every method is a
 pure function of its fields. Randomness is an input: ``sample(noise)`` takes noise of the shape and kind that
-``action_noise`` draws from a generator, so nothing compiled ever draws. All leading axes broadcast; quantities are in nats.
+``action_noise`` draws from a generator, so nothing compiled ever draws. All leading axes broadcast; quantities are in
+nats.
 
 The notes require that a policy never becomes deterministic (section 1). The distributions themselves are exact; the
 floors are applied where a network's output becomes a distribution, by ``floored_log_probs`` and ``floored_log_std``.
@@ -76,7 +77,7 @@ def floored_log_std(log_std: Float[Tensor, "*batch d"], min_std: float) -> Float
     """
     if min_std <= 0.0:
         raise ValueError(f"min_std is {min_std}; a policy must keep a positive standard deviation")
-    # In logarithms throughout: std^2 itself overflows, and its gradient becomes nan, from a log_std of 44 in float32 on.
+    # In logarithms throughout: in float32 std^2 itself overflows from a log_std of 44 on, and its gradient is nan.
     return 0.5 * torch.logaddexp(2.0 * log_std, torch.full_like(log_std, 2.0 * math.log(min_std)))
 
 

@@ -38,7 +38,13 @@ once for the policy and once for the value function, unless the torso is shared.
 """
 
 Recurrence = Literal["none", "gru", "lstm"]
+Schedule = Literal["constant", "linear"]
 OBS_CLIP = 10.0
+
+
+def schedule_factor(schedule: Schedule, progress: float) -> float:
+    """What a scheduled quantity is multiplied by when a fraction ``progress`` of the run is over."""
+    return 1.0 - progress if schedule == "linear" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,8 @@ class PolicyInput(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
+    """What a policy answers."""
+
     distribution: Distribution
     value: Tensor | None  # (...) reward units
     memory: Tensor | None  # (B, K)
@@ -151,7 +159,10 @@ class MLP(nn.Sequential):
     def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], activation: str) -> None:
         layers: list[nn.Module] = []
         for width in hidden_sizes:
-            layers += [orthogonal(nn.Linear(inputs, width), math.sqrt(2)), nn.Tanh() if activation == "tanh" else nn.ReLU()]
+            layers += [
+                orthogonal(nn.Linear(inputs, width), math.sqrt(2)),
+                nn.Tanh() if activation == "tanh" else nn.ReLU(),
+            ]
             inputs = width
         super().__init__(*layers)
         self.output_size = inputs
@@ -184,8 +195,9 @@ class Torso(nn.Module):
     def __init__(self, spec: ObsSpec, hidden_sizes: tuple[int, ...], activation: str) -> None:
         super().__init__()
         self.spec = spec
-        self.images = nn.ModuleDict({_safe(f.name): NatureCNN(f.shape) for f in spec.fields if f.kind == "image"})
-        width = sum(cnn.output_size for cnn in self.images.values())  # pyright: ignore[reportGeneralTypeIssues,reportUnknownVariableType,reportUnknownMemberType]
+        images = {_safe(f.name): NatureCNN(f.shape) for f in spec.fields if f.kind == "image"}
+        self.images = nn.ModuleDict(images)
+        width = sum(cnn.output_size for cnn in images.values())
         for field in spec.fields:
             if field.kind == "vector":
                 width += math.prod(field.shape)
@@ -194,7 +206,7 @@ class Torso(nn.Module):
         if width == 0:
             raise ValueError("the observation space is empty")
         # ReLU is what convolutions are followed by throughout; vectors keep the configured activation.
-        self.mlp = MLP(width, hidden_sizes, "relu" if len(self.images) else activation)
+        self.mlp = MLP(width, hidden_sizes, "relu" if images else activation)
         self.output_size = self.mlp.output_size
 
     def forward(self, obs: Tensor | Obs) -> Tensor:
@@ -327,15 +339,18 @@ class ActorCritic(nn.Module):
         if not shared and (with_value or self.value_cell is not None):
             value_features = self._features(self.value_torso, obs, leading)
         if self.policy_cell is not None and self.value_cell is not None:
-            assert inputs.memory is not None and inputs.episode_start is not None and inputs.valid is not None
+            assert inputs.memory is not None
+            assert inputs.episode_start is not None
+            assert inputs.valid is not None
             size = self.policy_cell.memory_size
             flags = (inputs.episode_start, inputs.valid)
-            policy_features, memory = self.policy_cell(policy_features, *flags, inputs.memory[..., :size])
+            policy_features, policy_memory = self.policy_cell(policy_features, *flags, inputs.memory[..., :size])
             if shared:
-                value_features = policy_features
+                value_features, memory = policy_features, policy_memory
             else:
+                assert value_features is not None
                 value_features, value_memory = self.value_cell(value_features, *flags, inputs.memory[..., size:])
-                memory = torch.cat([memory, value_memory], dim=-1)
+                memory = torch.cat((policy_memory, value_memory), dim=-1)
         distribution = self._distribution(self.policy_head(policy_features), inputs.action_mask)
         value = self.value_head(value_features).squeeze(-1) if with_value else None
         return PolicyOutput(distribution, value, memory)
@@ -353,7 +368,8 @@ class ActorCritic(nn.Module):
         if config.squash == "tanh":
             return TanhGaussian(out, log_std.expand_as(out))
         if config.gaussian == "full":
-            return FullGaussian(out, torch.tril(self.tril, -1) + torch.diag(log_std.exp()))
+            scale_tril = torch.tril(self.tril, -1) + torch.diag(log_std.exp())
+            return FullGaussian(out, scale_tril.expand(*out.shape, out.shape[-1]))
         return DiagonalGaussian(out, log_std.expand_as(out))
 
 

@@ -152,6 +152,7 @@ def to_sequences(x: Tensor, length: int) -> Tensor:
 
 
 def obs_to_sequences(obs: Obs, length: int) -> Batch:
+    """The observations of the T decided steps, under keys that a batch can hold beside other things."""
     return {f"obs/{k}": to_sequences(x[:-1], length) for k, x in obs.items()}
 
 

@@ -8,21 +8,59 @@ from __future__ import annotations
 
 from typing import Any
 
-CLASSIC = ("CartPole", "Acrobot", "MountainCar-")
-BOX2D = ("LunarLander", "BipedalWalker")
 MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant-", "Humanoid", "Swimmer", "Reacher", "Pusher", "Inverted")
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("ppo", "classic"): {
-        "num_envs": 8,
+    ("ppo", "CartPole"): {
+        "num_envs": 32,
         "rollout_steps": 32,
-        "epochs": 20,
-        "minibatches": 1,
-        "learning_rate": 1e-3,
+        "epochs": 10,
+        "minibatches": 2,
+        "learning_rate": 2e-3,
         "learning_rate_schedule": "linear",
         "clip_schedule": "linear",
         "gamma": 0.98,
         "gae_lambda": 0.8,
+    },
+    ("ppo", "Acrobot"): {
+        "total_steps": 500_000,
+        "num_envs": 16,
+        "rollout_steps": 256,
+        "minibatches": 16,
+        "learning_rate": 1e-3,
+        "learning_rate_schedule": "linear",
+        "gae_lambda": 0.94,
+        "normalize_obs": True,
+    },
+    ("ppo", "MountainCar"): {
+        "total_steps": 1_000_000,
+        "num_envs": 16,
+        "rollout_steps": 128,
+        "learning_rate": 1e-3,
+        "gae_lambda": 0.98,
+        "normalize_obs": True,
+        "normalize_reward": True,
+    },
+    ("ppo", "Pendulum"): {
+        "total_steps": 200_000,
+        "num_envs": 8,
+        "rollout_steps": 256,
+        "epochs": 10,
+        "minibatches": 16,
+        "learning_rate": 1e-3,
+        "learning_rate_schedule": "linear",
+        "gamma": 0.9,
+        "normalize_reward": True,
+    },
+    ("ppo", "LunarLander"): {
+        "total_steps": 1_000_000,
+        "num_envs": 16,
+        "rollout_steps": 512,
+        "minibatches": 64,
+        "learning_rate_schedule": "linear",
+        "gamma": 0.999,
+        "gae_lambda": 0.98,
+        "entropy_coef": 0.01,
     },
     ("ppo", "mujoco"): {
         "total_steps": 1_000_000,
@@ -31,22 +69,37 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "initial_std": 0.6,
         "epochs": 10,
         "minibatches": 32,
-        "learning_rate": 3e-4,
         "learning_rate_schedule": "linear",
         "normalize_obs": True,
         "normalize_reward": True,
+    },
+    ("ppo", "atari"): {
+        "total_steps": 10_000_000,
+        "num_envs": 8,
+        "rollout_steps": 128,
+        "hidden_sizes": (512,),
+        "shared_torso": True,
+        "learning_rate": 2.5e-4,
+        "learning_rate_schedule": "linear",
+        "clip_epsilon": 0.1,
+        "entropy_coef": 0.01,
+        "reward_clip": True,
+    },
+    ("reinforce", "CartPole"): {
+        "total_steps": 500_000,
+        "num_envs": 32,
+        "rollout_steps": 64,
+        "learning_rate": 3e-3,
+        "learning_rate_schedule": "linear",
     },
 }
 
 
 def family(env_name: str) -> str:
-    """The family of an environment id: classic, box2d, mujoco, atari, or other."""
+    """The family of an environment id: mujoco, atari, or other."""
     if env_name.startswith("ALE/"):
         return "atari"
-    for name, prefixes in (("classic", CLASSIC), ("box2d", BOX2D), ("mujoco", MUJOCO)):
-        if env_name.startswith(prefixes):
-            return name
-    return "other"
+    return "mujoco" if env_name.startswith(MUJOCO) else "other"
 
 
 def preset(algorithm: str, env_name: str) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 All take (T, ...) rewards and flags and (T+1, ...) values in the transition convention of ``types.Rollout``: value[t+1]
 belongs to the true observation that followed step t, also where the episode ended there. Bootstrapping is cut by
-``terminated`` alone; the recursion is cut by ``terminated`` or ``truncated``; a row with ``valid`` 0 decided nothing and
-passes what comes after it through unchanged. Rewards and values share their unit; gamma and lambda have none.
+``terminated`` alone; the recursion is cut by ``terminated`` or ``truncated``; a row with ``valid`` 0 decided nothing
+and passes what comes after it through unchanged. Rewards and values share their unit; gamma and lambda have none.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def generalized_advantage(
     Verified:  tests/exact/test_returns.py::test_gae_equals_the_defining_sum
     """
     if value.shape[0] != reward.shape[0] + 1:
-        raise ValueError(f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards")
+        raise ValueError(
+            f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards"
+        )
     done = terminated | truncated
     delta = td_error(reward, value[:-1], value[1:], terminated, gamma)
     keep = (gamma * gae_lambda) * (~done).to(delta.dtype)
@@ -90,7 +92,7 @@ def reward_to_go(
 ) -> Float[Tensor, "t *shape"]:
     """Discounted sum of the rewards from step t to the end of the episode.
 
-    Equation:  G_t = sum_{t'=t}^{T-1} gamma^{t'-t} r_{t'} (+ gamma^{T-t} V(s_T) where the recording, not the process, stops)
+    Equation:  G_t = sum_{t'=t}^{T-1} gamma^{t'-t} r_{t'} (+ gamma^{T-t} V(s_T) where only the recording stops)
     Source:    notes 1.3, with the discount; pass zero values for a sum without bootstrap.
     Verified:  tests/exact/test_returns.py::test_reward_to_go_is_the_discounted_sum
     """

@@ -12,7 +12,6 @@ from torch import Tensor
 from steepest.agent import Agent
 from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
-
 FUSED_ACTING = 64
 """Environments per member from which a compiled policy is worth its call (measured, docs/speed.md)."""
 

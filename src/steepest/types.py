@@ -90,6 +90,7 @@ def spec_to_json(spec: ObsSpec | ActionSpec) -> dict[str, Any]:
 
 
 def obs_spec_from_json(data: dict[str, Any]) -> ObsSpec:
+    """The inverse of ``spec_to_json``."""
     fields = tuple(
         ObsField(f["name"], f["kind"], tuple(f["shape"]), f["dtype"], tuple(f["sizes"]), tuple(f["start"]))
         for f in data["fields"]
@@ -98,6 +99,7 @@ def obs_spec_from_json(data: dict[str, Any]) -> ObsSpec:
 
 
 def action_spec_from_json(data: dict[str, Any]) -> ActionSpec:
+    """The inverse of ``spec_to_json``."""
     return ActionSpec(
         data["kind"],
         tuple(data["shape"]),

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 from steepest.agent import Agent
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
 from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
-from steepest.networks import PolicyConfig, require
+from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
@@ -42,8 +42,6 @@ from steepest.on_policy import (
     update_observations,
 )
 from steepest.types import Rollout
-
-Schedule = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class PPOConfig(PolicyConfig):
     clip_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
     value_coef: float = 0.5
-    """Weight of the value loss; matters only where policy and value function share a torso or the gradient is clipped."""
+    """Weight of the value loss; matters where policy and value function share a torso or the gradient is clipped."""
     value_clip: float | None = None
     """Clip range of the value loss, none by default: Andrychowicz et al. 2021 found it harmful."""
     entropy_coef: float = 0.0
@@ -108,9 +106,10 @@ class PPO(Agent):
         self.sequences = sequences_per_rollout(
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
-        self._prepare = self.learner.lift(self.prepare, compile=self.sequence_length == 0)
+        # Once per rollout, these cost less than compiling them would.
+        self._prepare = self.learner.lift(self.prepare, compile=False)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
-        self._merge = self.learner.lift(update_observations)
+        self._merge = self.learner.lift(update_observations, compile=False)
 
     @classmethod
     def planned_work(cls, config: PPOConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
@@ -151,11 +150,11 @@ class PPO(Agent):
     def gradient_steps(
         self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
     ) -> tuple[State, Metrics]:
-        """One step of Adam for each row of indices (K, B); pure, one member. Unrolled, so that K steps cost one call."""
+        """One step of Adam for each row of indices (K, B), unrolled so that K steps cost one call; pure, one member."""
         totals: Metrics = {}
         for index in indices.unbind(0):
-            minibatch = gather(batch, index)
-            slope, (_, metrics) = gradient(lambda v, b=minibatch: self.loss(v, state, b, hyper), state["params"])
+            loss = partial(self.loss, state=state, batch=gather(batch, index), hyper=hyper)
+            slope, (_, metrics) = gradient(loss, state["params"])
             # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
             active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
             new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
@@ -166,12 +165,11 @@ class PPO(Agent):
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
-        remaining = 1.0 - progress
         hyper = self.hyper(
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
-            learning_rate=config.learning_rate * (remaining if config.learning_rate_schedule == "linear" else 1.0),
-            clip_epsilon=config.clip_epsilon * (remaining if config.clip_schedule == "linear" else 1.0),
+            learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
+            clip_epsilon=config.clip_epsilon * schedule_factor(config.clip_schedule, progress),
             value_coef=config.value_coef,
             entropy_coef=config.entropy_coef,
             max_gradient_norm=config.max_gradient_norm,

@@ -28,7 +28,7 @@ from torch import Tensor
 from steepest.agent import Agent
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
 from steepest.losses import score_function_loss, value_loss
-from steepest.networks import PolicyConfig, require
+from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
@@ -48,7 +48,9 @@ class REINFORCEConfig(PolicyConfig):
     rollout_steps: int = 128
     """Steps that every environment plays between updates (T)."""
     learning_rate: float = 1e-3
-    """Adam's step size."""
+    """Adam's step size at the start."""
+    learning_rate_schedule: Schedule = "constant"
+    """"linear" goes to 0 over the run."""
     gamma: float = 0.99
     """Discount factor."""
     value_coef: float = 0.5
@@ -80,9 +82,10 @@ class REINFORCE(Agent):
     def __init__(self, config: REINFORCEConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         sequences_per_rollout(self.num_envs, config.rollout_steps, self.sequence_length, 1)
-        self._prepare = self.learner.lift(self.prepare, compile=self.sequence_length == 0)
+        # Once per rollout, these cost less than compiling them would.
+        self._prepare = self.learner.lift(self.prepare, compile=False)
         self._step = self.learner.lift(self.gradient_step, differentiates=True)
-        self._merge = self.learner.lift(update_observations)
+        self._merge = self.learner.lift(update_observations, compile=False)
 
     @classmethod
     def planned_work(cls, config: REINFORCEConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
@@ -115,7 +118,9 @@ class REINFORCE(Agent):
 
     def gradient_step(self, gradient: Gradient, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
         """One step of Adam on the whole rollout; pure, one member."""
-        slope, (_, metrics) = gradient(lambda v: self.loss(v, state, all_sequences(batch), hyper), state["params"])
+        slope, (_, metrics) = gradient(
+            partial(self.loss, state=state, batch=all_sequences(batch), hyper=hyper), state["params"]
+        )
         state, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
         return state, {**metrics, "gradient_norm": norm}
 
@@ -124,7 +129,7 @@ class REINFORCE(Agent):
         hyper = self.hyper(
             gamma=config.gamma,
             trace_decay=1.0,  # lambda = 1 makes GAE the reward-to-go less the baseline
-            learning_rate=config.learning_rate,
+            learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
             value_coef=config.value_coef,
             entropy_coef=config.entropy_coef,
             max_gradient_norm=config.max_gradient_norm,

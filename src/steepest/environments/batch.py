@@ -240,6 +240,11 @@ class EnvBatch:
             raise UsageError(f"{self.name} returned no picture in render mode {self._venv.render_mode!r}.")
         return np.asarray(frames[0])
 
+    @property
+    def render_fps(self) -> float:
+        """Pictures per second at which a recording plays in real time."""
+        return float(self._venv.metadata.get("render_fps") or 30)
+
     def close(self) -> None:
         """Release processes, windows and memory. Further calls do nothing."""
         self._venv.close()

@@ -1,4 +1,7 @@
-"""Losses and objectives: pure functions of tensors, per sample and unreduced. `_loss` is minimised, `_objective` maximised."""
+"""Losses and objectives: pure functions of tensors, per sample and unreduced.
+
+A ``_loss`` is minimised, an ``_objective`` maximised.
+"""
 
 from steepest.losses.policy_gradient import score_function_loss
 from steepest.losses.trust_region import clipped_surrogate_loss, kl_estimate

@@ -28,13 +28,12 @@ def clipped_surrogate_loss(
         raise ValueError(f"clip_epsilon is {clip_epsilon}; it must be positive")
     advantage = advantage.detach()
     ratio = torch.exp(log_prob - old_log_prob.detach())
-    clipped = torch.minimum(torch.maximum(ratio, 1.0 - torch.as_tensor(clip_epsilon)), 1.0 + torch.as_tensor(clip_epsilon))
+    epsilon = torch.as_tensor(clip_epsilon, dtype=ratio.dtype)  # a bare as_tensor would round a number to float32
+    clipped = torch.minimum(torch.maximum(ratio, 1.0 - epsilon), 1.0 + epsilon)
     return -torch.minimum(ratio * advantage, clipped * advantage)
 
 
-def kl_estimate(
-    log_prob: Float[Tensor, "*#shape"], old_log_prob: Float[Tensor, "*#shape"]
-) -> Float[Tensor, "*shape"]:
+def kl_estimate(log_prob: Float[Tensor, "*#shape"], old_log_prob: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
     """Per-sample estimate of KL(old || new) from actions of the old policy: unbiased, never negative.
 
     Equation:  k3 = exp(x) - 1 - x,  x = log_prob - old_log_prob

@@ -35,6 +35,6 @@ def clipped_value_loss(
     Verified:  tests/exact/test_value.py::test_clipped_value_loss_by_cases
     """
     old_value = old_value.detach()
-    c = torch.as_tensor(clip_range)
+    c = torch.as_tensor(clip_range, dtype=value.dtype)  # a bare as_tensor would round a number to float32
     clipped = old_value + torch.minimum(torch.maximum(value - old_value, -c), c)
     return torch.maximum(value_loss(value, target), value_loss(clipped, target))

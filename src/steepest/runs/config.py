@@ -26,7 +26,8 @@ class RunConfig:
     seeds: int = 1
     """Train this many seeds (seed, seed + 1, ...) together, in one fused update."""
     vectorization: Vectorization = "auto"
-    """How environments are stepped together; auto takes the environment's own vector version if it has one, else sync."""
+    """How environments are stepped together; auto takes the environment's own vector version where there is one, else
+    sync."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks live; auto takes a GPU if there is one and the observations are images."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -22,7 +22,7 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 
-from steepest.agent import Agent, stream_seed
+from steepest.agent import Agent, config_from_json, stream_seed
 from steepest.algorithms import find
 from steepest.environments import AtariOptions, make_env
 from steepest.errors import RunError, SteepestError, UsageError
@@ -84,10 +84,8 @@ class Run:
                 self.agent.load_tensors(agent.tensors())
             if out is not None:
                 label = f"{algorithm}-{name}-seed{settings.seed}"
-                self._create(Path(out) if str(out) else None, label)
+                self._create(Path(out) if str(out) else None, label, continued=agent is not None)
             self._restart_environments()
-            if agent is not None:
-                self._save_checkpoint()  # what the run starts from is in no file yet, and it has to be resumable
         except BaseException:
             self.close()
             raise
@@ -120,7 +118,7 @@ class Run:
             settings = RunConfig(**checked_options(RunConfig, saved["run"]))
             if total_steps is not None:
                 settings = dataclasses.replace(settings, total_steps=total_steps)
-            config = config_from_json(agent_class, saved["config"])
+            config = config_from_json(agent_class.Config, saved["config"])
             run = cls.__new__(cls)
             target = saved["env"] if env is None else env
             kwargs = saved["env_kwargs"]
@@ -198,7 +196,7 @@ class Run:
 
     # Files
 
-    def _create(self, path: Path | None, label: str) -> None:
+    def _create(self, path: Path | None, label: str, *, continued: bool) -> None:
         """Take a new folder for the run."""
         if self.env_kwargs is not None:
             try:
@@ -210,8 +208,14 @@ class Run:
                 ) from error
         directory = RunDirectory.create(path, label)
         self._use(directory)
+        if continued:
+            self._save_checkpoint()  # what the run starts from is in no other file, and has to be there to resume
         directory.write_json("config.json", self.description())
-        self._open_log(None)
+        try:
+            self._open_log(None)
+        except UsageError:
+            directory.config_path.unlink()  # nothing has begun: the folder is free for another try
+            raise
 
     def _reopen(self, directory: RunDirectory, *, extended: bool) -> None:
         """Take an old run's folder and load its newest checkpoint."""
@@ -430,7 +434,10 @@ class Run:
             return
         began = time.perf_counter()
         self.evaluations = evaluate_members(
-            self.agent, self._eval_env, settings.eval_episodes, seed=stream_seed(settings.seed, "evaluation") % 2**31
+            self.agent,
+            cast(Any, self._eval_env),
+            settings.eval_episodes,
+            seed=stream_seed(settings.seed, "evaluation") % 2**31,
         )
         self.wall_seconds += time.perf_counter() - began
         self.evaluated_at = self.step
@@ -544,10 +551,6 @@ def _name_of(env: Any) -> str:
     if spec is not None:
         return str(spec.id)
     return getattr(env, "__name__", type(env).__name__)
-
-
-def config_from_json(agent_class: type[Agent], data: dict[str, Any]) -> PolicyConfig:
-    return agent_class.Config(**checked_options(agent_class.Config, data))
 
 
 def _read_description(directory: RunDirectory) -> dict[str, Any]:

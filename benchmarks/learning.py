@@ -1,0 +1,76 @@
+"""Learning results: train the listed cases on five seeds and keep every seed's final evaluation.
+
+    python benchmarks/learning.py [CASE ...] [--out runs/learning]
+
+A case that was interrupted goes on from its last checkpoint; one that is finished is only summarised again. Each result
+is benchmarks/results/learning-CASE.json: the command, the machine, the commit, and the final evaluation of every seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+CASES: dict[str, tuple[str, ...]] = {
+    "ppo-cartpole": ("ppo", "CartPole-v1", "--total-steps", "100000"),
+    "ppo-acrobot": ("ppo", "Acrobot-v1"),
+    "ppo-pendulum": ("ppo", "Pendulum-v1"),
+    "ppo-lunarlander": ("ppo", "LunarLander-v3"),
+    "ppo-halfcheetah": ("ppo", "HalfCheetah-v5"),
+    "ppo-hopper": ("ppo", "Hopper-v5"),
+    "ppo-walker2d": ("ppo", "Walker2d-v5"),
+    "reinforce-cartpole": ("reinforce", "CartPole-v1"),
+}
+
+
+def main() -> None:
+    """Run the cases that were asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    for case in options.cases:
+        if case not in CASES:
+            parser.error(f"no case {case!r}; there are {', '.join(CASES)}")
+    for case in options.cases:
+        run_case(case, options.out / case, options.seeds)
+
+
+def run_case(case: str, folder: Path, seeds: int) -> None:
+    """Train one case to its end and write its result."""
+    steepest = (sys.executable, "-m", "steepest.cli")
+    arguments = ("train", *CASES[case], "--seeds", str(seeds), "--eval-episodes", "20", "--out", str(folder))
+    resumed = (folder / "config.json").is_file()
+    command = ("train", "--resume", str(folder)) if resumed else arguments
+    subprocess.run((*steepest, *command), check=True)
+    summary = json.loads((folder / "summary.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    finals = [e["mean"] for e in summary["evaluation"]]
+    mean = sum(finals) / len(finals)
+    std = (sum((x - mean) ** 2 for x in finals) / len(finals)) ** 0.5
+    result = {
+        "case": case,
+        "command": f"steepest {shlex.join(arguments[:-2])}",
+        "final_evaluation_by_seed": finals,
+        "mean": mean,
+        "std_over_seeds": std,
+        "summary": summary,
+        "config": config["config"],
+        "run": config["run"],
+        "environment": config["environment"],
+    }
+    path = HERE / "results" / f"learning-{case}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{case}: {mean:.1f} +- {std:.1f} over {len(finals)} seeds {[round(x, 1) for x in finals]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""REINFORCE's whole path from rollout to gradient, on a rollout that holds every trajectory as often as expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
+from torch import Tensor
+
+from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
+from steepest.learner import autograd_gradient
+from steepest.types import Rollout
+
+PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state
+
+
+def make(mdp: LayeredMDP, values: Tensor, **config: Any) -> REINFORCE:
+    """An agent without hidden layers: its logits are log PROBABILITIES[s], its values those given, both exactly."""
+    settings = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False}
+    agent = REINFORCE(REINFORCEConfig(**(settings | config)), vector(mdp.states), discrete(2))
+    to_float64(agent)
+    parameters = {
+        "policy_head.weight": PROBABILITIES.log().T,
+        "policy_head.bias": torch.zeros(2, dtype=F64),
+        "value_head.weight": values.unsqueeze(0),
+        "value_head.bias": torch.zeros(1, dtype=F64),
+    }
+    agent.state["params"] = agent.layout.flatten({k: x.unsqueeze(0) for k, x in parameters.items()})
+    return agent
+
+
+def gradient(agent: REINFORCE, rollout: Rollout, **hyper: float) -> dict[str, Tensor]:
+    """What ``gradient_step`` differentiates: caught on its way to Adam."""
+    values = {
+        "gamma": 1.0,
+        "trace_decay": 1.0,
+        "value_coef": 1.0,
+        "entropy_coef": 0.0,
+        "learning_rate": 0.1,
+        "max_gradient_norm": 1e9,
+        **hyper,
+    }
+    tensors = {k: torch.tensor(x, dtype=F64) for k, x in values.items()}
+    state = {k: x[0] for k, x in agent.state.items()}
+    caught: list[Tensor] = []
+
+    def spy(loss: Any, vector: Tensor) -> Any:
+        slope, rest = autograd_gradient(loss, vector)
+        caught.append(slope)
+        return slope, rest
+
+    with torch.no_grad():
+        _, batch, _ = agent.prepare(state, rollout, tensors)
+    agent.gradient_step(spy, state, batch, tensors)
+    assert len(caught) == 1
+    return agent.layout.unflatten(caught[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("baseline", ["none", "random", "exact"])
+def test_the_gradient_is_the_policy_gradient(seed: int, baseline: str) -> None:
+    """Whatever the baseline, at gamma = 1; the mean is over decided steps."""
+    mdp = quarters_mdp(seed, 1.0)
+    rollout, trajectories = expected_rollout(mdp, PROBABILITIES)
+    random = torch.randn(mdp.states, generator=torch.Generator().manual_seed(5), dtype=F64)
+    values = {"none": torch.zeros_like(random), "random": random, "exact": mdp.values(PROBABILITIES)}[baseline]
+    found = gradient(make(mdp, values), rollout)["policy_head.weight"].T
+    scale = int(rollout.valid.sum()) / trajectories
+    torch.testing.assert_close(-found * scale, mdp.gradient(PROBABILITIES.log()), rtol=1e-10, atol=1e-10)
+
+
+def test_a_discounted_objective_is_not_what_it_climbs() -> None:
+    """Errata 1.1: without gamma^t on the states, the direction is not that of the discounted objective.
+
+    It is the sum over the layers' own objectives: the gradient with every state's visits undiscounted.
+    """
+    mdp = quarters_mdp(0, 0.8)
+    rollout, trajectories = expected_rollout(mdp, PROBABILITIES)
+    found = gradient(make(mdp, torch.zeros(mdp.states, dtype=F64)), rollout, gamma=0.8)["policy_head.weight"].T
+    found = -found * int(rollout.valid.sum()) / trajectories
+    exact = mdp.gradient(PROBABILITIES.log())
+    assert float((found - exact).norm() / exact.norm()) > 0.02
+    weight = mdp.__class__(mdp.transition, mdp.reward, mdp.start, 1.0, mdp.horizon).discounted_visits(PROBABILITIES)
+    advantage = mdp.q_values(PROBABILITIES) - mdp.values(PROBABILITIES).unsqueeze(-1)
+    torch.testing.assert_close(found, weight.unsqueeze(-1) * PROBABILITIES * advantage, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+def test_the_baseline_comes_to_rest_at_the_value(gamma: float) -> None:
+    mdp = quarters_mdp(0, gamma)
+    rollout, _ = expected_rollout(mdp, PROBABILITIES)
+    found = gradient(make(mdp, mdp.values(PROBABILITIES)), rollout, gamma=gamma)["value_head.weight"]
+    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-12)
+    off = gradient(make(mdp, torch.zeros(mdp.states, dtype=F64)), rollout, gamma=gamma)["value_head.weight"]
+    assert float(off.norm()) > 1e-2
+
+
+def test_update_is_one_adam_step_on_that_gradient() -> None:
+    """From zero moments Adam moves every parameter by learning_rate g / (|g| + epsilon), g being the clipped gradient."""
+    mdp = quarters_mdp(0, 1.0)
+    rollout, _ = expected_rollout(mdp, PROBABILITIES)
+    agent = make(mdp, mdp.values(PROBABILITIES), learning_rate=0.01, gamma=1.0, max_gradient_norm=0.01)
+    slope = agent.layout.flatten(gradient(agent, rollout, value_coef=0.5))
+    before = agent.state["params"][0].clone()
+    figures = agent.update(Rollout(*[_member(x) for x in rollout]), progress=0.0)
+    clipped = slope * min(1.0, 0.01 / float(slope.norm()))
+    expected = before - 0.01 * clipped / (clipped.abs() + 1e-5)
+    # The hyper-parameters are float32 tensors: 0.01 itself is off by 2e-8.
+    torch.testing.assert_close(agent.state["params"][0], expected, rtol=1e-6, atol=1e-8)
+    assert float(figures["gradient_norm"][0]) == pytest.approx(float(slope.norm()), rel=1e-6)
+
+
+def _member(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {k: v.unsqueeze(0) for k, v in x.items()}
+    return None if x is None else x.unsqueeze(0)

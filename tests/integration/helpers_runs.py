@@ -1,0 +1,96 @@
+"""Running the command in a process of its own, and reading what a run left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steepest.runs.checkpoint import CheckpointStore, load_tensors
+from steepest.runs.metrics import read_metrics
+
+COMMAND = [sys.executable, "-m", "steepest.cli"]
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "400",  # the option parser's boxes wrap their text otherwise
+    "MUJOCO_GL": "disable",
+    "SDL_VIDEODRIVER": "dummy",
+}
+
+TIME_FIELDS = ("wall_seconds", "time/steps_per_second")
+
+
+def steepest_command(*arguments: object, timeout: float = 240, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `steepest` to its end; both streams as text."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+
+
+def start_command(*arguments: object, log: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start `steepest` in a session of its own, so that a signal to the test's group does not reach it."""
+    with (log or Path(os.devnull)).open("ab") as stream:
+        return subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            env=ENVIRONMENT,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+
+
+def final_state(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of the newest checkpoint, without the figures that are time."""
+    found = CheckpointStore(run / "checkpoints").load_latest()
+    assert found is not None
+    _, tensors, metadata = found
+    return tensors, {k: v for k, v in metadata.items() if k != "wall_seconds"}
+
+
+def timeless_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without what is time; the last line has to be whole."""
+    assert (run / "metrics.jsonl").read_bytes().endswith(b"\n")
+    return [{k: v for k, v in row.items() if k not in TIME_FIELDS} for row in read_metrics(run)]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two runs that should be the same to the bit; empty if nothing does."""
+    found: list[str] = []
+    (tensors, metadata), (others, other_metadata) = final_state(one), final_state(other)
+    found += [f"tensor {k}" for k in tensors.keys() ^ others.keys()]
+    found += [f"tensor {k}" for k in tensors.keys() & others.keys() if not torch.equal(tensors[k], others[k])]
+    found += [f"metadata {k}" for k in metadata if metadata[k] != other_metadata.get(k)]
+    rows, other_rows = timeless_rows(one), timeless_rows(other)
+    found += [f"{len(rows)} rows against {len(other_rows)}"] if len(rows) != len(other_rows) else []
+    found += [f"row {i}" for i, (a, b) in enumerate(zip(rows, other_rows, strict=False)) if a != b]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    found += [
+        f"summary {k}"
+        for k in summaries[0]
+        if k not in ("wall_seconds", "steps_per_second") and summaries[0][k] != summaries[1].get(k)
+    ]
+    best = [run / "checkpoints" / "best.safetensors" for run in (one, other)]
+    if best[0].exists() != best[1].exists():
+        found.append("best agent")
+    elif best[0].exists():
+        tensors, others = (load_tensors(path)[0] for path in best)
+        found += [f"best {k}" for k in tensors if not torch.equal(tensors[k], others[k])]
+    return found
+
+
+def stray_files(folder: Path) -> list[str]:
+    """Temporary and half-written files anywhere below a folder."""
+    return [str(p) for p in folder.rglob("*") if p.is_file() and (p.name.endswith(".tmp") or ".partial" in p.name)]

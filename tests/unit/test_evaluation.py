@@ -1,0 +1,143 @@
+"""Evaluation plays whole episodes, the first of each environment, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import CountingEnvironments, box
+from torch import Tensor, nn
+
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.runs.evaluation import Evaluation, evaluate_members
+
+
+def make(env: CountingEnvironments, members: int = 1, network: Any = None, **config: Any) -> PPO:
+    options = {"rollout_steps": 8, "hidden_sizes": (6,), "minibatches": 1, "sequence_length": 4, **config}
+    return PPO(
+        PPOConfig(**options),
+        env.obs_spec,
+        env.action_spec,
+        num_envs=2,
+        seeds=tuple(range(members)),
+        network=network,
+    )
+
+
+def episode(i: int, e: int, length: int) -> float:
+    return 100 * i * length + 10 * e * length + length * (length + 1) / 2
+
+
+@pytest.mark.parametrize("pause", [False, True])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_each_environment_contributes_its_first_episodes(pause: bool, deterministic: bool) -> None:
+    """Seven episodes over three environments of very different speed: 3, 2 and 2, not the seven that end first."""
+    lengths = (9, 1, 4)
+    env = CountingEnvironments(lengths, pause=pause)
+    (found,) = evaluate_members(make(env), env, 7, seed=0, deterministic=deterministic)
+    expected = [(i, e) for i, quota in enumerate((3, 2, 2)) for e in range(quota)]
+    assert found.returns == tuple(episode(i, e, lengths[i]) for i, e in expected)
+    assert found.lengths == tuple(lengths[i] for i, _ in expected)
+
+
+def test_members_keep_to_their_environments() -> None:
+    lengths = (2, 5, 3, 1)
+    env = CountingEnvironments(lengths)
+    found = evaluate_members(make(env, members=2), env, 3, seed=0)
+    assert found[0].returns == (episode(0, 0, 2), episode(0, 1, 2), episode(1, 0, 5))
+    assert found[1].returns == (episode(2, 0, 3), episode(2, 1, 3), episode(3, 0, 1))
+
+
+def test_figures() -> None:
+    found = Evaluation((1.0, 2.0, 6.0), (3, 4, 5))
+    assert found.mean == 3.0
+    assert found.std == pytest.approx(np.std([1.0, 2.0, 6.0]))
+    assert found.summary() == {
+        "episodes": 3,
+        "mean": 3.0,
+        "std": found.std,
+        "min": 1.0,
+        "max": 6.0,
+        "mean_length": 4.0,
+    }
+
+
+@pytest.mark.parametrize(("count", "members", "episodes"), [(3, 2, 3), (3, 1, 2), (1, 2, 1)])
+def test_environments_must_fit_members_and_episodes(count: int, members: int, episodes: int) -> None:
+    env = CountingEnvironments((2,) * count)
+    with pytest.raises(ValueError, match=f"{count} environments for {members} members and {episodes} episodes each"):
+        evaluate_members(make(env, members), env, episodes, seed=0)
+
+
+def test_the_same_seed_plays_the_same_and_another_does_not() -> None:
+    def actions(seed: int, deterministic: bool) -> Any:
+        env = CountingEnvironments((3, 4), action_spec=box(2))
+        evaluate_members(make(env), env, 4, seed=seed, deterministic=deterministic)
+        return np.stack(env.received)
+
+    np.testing.assert_array_equal(actions(0, False), actions(0, False))
+    assert not np.array_equal(actions(0, False), actions(1, False))
+    np.testing.assert_array_equal(actions(0, True), actions(1, True))
+
+
+class Recording(nn.Module):
+    """Writes down what it saw, in place, as running statistics do."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.fields[0].shape[0], 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1.0)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("network", [None, Recording])
+@pytest.mark.parametrize("members", [1, 2])
+def test_evaluation_leaves_no_trace(members: int, network: Any) -> None:
+    env = CountingEnvironments((3, 4) * members)
+    agent = make(env, members, network=network)
+    before = {k: v.clone() for k, v in agent.tensors().items()}
+    evaluate_members(agent, env, 4, seed=0, deterministic=False)
+    after = agent.tensors()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]), key
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_recurrent_memory_starts_afresh_with_each_episode(pause: bool) -> None:
+    """All episodes of an environment look alike but for their number; without that column, so do the actions.
+
+    The deterministic action is a function of what the episode has shown so far, so it repeats with every episode only
+    if the memory is forgotten at its start, and on nothing else than its start.
+    """
+
+    class Blind(nn.Module):
+        def __init__(self, spec: Any) -> None:
+            super().__init__()
+            self.linear = nn.Linear(1, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.linear(x[:, :1]))  # the environment's number alone: the step is not seen
+
+    lengths = (4, 3)
+    env = CountingEnvironments(lengths, pause=pause, action_spec=box(1))
+    agent = make(env, network=Blind, recurrent="gru", recurrent_size=8)
+    evaluate_members(agent, env, 6, seed=0)
+    received, replay = np.stack(env.received)[:, :, 0], CountingEnvironments(lengths, pause=pause, action_spec=box(1))
+    replay.reset(0)
+    by_step: list[dict[int, set[float]]] = [{}, {}]
+    for action in received:
+        step = replay.count.copy()
+        result = replay.step(action[:, None])
+        for i in range(2):
+            if result.valid[i]:
+                by_step[i].setdefault(int(step[i]), set()).add(round(float(action[i]), 5))
+    for i in range(2):
+        assert len(by_step[i]) == lengths[i]
+        assert all(len(actions) == 1 for actions in by_step[i].values())
+        assert len(set.union(*by_step[i].values())) == lengths[i]  # the memory moves within an episode

@@ -1,0 +1,290 @@
+"""The fused step: its optimiser against torch.optim, and every way of running it against every other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import F64, discrete, synthetic_rollout, to_float64, vector
+from torch import Tensor, nn
+
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.learner import (
+    Layout,
+    Learner,
+    adam_state,
+    adam_step,
+    autograd_gradient,
+    functional_gradient,
+    mean_metrics,
+    to_host,
+    tree_map,
+)
+from steepest.networks import Normalization
+from steepest.types import ObsSpec, Rollout
+
+# The parameter vector
+
+
+def test_layout_round_trip() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
+    layout = Layout(module)
+    named = {k: p.detach() for k, p in module.named_parameters()}
+    vector = layout.flatten(named)
+    assert vector.shape == (layout.size,) == (3 * 4 + 4 + 4 * 2,)
+    for stack in (vector, torch.stack([vector, 2.0 * vector]), vector.expand(2, 3, -1).contiguous()):
+        parts = layout.unflatten(stack)
+        assert {k: tuple(x.shape) for k, x in parts.items()} == {
+            k: (*stack.shape[:-1], *p.shape) for k, p in named.items()
+        }
+        assert torch.equal(layout.flatten(parts), stack)
+    assert torch.equal(layout.unflatten(torch.stack([vector, 2.0 * vector]))["0.bias"][1], 2.0 * named["0.bias"])
+
+
+def test_layout_refuses_mixed_types() -> None:
+    with pytest.raises(ValueError, match=r"mixes parameter types .*float32.*float64"):
+        Layout(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()))
+
+
+# Adam
+
+
+@pytest.mark.parametrize("learning_rate", [1e-3, 0.3])
+def test_adam_step_equals_torch_optim(learning_rate: float) -> None:
+    """20 steps with gradients far above and below the norm's limit, together with clip_grad_norm_.
+
+    torch adds 1e-6 to the norm where it clips, hence the large gradients: the difference is 1e-6 / ||g||.
+    """
+    g = torch.Generator().manual_seed(0)
+    parameters = nn.Parameter(torch.randn(11, generator=g, dtype=F64))
+    optimiser = torch.optim.Adam([parameters], lr=learning_rate, betas=(0.9, 0.999), eps=1e-5)
+    state = adam_state(parameters.detach().clone())
+    rate, limit = (torch.tensor(x, dtype=F64) for x in (learning_rate, 0.5))
+    for step in range(20):
+        gradient = torch.randn(11, generator=g, dtype=F64) * (1e6 if step % 3 else 1e-2)
+        parameters.grad = gradient.clone()
+        norm = nn.utils.clip_grad_norm_([parameters], 0.5)
+        optimiser.step()
+        state, found = adam_step(state, gradient, rate, limit)
+        assert float(found) == pytest.approx(float(norm), rel=1e-12)
+        torch.testing.assert_close(state["params"], parameters.detach(), rtol=1e-10, atol=1e-11)
+    moments = optimiser.state[parameters]
+    torch.testing.assert_close(state["adam_mean"], moments["exp_avg"], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(state["adam_square"], moments["exp_avg_sq"], rtol=1e-10, atol=1e-12)
+    assert state["adam_count"] == 20
+
+
+def test_adam_step_keeps_the_rest_of_the_state_and_survives_a_zero_gradient() -> None:
+    state = {**adam_state(torch.ones(3)), "obs_count": torch.tensor(4.0)}
+    new, norm = adam_step(state, torch.zeros(3), torch.tensor(0.1), torch.tensor(0.5))
+    assert norm == 0.0
+    assert torch.equal(new["params"], torch.ones(3))
+    assert new["obs_count"] == 4.0
+    assert state["adam_count"] == 0.0  # pure: what went in is as it was
+
+
+# Gradients
+
+
+def test_the_two_gradients_are_equal() -> None:
+    module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    layout = Layout(module)
+    vector = layout.flatten({k: p.detach() for k, p in module.named_parameters()})
+    x = torch.randn((6, 3), generator=torch.Generator().manual_seed(0), dtype=F64)
+
+    def loss(v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        out = torch.func.functional_call(module, layout.unflatten(v), (x,))
+        return out.square().mean(), {"mean": out.mean()}
+
+    results = [gradient(loss, vector) for gradient in (functional_gradient, autograd_gradient)]
+    (slope, (value, metrics)), (slope2, (value2, metrics2)) = results
+    torch.testing.assert_close(slope, slope2, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close((value, metrics), (value2, metrics2), rtol=1e-12, atol=1e-14)
+    assert not slope2.requires_grad
+    assert not value2.requires_grad
+    assert not vector.requires_grad
+
+
+# Trees and figures
+
+
+def test_tree_map_keeps_the_structure() -> None:
+    tree = {"a": torch.ones(2), "b": (torch.zeros(1), None), "c": [torch.ones(1)], "n": Normalization({}, {})}
+    doubled = tree_map(lambda x: 2 * x, tree)
+    assert torch.equal(doubled["a"], torch.full((2,), 2.0))
+    assert doubled["b"][1] is None
+    assert isinstance(doubled["c"], list)
+    assert isinstance(doubled["n"], Normalization)
+    total = tree_map(lambda x, y: x + y, tree, doubled)
+    assert torch.equal(total["a"], torch.full((2,), 3.0))
+
+
+def test_figures_reach_the_host() -> None:
+    history = [{"loss": torch.tensor([1.0, 3.0])}, {"loss": torch.tensor([2.0, 5.0])}]
+    np.testing.assert_array_equal(to_host(mean_metrics(history))["loss"], [1.5, 4.0])
+
+
+# One update, run in every way
+
+CONFIG: dict[str, Any] = {
+    "hidden_sizes": (8,),
+    "rollout_steps": 8,
+    "minibatches": 2,
+    "epochs": 2,
+    "entropy_coef": 0.01,
+    "learning_rate": 1e-2,
+    "normalize_obs": True,
+    "normalize_reward": True,
+    "value_clip": 0.3,
+    "target_kl": 5e-4,
+}
+NUM_ENVS = 4
+
+
+FIVE_CALLS = {"epochs": 5, "minibatches": 1}  # one step a call, which compiles in a quarter of the time of four
+
+
+def make(
+    seeds: tuple[int, ...],
+    dtype: torch.dtype,
+    notes: list[str] | None = None,
+    changes: dict[str, Any] | None = None,
+    **options: Any,
+) -> PPO:
+    note = (lambda _: None) if notes is None else notes.append
+    config = PPOConfig(**(CONFIG | (changes or {})))
+    agent = PPO(config, vector(3), discrete(3), num_envs=NUM_ENVS, seeds=seeds, note=note, **options)
+    return to_float64(agent) if dtype == F64 else agent
+
+
+def member(rollout: Rollout, m: int) -> Rollout:
+    return tree_map(lambda x: x[m : m + 1], rollout)
+
+
+Result = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def updates(agent: PPO, rollouts: list[Rollout]) -> Result:
+    figures = [agent.update(rollout, 0.1 * i) for i, rollout in enumerate(rollouts)]
+    return {k: v.clone() for k, v in agent.state.items()}, figures[-1]
+
+
+def rollouts(agent: PPO, dtype: torch.dtype) -> list[Rollout]:
+    return [synthetic_rollout(agent, CONFIG["rollout_steps"], seed=s, dtype=dtype) for s in (0, 100)]
+
+
+def assert_same(got: Result, expected: Result, dtype: torch.dtype) -> None:
+    rtol, atol = (1e-9, 1e-11) if dtype == F64 else (1e-4, 1e-6)
+    assert got[0].keys() == expected[0].keys()
+    for key, value in expected[0].items():
+        torch.testing.assert_close(got[0][key], value, rtol=rtol, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
+    for key, value in expected[1].items():
+        np.testing.assert_allclose(got[1][key], value, rtol=10 * rtol, atol=10 * atol, err_msg=key)
+
+
+def one_by_one(seeds: tuple[int, ...], data: list[Rollout], dtype: torch.dtype, **options: Any) -> Result:
+    """Agents of one member each, with the seeds and experience of a population's members; results stacked."""
+    results = []
+    for m, seed in enumerate(seeds):
+        agent = make((seed,), dtype, **options)
+        results.append(updates(agent, [member(rollout, m) for rollout in data]))
+    states = {k: torch.cat([r[0][k] for r in results]) for k in results[0][0]}
+    return states, {k: np.concatenate([r[1][k] for r in results]) for k in results[0][1]}
+
+
+SEEDS = (3, 1, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_members_together_equal_members_apart(dtype: torch.dtype) -> None:
+    notes: list[str] = []
+    agent = make(SEEDS, dtype, notes)
+    data = rollouts(agent, dtype)
+    before = agent.state["params"].clone()
+    found = updates(agent, data)
+    assert notes == []
+    assert ((agent.state["params"] - before).abs().amax(-1) > 1e-3).all()
+    assert not torch.allclose(found[0]["params"][0], found[0]["params"][1], atol=1e-2)
+    assert_same(found, one_by_one(SEEDS, data, dtype), dtype)
+
+
+def test_the_target_kl_stops_a_member_by_itself() -> None:
+    """Compared above as well; here that it happens: one takes fewer steps than asked, another all of them."""
+    agent = make(SEEDS, F64)
+    taken = np.stack([agent.update(x, 0.0)["steps_taken"] for x in rollouts(agent, F64)])
+    assert (taken < 1.0).any()
+    assert (taken > 0.0).all()
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(("seeds", "dtype"), [((3,), torch.float32), (SEEDS, F64)])
+def test_compiled_equals_eager(seeds: tuple[int, ...], dtype: torch.dtype) -> None:
+    notes: list[str] = []
+    agent = make(seeds, dtype, notes, FIVE_CALLS, compile=True)
+    data = rollouts(agent, dtype)
+    found = updates(agent, data)
+    assert notes == []
+    assert_same(found, updates(make(seeds, dtype, None, FIVE_CALLS), data), dtype)
+
+
+# What does not compile or vmap falls back, saying so
+
+
+class Branching(nn.Module):
+    """Python control flow that depends on the data."""
+
+    def __init__(self, spec: ObsSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.fields[0].shape[0], 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.linear(x))
+        return -h if h[0, 0] > 0 else h
+
+
+def averaging(spec: ObsSpec) -> nn.Module:
+    """Running statistics, written in place by every forward pass."""
+    return nn.Sequential(nn.BatchNorm1d(spec.fields[0].shape[0]), nn.Linear(spec.fields[0].shape[0], 8), nn.Tanh())
+
+
+@pytest.mark.parametrize("network", [Branching, averaging])
+def test_a_module_that_vmap_refuses_runs_member_by_member(network: Any) -> None:
+    notes: list[str] = []
+    agent = make(SEEDS, F64, notes, network=network)
+    data = rollouts(agent, F64)
+    before = {k: v.clone() for k, v in agent.state.items() if k.startswith("buffers/")}
+    found = updates(agent, data)
+    assert notes
+    assert all(n.startswith("not vmapped: ") and n.endswith("going on with one member at a time") for n in notes)
+    assert_same(found, one_by_one(SEEDS, data, F64, network=network), F64)
+    for key, value in before.items():  # running statistics have moved, and are kept
+        assert not torch.equal(agent.state[key], value)
+    # Each minibatch counts once, and each rollout once more for the old values: a trial leaves no trace.
+    for key in [k for k in before if k.endswith("num_batches_tracked")]:
+        steps = CONFIG["epochs"] * CONFIG["minibatches"]
+        assert (agent.state[key] - before[key] == 2 * (steps + 1)).all()
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("network", [Branching, averaging])
+def test_a_module_that_does_not_compile_runs_eagerly(network: Any) -> None:
+    notes: list[str] = []
+    agent = make((3,), F64, notes, compile=True, network=network)
+    data = rollouts(agent, F64)
+    found = updates(agent, data)
+    assert notes
+    assert all(n.startswith("not compiled: ") and n.endswith("going on with ordinary autograd") for n in notes)
+    assert_same(found, one_by_one((3,), data, F64, network=network), F64)
+
+
+def test_the_last_way_raises_its_own_error() -> None:
+    def broken(x: Tensor, hyper: None) -> Tensor:
+        raise RuntimeError("no way at all")
+
+    notes: list[str] = []
+    learner = Learner(2, compile=False, device=torch.device("cpu"), note=notes.append)
+    with pytest.raises(RuntimeError, match="no way at all"):
+        learner.lift(broken)(torch.zeros(2, 3), None)
+    assert notes == ["not vmapped: no way at all; going on with one member at a time"]

@@ -1,0 +1,233 @@
+"""From a rollout to training sequences: reward scaling, scoring, cutting, gathering."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from helpers import F64, box, discrete, ragged, synthetic_rollout, to_float64, vector
+from torch import Tensor
+
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.errors import UsageError
+from steepest.on_policy import (
+    all_sequences,
+    batch_inputs,
+    gather,
+    minibatch_indices,
+    obs_to_sequences,
+    scale_rewards,
+    score_rollout,
+    sequences_per_rollout,
+    steps_per_call,
+    to_sequences,
+    update_observations,
+)
+from steepest.types import Rollout
+
+GAMMA = 0.9
+
+
+def experience(seed: int, steps: int = 12, envs: int = 3, pauses: tuple[int, ...] = ()) -> Rollout:
+    data = ragged(seed, steps, envs, pauses)
+    g = torch.Generator().manual_seed(seed)
+    return Rollout(
+        obs={"obs": torch.randn((steps + 1, envs, 2), generator=g, dtype=F64)},
+        action=torch.randint(0, 3, (steps, envs), generator=g),
+        reward=data.reward,
+        terminated=data.terminated,
+        truncated=data.truncated,
+        valid=data.valid,
+        episode_step=torch.zeros((steps + 1, envs), dtype=torch.int64),
+        action_mask=None,
+        memory=None,
+    )
+
+
+def test_reward_scaling_against_a_loop() -> None:
+    """Over three rollouts: the running return is carried from one to the next, and starts afresh after every end."""
+    envs = 3
+    state = {
+        "return_mean": torch.tensor(0.0, dtype=F64),
+        "return_variance": torch.tensor(1.0, dtype=F64),
+        "return_count": torch.tensor(0.0, dtype=F64),
+        "return_carry": torch.zeros(envs, dtype=F64),
+    }
+    running, seen = [0.0] * envs, []
+    for seed in range(3):
+        rollout = experience(seed, pauses=(0, 5))
+        if seed == 0:  # an end on the very last row, whose successor is the next rollout's first
+            rollout.terminated[-1, 0] = rollout.valid[-1, 0] = True
+        state, scaled = scale_rewards(state, rollout, torch.tensor(GAMMA, dtype=F64))
+        for t in range(12):
+            for n in range(envs):
+                if not rollout.valid[t, n]:
+                    continue
+                running[n] = float(rollout.reward[t, n]) + GAMMA * running[n]
+                seen.append(running[n])
+                if rollout.terminated[t, n] or rollout.truncated[t, n]:
+                    running[n] = 0.0
+        everything = torch.tensor(seen, dtype=F64)
+        variance = everything.var(correction=0)
+        torch.testing.assert_close(state["return_mean"], everything.mean(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(state["return_variance"], variance, rtol=1e-10, atol=1e-10)
+        assert state["return_count"] == len(seen)
+        torch.testing.assert_close(state["return_carry"], torch.tensor(running, dtype=F64), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(scaled, rollout.reward / (variance + 1e-8).sqrt(), rtol=1e-10, atol=1e-10)
+
+
+def test_rewards_stay_as_they_are_where_nothing_is_normalised() -> None:
+    rollout = experience(0)
+    state, reward = scale_rewards({}, rollout, torch.tensor(GAMMA))
+    assert state == {}
+    assert reward is rollout.reward
+
+
+def test_observation_statistics_are_those_of_decided_steps() -> None:
+    """The observation that only follows the last step is left for the next rollout, which begins with it."""
+    state: dict[str, Tensor] = {
+        "obs_mean/obs": torch.zeros(2, dtype=F64),
+        "obs_variance/obs": torch.ones(2, dtype=F64),
+        "obs_count": torch.tensor(0.0, dtype=F64),
+    }
+    rows = []
+    for seed in range(2):
+        rollout = experience(seed, pauses=(3,))
+        state = update_observations(state, rollout, {})
+        rows.append(rollout.obs["obs"][:-1][rollout.valid])
+    everything = torch.cat(rows)
+    torch.testing.assert_close(state["obs_mean/obs"], everything.mean(0), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state["obs_variance/obs"], everything.var(0, correction=0), rtol=1e-10, atol=1e-10)
+    assert state["obs_count"] == len(everything)
+
+
+def test_statistics_of_several_fields_count_once() -> None:
+    rollout = experience(0)
+    rollout.obs["more"] = rollout.obs["obs"] * 2.0
+    state = {f"obs_{k}/{n}": torch.zeros(2, dtype=F64) for k in ("mean", "variance") for n in ("obs", "more")}
+    state["obs_count"] = torch.tensor(0.0, dtype=F64)
+    for _ in range(2):
+        state = update_observations(state, rollout, {})
+    assert state["obs_count"] == 2 * rollout.valid.sum()
+    torch.testing.assert_close(state["obs_mean/more"], 2.0 * state["obs_mean/obs"])
+
+
+# Cutting and gathering
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 6])
+def test_sequences_hold_consecutive_steps_of_one_environment(length: int) -> None:
+    steps, envs = 6, 4
+    x = torch.stack(torch.meshgrid(torch.arange(steps), torch.arange(envs), indexing="ij"), -1)  # (T, N, [t, n])
+    cut = to_sequences(x, length)
+    if length == 0:
+        assert cut.shape == (steps * envs, 2)
+        assert {tuple(row.tolist()) for row in cut} == {(t, n) for t in range(steps) for n in range(envs)}
+        return
+    assert cut.shape == (steps * envs // length, length, 2)
+    assert (cut[:, :, 1] == cut[:, :1, 1]).all()
+    assert torch.equal(cut[:, :, 0] - cut[:, :1, 0], torch.arange(length).expand(len(cut), -1))
+    assert len({tuple(row.tolist()) for row in cut[:, 0]}) == len(cut)
+    # The memory of sequence i is that of its first step: (T / L, N, K) flattened in the same order.
+    first = x[::length].flatten(0, 1)
+    assert torch.equal(cut[:, 0], first)
+    obs = obs_to_sequences({"obs": torch.cat([x, x[:1]])}, length)
+    assert torch.equal(obs["obs/obs"], cut)
+
+
+def test_gather_puts_time_first() -> None:
+    batch = {"reward": torch.arange(12).view(4, 3), "memory": torch.arange(8).view(4, 2)}
+    index = torch.tensor([2, 0])
+    out = gather(batch, index)
+    assert torch.equal(out["reward"], batch["reward"][index].T)
+    assert torch.equal(out["memory"], batch["memory"][index])
+    whole = all_sequences(batch)
+    assert torch.equal(whole["reward"], batch["reward"].T)
+    assert torch.equal(gather({"reward": torch.arange(4)}, index)["reward"], index)
+
+
+def test_batch_inputs_finds_its_parts() -> None:
+    batch = {"obs/a": torch.zeros(2), "obs/b": torch.ones(2), "weight": torch.tensor([1.0, 0.0])}
+    inputs = batch_inputs(batch)
+    assert inputs.obs.keys() == {"a", "b"}
+    assert inputs.valid is inputs.episode_start is inputs.memory is inputs.action_mask is None
+    batch |= {"episode_start": torch.tensor([True, False]), "memory": torch.zeros(2)}
+    inputs = batch_inputs(batch)
+    assert torch.equal(inputs.valid, torch.tensor([True, False]))
+
+
+def test_every_epoch_sees_every_sequence_once() -> None:
+    index = minibatch_indices(12, 3, 4, torch.Generator().manual_seed(0))
+    assert index.shape == (12, 4)
+    epochs = index.view(4, 12)
+    assert torch.equal(epochs.sort(-1).values, torch.arange(12).expand(4, -1))
+    assert len({tuple(e.tolist()) for e in epochs}) == 4
+    assert torch.equal(index, minibatch_indices(12, 3, 4, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((4, 8, 0, 2), 32), ((4, 8, 4, 2), 8), ((4, 8, 3, 1), "multiple of sequence_length"), ((4, 8, 0, 5), "do not divide")],
+)
+def test_sequences_per_rollout(arguments: tuple[int, int, int, int], expected: Any) -> None:
+    if isinstance(expected, int):
+        assert sequences_per_rollout(*arguments) == expected
+    else:
+        with pytest.raises(UsageError, match=expected):
+            sequences_per_rollout(*arguments)
+
+
+@pytest.mark.parametrize(("steps", "size", "expected"), [(16, 64, 4), (6, 64, 3), (10, 64, 2), (5, 64, 1), (16, 2048, 1)])
+def test_steps_per_call_divides(steps: int, size: int, expected: int) -> None:
+    assert steps_per_call(steps, size) == expected
+
+
+# Scoring
+
+
+@pytest.mark.parametrize("gaussian", ["diagonal", "full"])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_score_rollout_equals_scoring_row_by_row(gaussian: Any, steps: int) -> None:
+    """Also where a rollout has fewer steps than an action has components."""
+    agent = to_float64(PPO(PPOConfig(gaussian=gaussian, rollout_steps=4, hidden_sizes=(5,)), vector(2), box(3)))
+    state = {k: v[0] for k, v in agent.state.items()}
+    g = torch.Generator().manual_seed(0)
+    if gaussian == "full":
+        parameters = agent.layout.unflatten(state["params"])
+        parameters["tril"].copy_(torch.randn((3, 3), generator=g, dtype=F64))
+    rollout = experience(0, steps=max(steps, 4))
+    rows = slice(0, steps)
+    rollout = rollout._replace(
+        obs={"obs": rollout.obs["obs"][: steps + 1]},
+        action=torch.randn((steps, 3, 3), generator=g, dtype=F64),
+        **{k: getattr(rollout, k)[rows] for k in ("reward", "terminated", "truncated", "valid")},
+    )
+    forward = partial(agent.forward, state["params"], state)
+    log_prob, value = score_rollout(forward, rollout, 0)
+    assert log_prob.shape == (steps, 3)
+    assert value.shape == (steps + 1, 3)
+    for t in range(steps + 1):
+        output = forward(batch_inputs({"obs/obs": rollout.obs["obs"][t]}))
+        torch.testing.assert_close(value[t], output.value, rtol=1e-10, atol=1e-10)
+        if t < steps:
+            expected = output.distribution.log_prob(rollout.action[t])
+            torch.testing.assert_close(log_prob[t], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_invalid_rows_have_no_influence_on_an_update() -> None:
+    """Actions and rewards of undecided rows are arbitrary; whatever they hold, the update is the same."""
+    config = PPOConfig(rollout_steps=12, minibatches=1, hidden_sizes=(5,), normalize_obs=True, normalize_reward=True)
+    results = []
+    for change in (False, True):
+        agent = to_float64(PPO(config, vector(2), discrete(3), num_envs=4))
+        rollout = synthetic_rollout(agent, 12, dtype=F64)
+        assert not rollout.valid.all()
+        if change:
+            action = torch.where(rollout.valid, rollout.action, 2 - rollout.action)
+            rollout = rollout._replace(action=action)
+        figures = agent.update(rollout, 0.0)
+        results.append((agent.state["params"], figures["policy_loss"], figures["explained_variance"]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
+    assert results[0][1:] == results[1][1:]
