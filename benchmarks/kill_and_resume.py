@@ -68,7 +68,7 @@ def train_killed(
         process = start_command(*arguments, "--quiet", log=log)
         if len(struck) < kills:
             # Steps go on between kills, but not so far that the run would end before the last of them.
-            delay = draw.uniform(0.3, before + 2.0 * training / (kills + 1))
+            delay = draw.uniform(0.3, before + 1.2 * training / (kills + 1))
             try:
                 process.wait(delay)
             except subprocess.TimeoutExpired:

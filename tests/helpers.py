@@ -58,7 +58,9 @@ def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(owner, "_fields"):
             for name, hint in get_type_hints(owner).items():
                 if not isinstance(getattr(args[0], name), hint):
-                    raise TypeError(f"{owner.__name__}.{name} has shape {tuple(getattr(args[0], name).shape)}, not {hint}")
+                    raise TypeError(
+                        f"{owner.__name__}.{name} has shape {tuple(getattr(args[0], name).shape)}, not {hint}"
+                    )
         return checked(*args, **kwargs)
 
     return wrapper
@@ -173,7 +175,9 @@ def layered_mdp(seed: int, gamma: float, *, width: int = 2, actions: int = 2, ho
     for layer in range(horizon - 1):
         rows = slice(layer * width, (layer + 1) * width)
         draw = torch.rand((width, actions, width + 1), generator=g, dtype=F64) + 0.1
-        transition[rows, :, (layer + 1) * width : (layer + 2) * width] = (draw / draw.sum(-1, keepdim=True))[..., :width]
+        transition[rows, :, (layer + 1) * width : (layer + 2) * width] = (draw / draw.sum(-1, keepdim=True))[
+            ..., :width
+        ]
     reward = torch.randn((s, actions, s + 1), generator=g, dtype=F64)
     start = torch.zeros(s, dtype=F64)
     start[:width] = torch.softmax(torch.randn(width, generator=g, dtype=F64), 0)
@@ -269,7 +273,7 @@ class Ragged(NamedTuple):
 
 
 def ragged(seed: int, steps: int = 23, envs: int = 6, pauses: tuple[int, ...] = ()) -> Ragged:
-    """Random episodes; the row after an end is its restart; the rows in ``pauses`` stand still for every environment."""
+    """Random episodes; an end is followed by a restart row; the rows in ``pauses`` stand still for all."""
     g = np.random.default_rng(seed)
     reward, value = torch.zeros((steps, envs), dtype=F64), torch.zeros((steps + 1, envs), dtype=F64)
     terminated, truncated, valid = (torch.zeros((steps, envs), dtype=torch.bool) for _ in range(3))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.distributions import Distribution, action_noise
-from steepest.environments.spaces import check_squash, convert_obs, flatten_mask, to_env_action
+from steepest.environments.spaces import ActionMap, convert_obs, flatten_mask
 from steepest.errors import UsageError
 from steepest.learner import FunctionalModule, Hyper, Layout, Learner, State, adam_state, tree_map
 from steepest.networks import ActorCritic, NetworkFactory, Normalization, PolicyConfig, PolicyInput, PolicyOutput
@@ -69,12 +69,17 @@ class Agent(ABC):
         device: torch.device | str = "cpu",
         note: Callable[[str], None] | None = None,
     ) -> None:
-        """num_envs: environments per member. seeds: one per member. network: see ``networks.NetworkFactory``."""
-        check_squash(action_spec, config.squash)
+        """Build the networks and their state.
+
+        Args:      num_envs: environments per member; seeds: one per member; network: see ``networks.NetworkFactory``;
+                   compile, device, note: see ``learner.Learner``
+        """
+        self._action_map = ActionMap(action_spec, config.squash)
         self.config = config
         self.obs_spec = obs_spec
         self.action_spec = action_spec
         self.num_envs = num_envs
+        self.trained_on: dict[str, Any] = {}
         self.seeds = seeds
         self.members = len(seeds)
         self.custom_network = network is not None
@@ -87,7 +92,7 @@ class Agent(ABC):
         self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
         self.state = self._initial_state(modules)
         self._act = {
-            (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
+            (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused, ahead=True)
             for fused in (False, True)
             for deterministic in (False, True)
         }
@@ -96,7 +101,10 @@ class Agent(ABC):
         """Initial weights from the member's own seed, leaving the process's generator as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "weights"))
-            return ActorCritic(self.config, self.obs_spec, self.action_spec, network)
+            try:
+                return ActorCritic(self.config, self.obs_spec, self.action_spec, network)
+            except ValueError as error:  # spaces or a user's torso that no network can be built for
+                raise UsageError(str(error)) from error
 
     def _initial_state(self, modules: list[ActorCritic]) -> State:
         m = self.members
@@ -145,11 +153,13 @@ class Agent(ABC):
         """The policy as it is now, ready to act until the next update.
 
         Args:      deterministic: the mode of the distribution instead of a draw; fused: act in the learner's mode,
-                   compiled if it is, which pays off from about 64 environments on
+                   compiled if it compiles
         Returns:   a function of (obs, noise, action_mask, episode_start, memory), all with leading axes (M, N), that
                    gives actions as the policy draws them and the new memory
         """
         state = {k: v for k, v in self.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))}
+        # A module may write its buffers as it runs; only an update may change the agent, so acting has copies.
+        state |= {k: v.clone() for k, v in state.items() if k.startswith("buffers/")}
         if fused or self.members > 1:
             lifted = self._act[fused, deterministic]
 
@@ -204,7 +214,7 @@ class Agent(ABC):
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         """What the environments take, from actions (M N, ...) as the policy drew them."""
-        return to_env_action(self.action_spec, action, self.config.squash)
+        return self._action_map(action)
 
     def act(
         self,
@@ -340,6 +350,7 @@ class Agent(ABC):
             "num_envs": self.num_envs,
             "seeds": list(self.seeds),
             "custom_network": self.custom_network,
+            "trained_on": self.trained_on,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -373,6 +384,7 @@ class Agent(ABC):
             device=device,
         )
         agent.load_tensors(tensors)
+        agent.trained_on = metadata["trained_on"]
         return agent
 
     def member(self, index: int, network: NetworkFactory | None = None) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from steepest.runs.evaluation import Evaluation, evaluate_members
 from steepest.runs.plots import plot_runs
 from steepest.runs.progress import Progress
 from steepest.runs.run import MAX_EVAL_ENVS, Run
+from steepest.types import ActionSpec, ObsSpec
 
 PathLike = str | os.PathLike[str]
 Which = Literal["latest", "best", "interrupted"]
@@ -154,6 +154,10 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
         return path
     if not path.exists():
         raise UsageError(f"there is nothing at {path}; give a run's folder, a checkpoint, or a saved agent")
+    if not (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
+        raise UsageError(
+            f"no run at {path}: it has no config.json in it; give the folder that `steepest train` reported"
+        )
     store = CheckpointStore(path / "checkpoints")
     candidates: dict[Which, list[Path | None]] = {
         "latest": [store.latest(), store.interrupted_path],
@@ -162,7 +166,12 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
     }
     found = [p for p in candidates[which] if p is not None and p.is_file()]
     if not found:
-        raise UsageError(f"{path} holds no {which} checkpoint; was it stopped before its first one?")
+        why = {
+            "latest": "it was stopped before its first checkpoint",
+            "best": "it was stopped before its first evaluation",
+            "interrupted": "it was never interrupted",
+        }
+        raise UsageError(f"{path} holds no {which} agent: {why[which]}")
     return max(found, key=lambda p: int(load_tensors(p)[1]["step"])) if len(found) > 1 else found[0]
 
 
@@ -204,31 +213,28 @@ def evaluate(
                to record the first member's first environment into
     Raises:    UsageError where env is needed and missing, or a video cannot be made
     """
-    if isinstance(source, Agent):
-        agent, trained_on = source, {}
-    else:
-        path = Path(source)
-        agent = load(path, which=which, network=network)
-        trained_on = load_tensors(saved_file(path, which))[1]
-        if path.is_dir() and (path / "config.json").is_file() and max_episode_steps is None:
-            max_episode_steps = json.loads((path / "config.json").read_text())["run"]["max_episode_steps"]
-    target = env if env is not None else trained_on.get("env")
-    if target is None:
-        raise UsageError("on which environment? Pass env: this agent's file does not say")
+    agent = source if isinstance(source, Agent) else load(source, which=which, network=network)
+    where = agent.trained_on if env is None else {"env": env}
+    if where.get("env") is None:
+        raise UsageError("on which environment? Pass env: this agent was trained on one that has no id")
     if episodes < 1:
         raise UsageError(f"episodes is {episodes}; expected at least 1")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; expected zero or more")
     batch = make_env(
-        target,
+        where["env"],
         agent.members * min(episodes, MAX_EVAL_ENVS if video is None else 1),
-        env_kwargs=env_kwargs if env_kwargs is not None else trained_on.get("env_kwargs"),
+        vectorization="auto" if video else where.get("vectorization", "auto"),
+        env_kwargs=where.get("env_kwargs") if env_kwargs is None else env_kwargs,
         render_mode=None if video is None else "rgb_array",
-        max_episode_steps=max_episode_steps,
+        max_episode_steps=where.get("max_episode_steps") if max_episode_steps is None else max_episode_steps,
     )
     try:
         if batch.obs_spec != agent.obs_spec or batch.action_spec != agent.action_spec:
             raise UsageError(
-                f"the agent does not fit {batch.name}: it was trained with observations {agent.obs_spec} and actions "
-                f"{agent.action_spec}; the environment has {batch.obs_spec} and {batch.action_spec}"
+                f"the agent does not fit {batch.name}: it was trained on observations {_describe(agent.obs_spec)} and "
+                f"actions {_describe(agent.action_spec)}; this environment has observations "
+                f"{_describe(batch.obs_spec)} and actions {_describe(batch.action_spec)}"
             )
         play = partial(
             evaluate_members,
@@ -246,6 +252,19 @@ def evaluate(
             return play(on_step=recorder.frame)
     finally:
         batch.close()
+
+
+def _describe(spec: ObsSpec | ActionSpec) -> str:
+    """A space in a few words."""
+    if isinstance(spec, ActionSpec):
+        if spec.kind == "box":
+            return f"{spec.shape} from {list(spec.low)} to {list(spec.high)}"
+        start = f" from {list(spec.start)}" if any(spec.start) else ""
+        return f"{spec.kind} {list(spec.sizes)}{start}"
+    parts = [f"{f.kind} {f'of {list(f.sizes)}' if f.sizes else f.shape}" for f in spec.fields]
+    if not spec.is_dict:
+        return parts[0]
+    return "{" + ", ".join(f"{f.name}: {part}" for f, part in zip(spec.fields, parts, strict=True)) + "}"
 
 
 def plot(runs: Sequence[PathLike], out: PathLike = "curves.png", **options: Any) -> Path:

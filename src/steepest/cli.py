@@ -157,8 +157,8 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in verbs:
         near = difflib.get_close_matches(argv[0], verbs, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"no verb is called {argv[0]!r}{hint}\n\n{USAGE}")
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UsageError(f"no verb is called {argv[0]!r}{hint} Known: {', '.join(verbs)} (steepest --help)")
     return verbs[argv[0]](argv[1:])
 
 
@@ -214,7 +214,9 @@ def _train(argv: list[str]) -> int:
         return _resume(Path(resumed), argv)
     if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
         if not set(argv) & {"-h", "--help"}:
-            raise UsageError(f"train takes an algorithm and an environment, and options after them\n\n{USAGE}")
+            raise UsageError(
+                "train takes an algorithm and an environment, then options: steepest train ppo CartPole-v1"
+            )
         print(USAGE, end="")
         return 0
     algorithm, env = argv[0], argv[1]
@@ -273,7 +275,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UsageError(f"there is no config file {path}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as YAML: {error}") from error
+        raise UsageError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -285,12 +287,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _yaml_value(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as text, since it has no decimal point, and knows null but not none."""
+    """YAML 1.1 reads 3e-4 as text, since it has no decimal point."""
     if isinstance(value, list):
         return tuple(_yaml_value(v) for v in cast(list[Any], value))
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
         return float(value)
-    return None if value in ("none", "None") else value
+    return value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,6 +344,8 @@ def _report(run: Any) -> int:
 def _evaluate(argv: list[str]) -> int:
     what = "The folder that `steepest train` reported, a checkpoint in it, or a saved agent."
     options = _parse(_with_positional(EvaluateOptions, "run", Path, "RUN", what), argv, "steepest evaluate")
+    if options.video is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
     from steepest.api import evaluate
 
     results = evaluate(

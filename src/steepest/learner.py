@@ -11,8 +11,12 @@ vmap) and ``autograd_gradient`` (works with any module, and is the faster one in
 
 from __future__ import annotations
 
+import importlib
 import math
+import tempfile
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -152,6 +156,13 @@ def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
     return dict(zip(metrics, values, strict=True))
 
 
+def tree_leaves(tree: Any) -> list[Tensor]:
+    """The tensors that ``tree_map`` visits, in its order."""
+    leaves: list[Tensor] = []
+    tree_map(leaves.append, tree)
+    return leaves
+
+
 class FunctionalModule:
     """A module called with the parameters of a vector and the buffers of a state, instead of its own.
 
@@ -211,19 +222,24 @@ class Learner:
         self.device = device
         self.note = note
 
-    def lift(self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True) -> Lifted:
+    def lift(
+        self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True, ahead: bool = False
+    ) -> Lifted:
         """A function of member-stacked trees from a function of one member's trees.
 
         Every argument and result gains a leading member axis, but for the last argument (``hyper``), which is shared.
         ``differentiates``: the function's first parameter is a ``Gradient``, which the learner fills in.
+        ``ahead``: compile it ahead of time, for calls so short that a compiled function's guards would dominate.
         """
-        return Lifted(self, function, differentiates, compile=compile and self.compile)
+        return Lifted(self, function, differentiates, compile=compile and self.compile, ahead=ahead)
 
 
 class Lifted:
     """See Learner.lift. Falls back, once and saying so, where a user's module cannot be compiled or vmapped."""
 
-    def __init__(self, learner: Learner, function: Callable[..., Any], differentiates: bool, *, compile: bool) -> None:
+    def __init__(
+        self, learner: Learner, function: Callable[..., Any], differentiates: bool, *, compile: bool, ahead: bool
+    ) -> None:
         self.learner = learner
         self.function = function
         self.differentiates = differentiates
@@ -232,22 +248,24 @@ class Lifted:
         functional = self._with(functional_gradient)
         if compile:
             whole = self._single if learner.members == 1 else self._vmapped
-            compiled = torch.compile(lambda *args: whole(functional, *args), fullgraph=True, dynamic=False)  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType,reportUnknownVariableType]
-            self.modes.append(("compiled", compiled))
+            one_graph = partial(whole, functional)
+            if ahead:
+                self.modes.append(("compiled", AheadOfTime(one_graph)))
+            else:
+                self.modes.append(("compiled", torch.compile(one_graph, fullgraph=True, dynamic=False)))
         if learner.device.type == "cuda" and compile:
             whole = self._single if learner.members == 1 else self._vmapped
-            self.modes.insert(0, ("CUDA graph", CudaGraphed(lambda *args: whole(functional, *args))))  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+            self.modes.insert(0, ("captured as a CUDA graph", CudaGraphed(partial(whole, functional))))
         if learner.members > 1:
-            self.modes.append(("vmapped", lambda *args: self._vmapped(functional, *args)))  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+            self.modes.append(("vmapped", partial(self._vmapped, functional)))
             self.modes.append(("one member at a time", self._looped))
         else:
-            ordinary = self._with(autograd_gradient)
-            self.modes.append(("ordinary autograd", lambda *args: self._single(ordinary, *args)))  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+            self.modes.append(("ordinary autograd", partial(self._single, self._with(autograd_gradient))))
 
     def _with(self, gradient: Gradient) -> Callable[..., Any]:
         if not self.differentiates:
             return self.function
-        return lambda *args: self.function(gradient, *args)  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+        return partial(self.function, gradient)
 
     def _single(self, function: Callable[..., Any], *args: Any) -> Any:
         stripped = [tree_map(lambda x: x.squeeze(0), a) for a in args[:-1]]
@@ -284,6 +302,41 @@ class Lifted:
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
                 self.modes.pop(0)
                 self.learner.note(f"not {name}: {reason}; going on with {self.modes[0][0]}")
+
+
+class AheadOfTime:
+    """A pure function compiled into a library of its own (AOTInductor) for the shapes of its first arguments.
+
+    A ``torch.compile``d function checks its guards on every call, which takes longer than a small policy's forward
+    pass. Acting calls the same function with the same shapes millions of times, and needs no guards.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.run: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self.outputs: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.run is None:
+            self.run = self._build(args)
+        results = iter(self.run(tree_leaves(args)))
+        return tree_map(lambda _: next(results), self.outputs)
+
+    def _build(self, args: tuple[Any, ...]) -> Callable[[list[Tensor]], list[Tensor]]:
+        owner = self
+
+        class Flat(nn.Module):
+            def forward(self, *leaves: Tensor) -> list[Tensor]:
+                replacements = iter(leaves)
+                owner.outputs = owner.function(*tree_map(lambda _: next(replacements), args))
+                return tree_leaves(owner.outputs)
+
+        inductor = importlib.import_module("torch._inductor")
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the exporter's own future
+            program = torch.export.export(Flat(), tuple(tree_leaves(args)))
+            package = inductor.aoti_compile_and_package(program, package_path=f"{folder}/function.pt2")
+            return inductor.aoti_load_package(package).loader.run
 
 
 class CudaGraphed:

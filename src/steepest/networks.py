@@ -277,6 +277,13 @@ class ActorCritic(nn.Module):
         self, config: PolicyConfig, obs_spec: ObsSpec, action_spec: ActionSpec, network: NetworkFactory | None = None
     ) -> None:
         super().__init__()
+        choices = max((2 if action_spec.kind == "multi_binary" else n) for n in action_spec.sizes or (1,))
+        require(
+            config.min_probability * choices < 1,
+            "min_probability",
+            config.min_probability,
+            f"below 1/{choices}, as there are {choices} actions to share it",
+        )
         self.config = config
         self.obs_spec = obs_spec
         self.action_spec = action_spec

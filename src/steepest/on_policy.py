@@ -189,11 +189,14 @@ def sequences_per_rollout(num_envs: int, rollout_steps: int, length: int, miniba
     return sequences
 
 
-def steps_per_call(steps: int, size: int) -> int:
-    """Gradient steps to fuse into one call: small minibatches are bound by the call, and short graphs compile fast."""
-    if size > 1024:
+def steps_per_call(steps: int, size: int, members: int) -> int:
+    """Gradient steps to fuse into one call: small minibatches are bound by the call, and short graphs compile fast.
+
+    Args:      steps: in all; size: sequences per minibatch; members: trained together
+    """
+    if size * members > 1024:
         return 1
-    return next(k for k in (4, 3, 2, 1) if steps % k == 0)
+    return next(k for k in (4, 3, 2, 1) if (steps % k == 0 and k * members <= 4) or k == 1)
 
 
 def all_sequences(batch: Batch) -> Batch:

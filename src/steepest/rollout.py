@@ -12,9 +12,6 @@ from torch import Tensor
 from steepest.agent import Agent
 from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
-FUSED_ACTING = 64
-"""Environments per member from which a compiled policy is worth its call (measured, docs/speed.md)."""
-
 
 class Environments(Protocol):
     """What the collector needs of a batch of environments (``environments.make_env`` makes them)."""
@@ -99,7 +96,7 @@ class Collector:
         mask_rows = None if self.mask is None else self.mask.numpy()
         noise = agent.draw_noise((steps, agent.num_envs)).unbind(0)
         obs_rows = {k: self._members(x).unbind(0) for k, x in self.obs.items()}
-        act = agent.actor(fused=agent.num_envs >= FUSED_ACTING)
+        act = agent.actor(fused=agent.learner.compile)
         episodes: list[Episode] = []
         recurrent = self.memory is not None
         every = agent.config.sequence_length

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from helpers import F64, LayeredMDP, Paths, layered_mdp
 from torch import Tensor
 
+from helpers import F64, LayeredMDP, Paths, layered_mdp
 from steepest.losses import score_function_loss
 from steepest.returns import reward_to_go
 
@@ -105,7 +105,7 @@ def test_wrong_forms_are_not_the_gradient(problem: Problem, name: str) -> None:
 
 
 def test_exact_gradient_against_differences(problem: Problem) -> None:
-    """The ground truth itself: the linear solve's gradient by central differences, and the trajectories' mean return."""
+    """The ground truth itself: the linear solve's gradient by differences, and the trajectories' mean return."""
     mdp, logits = problem.mdp, problem.logits
     total = (problem.paths.probability * (powers(problem) * problem.paths.reward).sum(0)).sum()
     assert float(total) == pytest.approx(float(mdp.objective(torch.softmax(logits, -1))), rel=1e-10)

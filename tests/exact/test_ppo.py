@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from torch import Tensor
 
+from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.on_policy import all_sequences
 from steepest.types import Rollout
@@ -34,7 +34,7 @@ def make(mdp: LayeredMDP, values: Tensor, **config: Any) -> PPO:
 
 
 def gradient(agent: PPO, rollout: Rollout, **hyper: float) -> dict[str, Tensor]:
-    """The gradient of the loss over the whole rollout, by parameter, the agent being both the old and the new policy."""
+    """The gradient of the loss over the whole rollout, by parameter; the agent is old and new policy at once."""
     values = {"gamma": 1.0, "gae_lambda": 1.0, "clip_epsilon": 0.2, "value_coef": 1.0, "entropy_coef": 0.0, **hyper}
     tensors = {k: torch.tensor(x, dtype=F64) for k, x in values.items()}
     state = {k: x[0] for k, x in agent.state.items()}
@@ -62,7 +62,9 @@ def test_the_first_gradient_is_the_policy_gradient(seed: int, exact_values: bool
     for lam in (0.0, 0.6, 1.0) if exact_values else (1.0,):
         found = gradient(make(mdp, values), rollout, gae_lambda=lam)
         torch.testing.assert_close(-found["policy_head.weight"].T * steps / trajectories, exact, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(-found["policy_head.bias"] * steps / trajectories, exact.sum(0), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            -found["policy_head.bias"] * steps / trajectories, exact.sum(0), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_inexact_values_below_lambda_one_bias_the_gradient() -> None:

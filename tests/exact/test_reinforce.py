@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from torch import Tensor
 
+from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
 from steepest.learner import autograd_gradient
 from steepest.types import Rollout
@@ -97,11 +97,25 @@ def test_the_baseline_comes_to_rest_at_the_value(gamma: float) -> None:
     assert float(off.norm()) > 1e-2
 
 
-def test_update_is_one_adam_step_on_that_gradient() -> None:
-    """From zero moments Adam moves every parameter by learning_rate g / (|g| + epsilon), g being the clipped gradient."""
+def test_the_entropy_bonus_pushes_towards_entropy() -> None:
+    """- c_e H in the loss: its part of the gradient is -c_e times that of the mean entropy over decided steps."""
     mdp = quarters_mdp(0, 1.0)
     rollout, _ = expected_rollout(mdp, PROBABILITIES)
-    agent = make(mdp, mdp.values(PROBABILITIES), learning_rate=0.01, gamma=1.0, max_gradient_norm=0.01)
+    agent = make(mdp, mdp.values(PROBABILITIES))
+    with_bonus, without = (gradient(agent, rollout, entropy_coef=c)["policy_head.weight"].T for c in (0.3, 0.0))
+    leaf = PROBABILITIES.log().requires_grad_()
+    visits = (rollout.obs["obs"][:-1] * rollout.valid.unsqueeze(-1)).sum((0, 1)) / rollout.valid.sum()
+    entropy = -(leaf.softmax(-1) * leaf.log_softmax(-1)).sum(-1)
+    (slope,) = torch.autograd.grad((visits * entropy).sum(), leaf)
+    torch.testing.assert_close(with_bonus - without, -0.3 * slope, rtol=1e-9, atol=1e-12)
+
+
+def test_update_is_one_adam_step_on_that_gradient() -> None:
+    """From zero moments Adam moves every parameter by learning_rate g / (|g| + epsilon), g being clipped."""
+    mdp = quarters_mdp(0, 1.0)
+    rollout, _ = expected_rollout(mdp, PROBABILITIES)
+    values = torch.randn(mdp.states, generator=torch.Generator().manual_seed(5), dtype=F64)  # so that lambda matters
+    agent = make(mdp, values, learning_rate=0.01, gamma=1.0, max_gradient_norm=0.01)
     slope = agent.layout.flatten(gradient(agent, rollout, value_coef=0.5))
     before = agent.state["params"][0].clone()
     figures = agent.update(Rollout(*[_member(x) for x in rollout]), progress=0.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import F64, defining_gae, layered_mdp, ragged
 
+from helpers import F64, defining_gae, layered_mdp, ragged
 from steepest.returns import generalized_advantage, lambda_return, reward_to_go
 
 DISCOUNTS = [(1.0, 1.0), (0.9, 0.8), (0.99, 0.0), (0.0, 0.5), (0.7, 1.0)]

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from helpers import F64, layered_mdp
 from torch import Tensor
 
+from helpers import F64, layered_mdp
 from steepest.losses import clipped_surrogate_loss, kl_estimate
 
 
@@ -71,7 +71,7 @@ def policies(seed: int, scale: float) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
 def test_kl_estimate_is_unbiased(scale: float) -> None:
-    """Summed over the old policy's actions it is KL(old || new); over the new one's, or with the two swapped, it is not."""
+    """Summed over the old policy's actions it is KL(old || new); over the new one's, or swapped, it is not."""
     old, new = policies(0, scale)
     exact = (old.exp() * (old - new)).sum(-1)
     estimate = kl_estimate(new, old)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import F64, layered_mdp
 
+from helpers import F64, layered_mdp
 from steepest.losses import clipped_value_loss, value_loss
 
 

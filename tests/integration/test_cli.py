@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -90,15 +91,14 @@ def test_evaluate_says_what_the_python_call_says(trained: Path, capsys: pytest.C
     assert "5 episodes" in capsys.readouterr().out
 
 
-def test_evaluate_records_a_video(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    imageio = pytest.importorskip("imageio.v2")
-    pytest.importorskip("imageio_ffmpeg")
+def test_evaluate_records_a_video(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imageio")
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
     pytest.importorskip("pygame")
     done = steepest_command("evaluate", trained, "--episodes", 1, "--video", tmp_path / "new" / "episode.mp4", "--json")
     assert done.returncode == 0, done.stderr
     length = json.loads(done.stdout)["mean_length"]
-    with imageio.get_reader(tmp_path / "new" / "episode.mp4") as reader:
-        frames = sum(1 for _ in reader)
+    frames, _ = ffmpeg.count_frames_and_secs(str(tmp_path / "new" / "episode.mp4"))
     assert abs(frames - (length + 1)) <= 2
     assert stray_files(tmp_path) == []
 
@@ -189,7 +189,7 @@ def flags(kind: type[Any]) -> list[str]:
 
 def words_of_docs(kind: type[Any]) -> list[str]:
     """The first words of every field's documentation, which the help has to show."""
-    source = Path(sys.modules[kind.__module__].__file__ or "").read_text()
+    source = "".join(inspect.getsource(cls) for cls in kind.__mro__ if cls is not object)
     found = []
     for field in dataclasses.fields(kind):
         after = source.split(f"\n    {field.name}: ", 1)
@@ -208,7 +208,7 @@ def test_help_of_train_lists_every_option(algorithm: str) -> None:
     documented = [words for kind in kinds for words in words_of_docs(kind)]
     assert len(documented) > 25
     assert [words for words in documented if words not in text] == []
-    assert "default: 0.99" in text
+    assert text.count("(default: ") >= sum(len(flags(kind)) for kind in kinds) - 1
     assert "--config" in text
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributions as td
 import torch.nn.functional as F
-from helpers import F64, bits, box, discrete
 from torch import Tensor
 from torch.func import vmap
 
+from helpers import F64, bits, box, discrete
 from steepest import distributions
 from steepest.distributions import (
     Bernoulli,
@@ -63,50 +63,50 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     "categorical": Case(
         lambda s: (2.0 * rand(7, 4, seed=s),),
-        lambda l: Categorical(l.log_softmax(-1)),
-        lambda l: [td.Categorical(logits=l)],
+        lambda x: Categorical(x.log_softmax(-1)),
+        lambda x: [td.Categorical(logits=x)],
         discrete(4),
     ),
     "factored": Case(
         lambda s: tuple(2.0 * rand(7, k, seed=s + i) for i, k in enumerate(RAGGED)),
-        lambda *ls: Factored(padded(list(ls))),
-        lambda *ls: [td.Categorical(logits=l) for l in ls],
+        lambda *xs: Factored(padded(list(xs))),
+        lambda *xs: [td.Categorical(logits=x) for x in xs],
         discrete(*RAGGED),
     ),
     "bernoulli": Case(
         lambda s: (2.0 * rand(7, 3, seed=s),),
-        lambda l: Bernoulli(torch.stack([torch.zeros_like(l), l], -1).log_softmax(-1)),
-        lambda l: [td.Bernoulli(logits=l[..., i]) for i in range(3)],
+        lambda x: Bernoulli(torch.stack([torch.zeros_like(x), x], -1).log_softmax(-1)),
+        lambda x: [td.Bernoulli(logits=x[..., i]) for i in range(3)],
         bits(3),
     ),
     "diagonal": Case(
         lambda s: (rand(7, 3, seed=s), 0.5 * rand(7, 3, seed=s + 50)),
         DiagonalGaussian,
-        lambda m, l: [td.Independent(td.Normal(m, l.exp()), 1)],
+        lambda m, s: [td.Independent(td.Normal(m, s.exp()), 1)],
         box(3),
     ),
     "diagonal, one deviation for all": Case(
         lambda s: (rand(7, 3, seed=s), 0.5 * rand(3, seed=s + 50)),
         DiagonalGaussian,
-        lambda m, l: [td.Independent(td.Normal(m, l.exp()), 1)],
+        lambda m, s: [td.Independent(td.Normal(m, s.exp()), 1)],
         box(3),
     ),
     "full": Case(
         lambda s: (rand(7, 3, seed=s), lower_triangular(7, 3, 3, seed=s + 50)),
         FullGaussian,
-        lambda m, l: [td.MultivariateNormal(m, scale_tril=l)],
+        lambda m, tril: [td.MultivariateNormal(m, scale_tril=tril)],
         box(3),
     ),
     "full, one covariance for all": Case(
         lambda s: (rand(7, 3, seed=s), lower_triangular(3, 3, seed=s + 50)),
         FullGaussian,
-        lambda m, l: [td.MultivariateNormal(m, scale_tril=l)],
+        lambda m, tril: [td.MultivariateNormal(m, scale_tril=tril)],
         box(3),
     ),
     "tanh": Case(
         lambda s: (0.5 * rand(7, 3, seed=s), 0.3 * rand(7, 3, seed=s + 50) - 0.5),
         TanhGaussian,
-        lambda m, l: [td.Independent(td.TransformedDistribution(td.Normal(m, l.exp()), td.TanhTransform()), 1)],
+        lambda m, s: [td.Independent(td.TransformedDistribution(td.Normal(m, s.exp()), td.TanhTransform()), 1)],
         box(3),
     ),
 }
@@ -225,7 +225,9 @@ def test_entropy_is_minus_the_mean_log_prob(name: str) -> None:
     assert ((-log_prob.mean(0) - policy.entropy()).abs() <= Z * error).all()
 
 
-@pytest.mark.parametrize(("spec", "shape"), [(discrete(4), (6, 4)), (discrete(*RAGGED), (6, 3, 5)), (bits(2), (6, 2, 2))])
+@pytest.mark.parametrize(
+    ("spec", "shape"), [(discrete(4), (6, 4)), (discrete(*RAGGED), (6, 3, 5)), (bits(2), (6, 2, 2))]
+)
 def test_action_noise_is_gumbel(spec: ActionSpec, shape: tuple[int, ...]) -> None:
     assert action_noise(spec, (6,), torch.Generator().manual_seed(0)).shape == shape
     noise = action_noise(spec, (50_000,), torch.Generator().manual_seed(0)).double().flatten()
@@ -301,7 +303,9 @@ def test_tanh_density_integrates_to_one() -> None:
     assert float(torch.trapezoid(density, a)) == pytest.approx(1.0, abs=1e-8)
 
 
-@pytest.mark.parametrize(("mean", "std", "tolerance"), [(0.0, 0.05, 1e-10), (0.7, 0.3, 1e-7), (-0.5, 0.6, 1e-4), (2.0, 0.5, 1e-4)])
+@pytest.mark.parametrize(
+    ("mean", "std", "tolerance"), [(0.0, 0.05, 1e-10), (0.7, 0.3, 1e-7), (-0.5, 0.6, 1e-4), (2.0, 0.5, 1e-4)]
+)
 def test_tanh_entropy_against_quadrature(mean: float, std: float, tolerance: float) -> None:
     """By a fine trapezoid rule over u. 32 Gauss-Hermite points lose digits as the deviation grows."""
     assert _entropy_error(mean, std) < tolerance

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CountingEnvironments, box
 from torch import Tensor, nn
 
+from helpers import CountingEnvironments, box
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.runs.evaluation import Evaluation, evaluate_members
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import F64, discrete, synthetic_rollout, to_float64, vector
 from torch import Tensor, nn
 
+from helpers import F64, discrete, synthetic_rollout, to_float64, vector
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.learner import (
     Layout,

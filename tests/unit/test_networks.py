@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import F64, bits, box, discrete, vector
 from torch import Tensor, nn
 
+from helpers import F64, bits, box, discrete, vector
 from steepest.distributions import Bernoulli, Categorical, DiagonalGaussian, Factored, FullGaussian, TanhGaussian
 from steepest.errors import UsageError
 from steepest.networks import ActorCritic, Cell, NatureCNN, Normalization, PolicyConfig, PolicyInput, Torso, preprocess
@@ -116,7 +116,12 @@ class Fixed(nn.Module):
 
 @pytest.mark.parametrize(
     ("out", "said"),
-    [(torch.zeros(2), r"\(2,\)"), (torch.zeros(3, 4), r"\(3, 4\)"), (torch.zeros(2, 4, 1), r"\(2, 4, 1\)"), ([1], "list")],
+    [
+        (torch.zeros(2), r"\(2,\)"),
+        (torch.zeros(3, 4), r"\(3, 4\)"),
+        (torch.zeros(2, 4, 1), r"\(2, 4, 1\)"),
+        ([1], "list"),
+    ],
 )
 def test_a_custom_network_of_the_wrong_shape_is_refused(out: Any, said: str) -> None:
     with pytest.raises(ValueError, match=f"the network returned {said} for a batch of 2 observations"):
@@ -258,7 +263,9 @@ def test_a_sequence_equals_its_steps(kind: Any, shared: bool) -> None:
         step = module(PolicyInput({"obs": x[row]}, None, start[row], valid[row], memory), NOTHING, True)
         torch.testing.assert_close(acting.memory, step.memory, rtol=0, atol=0)
         torch.testing.assert_close(whole.value[t], step.value[0], rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(whole.distribution.log_probs[t], step.distribution.log_probs[0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            whole.distribution.log_probs[t], step.distribution.log_probs[0], rtol=1e-10, atol=1e-10
+        )
         memory = step.memory
     torch.testing.assert_close(whole.memory, memory, rtol=1e-10, atol=1e-10)
     assert whole.value.dtype == F64

@@ -6,12 +6,12 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
-from helpers import F64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import vmap
 
+from helpers import F64
 from steepest.numerics import (
     forward_recurrence,
     merge_moments,
@@ -110,7 +110,7 @@ def test_recurrences_carry_gradient_and_vmap() -> None:
 
 
 @given(st.integers(1, 200), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_reverse_recurrence_keeps_float32_accuracy(steps: int, seed: int) -> None:
     """Against the sequential loop in float64, relative to the largest partial sum: 1e-5 in float32."""
     g = np.random.default_rng(seed)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import F64, box, discrete, ragged, synthetic_rollout, to_float64, vector
 from torch import Tensor
 
+from helpers import F64, box, discrete, ragged, synthetic_rollout, to_float64, vector
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.errors import UsageError
 from steepest.on_policy import (
@@ -169,7 +169,12 @@ def test_every_epoch_sees_every_sequence_once() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((4, 8, 0, 2), 32), ((4, 8, 4, 2), 8), ((4, 8, 3, 1), "multiple of sequence_length"), ((4, 8, 0, 5), "do not divide")],
+    [
+        ((4, 8, 0, 2), 32),
+        ((4, 8, 4, 2), 8),
+        ((4, 8, 3, 1), "multiple of sequence_length"),
+        ((4, 8, 0, 5), "do not divide"),
+    ],
 )
 def test_sequences_per_rollout(arguments: tuple[int, int, int, int], expected: Any) -> None:
     if isinstance(expected, int):
@@ -179,9 +184,12 @@ def test_sequences_per_rollout(arguments: tuple[int, int, int, int], expected: A
             sequences_per_rollout(*arguments)
 
 
-@pytest.mark.parametrize(("steps", "size", "expected"), [(16, 64, 4), (6, 64, 3), (10, 64, 2), (5, 64, 1), (16, 2048, 1)])
-def test_steps_per_call_divides(steps: int, size: int, expected: int) -> None:
-    assert steps_per_call(steps, size) == expected
+@pytest.mark.parametrize(
+    ("steps", "size", "members", "expected"),
+    [(16, 64, 1, 4), (6, 64, 1, 3), (10, 64, 1, 2), (5, 64, 1, 1), (16, 64, 2, 2), (16, 64, 8, 1), (16, 2048, 1, 1)],
+)
+def test_steps_per_call_divides(steps: int, size: int, members: int, expected: int) -> None:
+    assert steps_per_call(steps, size, members) == expected
 
 
 # Scoring

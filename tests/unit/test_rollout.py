@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CountingEnvironments, box, discrete, vector
 from torch import Tensor
 
+from helpers import CountingEnvironments, box, discrete, vector
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.learner import tree_map
 from steepest.networks import PolicyInput
-from steepest.on_policy import gather, obs_to_sequences, score_rollout, to_sequences
+from steepest.on_policy import batch_inputs, gather, score_rollout
 from steepest.rollout import Collector, Episode
 from steepest.types import ActionSpec, Rollout
 
@@ -24,13 +24,15 @@ STEPS = 8
 
 def make(env: CountingEnvironments, members: int = 1, **config: Any) -> PPO:
     options = {"rollout_steps": STEPS, "hidden_sizes": (6,), "minibatches": 1, "sequence_length": 4, **config}
-    return PPO(
+    agent = PPO(
         PPOConfig(**options),
         env.obs_spec,
         env.action_spec,
         num_envs=env.num_envs // members,
         seeds=tuple(range(members)),
     )
+    agent.parameters["policy_head.weight"].mul_(50.0)  # far from uniform, so that what the policy sees matters
+    return agent
 
 
 def kept(rollout: Rollout) -> Rollout:
@@ -73,12 +75,14 @@ def test_every_row_is_what_the_environments_said(members: int) -> None:
         assert rollout.action_mask is None
         assert rollout.memory is None
     # Episode e of environment i pays sum_{k=1}^L (100 i + 10 e + k), also where rollouts cut it.
-    for i, length in enumerate(lengths):
-        mine = [e for e in episodes if round(e.episode_return) // 100 == i * e.length and e.length == length]
-        expected = [100 * i * length + 10 * e * length + length * (length + 1) / 2 for e in range(len(mine))]
-        assert [e.episode_return for e in mine] == expected
-        assert len(mine) == (3 * STEPS + 1) // (length + 1)
-        assert all(e.member == i // (4 // members) for e in mine)
+    expected = [
+        Episode(i // (4 // members), 100 * i * n + 10 * e * n + n * (n + 1) / 2, int(n))
+        for t in range(3 * STEPS)
+        for i, n in enumerate(lengths)
+        for e, k in [divmod(t, n + 1)]
+        if k == n - 1
+    ]
+    assert episodes == expected
 
 
 def test_what_the_policy_drew_is_recorded_and_what_it_means_is_played() -> None:
@@ -213,17 +217,10 @@ def test_recurrent_memory_and_scores(kind: Any, pause: bool, shared: bool) -> No
             start = torch.from_numpy(step == 0).unsqueeze(0)
             out = forward(PolicyInput(obs, None, start, torch.ones_like(start), memory))
             torch.testing.assert_close(value[STEPS], out.value[0], rtol=1e-5, atol=1e-6)
-            length = agent.sequence_length
-            batch = obs_to_sequences(one.obs, length) | {
-                "memory": one.memory.flatten(0, 1),
-                "start": to_sequences(one.episode_step[:-1] == 0, length),
-                "valid": to_sequences(one.valid, length),
-                "action": to_sequences(one.action, length),
-                "log_prob": to_sequences(log_prob, length),
-            }
+            hyper = {"gamma": torch.tensor(0.9), "gae_lambda": torch.tensor(0.9)}
+            _, batch, _ = agent.prepare(state, one, hyper)
             batch = gather(batch, torch.tensor([4, 1, 3, 5]))
-            inputs = PolicyInput({"obs": batch["obs/obs"]}, None, batch["start"], batch["valid"], batch["memory"])
-            found = forward(inputs).distribution.log_prob(batch["action"])
+            found = forward(batch_inputs(batch)).distribution.log_prob(batch["action"])
             torch.testing.assert_close(found, batch["log_prob"], rtol=1e-5, atol=1e-6)
 
 

@@ -260,7 +260,7 @@ def test_bad_actions_are_refused():
         to_env_action(box, np.array([[0.0, 0.0], [np.nan, 0.0]]), "clip")
     with pytest.raises(ValueError, match=r"shape \(2, 3\), not \(N, 2\)"):
         to_env_action(box, np.zeros((2, 3)), "clip")
-    with pytest.raises(ValueError, match=r"needs \(N,\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 1\), not \(N,\)"):
         to_env_action(action_spec(spaces.Discrete(2)), np.zeros((2, 1), int), "clip")
 
 

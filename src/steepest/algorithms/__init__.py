@@ -22,6 +22,6 @@ def find(name: str) -> type[Agent]:
     """The agent class of an algorithm; UsageError with the nearest names if there is none."""
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(name.lower(), ALGORITHMS, n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise UsageError(f"no algorithm is called {name!r}{hint} Known: {', '.join(sorted(ALGORITHMS))}")
     return getattr(importlib.import_module(f"steepest.algorithms.{name}"), ALGORITHMS[name][0])

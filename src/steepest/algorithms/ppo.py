@@ -181,7 +181,7 @@ class PPO(Agent):
             [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
         ).to(self.device)
         history: list[Metrics] = []
-        for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[2]), dim=1):
+        for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[2], self.members), dim=1):
             state, metrics = self._steps(state, batch, chunk, hyper)
             history.append(metrics)
         del state["active"]

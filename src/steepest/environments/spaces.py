@@ -247,37 +247,55 @@ def to_env_action(spec: ActionSpec, action: Array, squash: Squash) -> Array:
     Returns: (N, *spec.shape)
     Raises:  ValueError on a wrong shape; RunError if the policy's action is NaN
     """
-    action = np.asarray(action)
-    n = len(action) if action.ndim else 0
-    if spec.kind == "discrete":
-        if action.ndim != 1:
-            raise ValueError(f"The action has shape {action.shape}; a Discrete space needs (N,).")
-        return (action + spec.start[0]).astype(spec.dtype)
-    if action.shape != (n, spec.dimension):
-        raise ValueError(f"The action has shape {action.shape}, not (N, {spec.dimension}).")
-    if spec.kind == "box":
-        return _to_box(spec, action.astype(np.float64), squash).reshape(n, *spec.shape)
-    return (action + np.asarray(spec.start)).astype(spec.dtype).reshape(n, *spec.shape)
+    return ActionMap(spec, squash)(np.asarray(action))
 
 
-def _to_box(spec: ActionSpec, action: Array, squash: Squash) -> Array:
-    box = _box_map(spec)
-    if squash == "tanh":
+class ActionMap:
+    """``to_env_action`` for one space, with everything that does not depend on the action worked out once."""
+
+    def __init__(self, spec: ActionSpec, squash: Squash) -> None:
         check_squash(spec, squash)
-        action = np.tanh(action)
-    unit = np.minimum(np.maximum(action, box.unit_low), box.unit_high)
-    value = unit * box.half_width + box.centre
-    if box.integer:
-        value = np.rint(value)
-    # The bounds are exact in the environment's dtype and rounding is monotone, so the cast cannot leave the space.
-    value = np.minimum(np.maximum(value, box.low), box.high)
-    if np.isnan(value).any():
-        row = int(np.flatnonzero(np.isnan(value).any(axis=1))[0])
-        raise RunError(
-            f"The policy drew the action {_brief(value[row])} for environment {row}: its parameters, or the "
-            "observation, are no longer finite. A smaller learning rate or normalised observations usually help."
-        )
-    return value.astype(spec.dtype)
+        self.spec = spec
+        self.squash = squash
+        self.trailing = () if spec.kind == "discrete" else (spec.dimension,)
+        self.dtype = np.dtype(spec.dtype)
+        self.offset = np.asarray(spec.start[0] if spec.kind == "discrete" else spec.start or 0)
+        if spec.kind == "box":
+            self.box = _box_map(spec)
+            unit = self.box.half_width == 1.0
+            # Bounds of [-1, 1] need no arithmetic, so float32 stays float32 and clipping is exact.
+            self.only_clips = bool(unit.all()) and not self.box.centre.any() and self.dtype == np.float32
+
+    def __call__(self, action: Array) -> Array:
+        """See ``to_env_action``."""
+        n = len(action) if action.ndim else 0
+        if action.shape != (n, *self.trailing):
+            expected = "(N,)" if not self.trailing else f"(N, {self.spec.dimension})"
+            raise ValueError(f"The action has shape {action.shape}, not {expected}.")
+        if self.spec.kind != "box":
+            return (action + self.offset).astype(self.dtype).reshape(n, *self.spec.shape)
+        return self._to_box(action).reshape(n, *self.spec.shape)
+
+    def _to_box(self, action: Array) -> Array:
+        box = self.box
+        if self.only_clips and self.squash == "clip" and action.dtype == np.float32:
+            value = np.minimum(np.maximum(action, box.low32), box.high32)
+        else:
+            action = action.astype(np.float64)
+            unit = np.tanh(action) if self.squash == "tanh" else action
+            unit = np.minimum(np.maximum(unit, box.unit_low), box.unit_high)
+            value = unit * box.half_width + box.centre
+            if box.integer:
+                value = np.rint(value)
+            # The bounds are exact in the environment's dtype and rounding is monotone: the cast cannot leave the space.
+            value = np.minimum(np.maximum(value, box.low), box.high)
+        if np.isnan(value).any():
+            row = int(np.flatnonzero(np.isnan(value).any(axis=1))[0])
+            raise RunError(
+                f"The policy drew the action {_brief(value[row])} for environment {row}: its parameters, or the "
+                "observation, are no longer finite. A smaller learning rate or normalised observations usually help."
+            )
+        return value.astype(self.dtype, copy=False)
 
 
 class _BoxMap(NamedTuple):
@@ -289,6 +307,8 @@ class _BoxMap(NamedTuple):
     centre: Array
     low: Array
     high: Array
+    low32: Array
+    high32: Array
     integer: bool
 
 
@@ -307,6 +327,8 @@ def _box_map(spec: ActionSpec) -> _BoxMap:
         finite_low / 2 + finite_high / 2,
         np.maximum(low, smallest),
         np.minimum(high, largest),
+        np.maximum(low, smallest).astype(np.float32),
+        np.minimum(high, largest).astype(np.float32),
         integer,
     )
 

@@ -41,8 +41,9 @@ class RunConfig:
     eval_episodes: int = 10
     """Episodes per evaluation and seed. 0 never evaluates."""
     checkpoint_every: int | None = None
-    """Environment steps between checkpoints; by default a tenth of the run. Environments restart at each (see
-    docs/resuming.md), so very short intervals change what is learned. 0 only checkpoints at the end."""
+    """Environment steps between checkpoints; by default a tenth of the run, or time for four full episodes in every
+    environment if that is longer. Environments restart at each (see docs/resuming.md), so very short intervals change
+    what is learned. 0 only checkpoints at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept, besides the best one by evaluation."""
     max_episode_steps: int | None = None
@@ -81,7 +82,7 @@ def checked_options(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
 def _checked(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         kinds = [k for k in get_args(hint) if k is not type(None)]
-        return None if value is None else _checked(name, value, kinds[0])
+        return None if value is None or value in ("none", "None") else _checked(name, value, kinds[0])
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         if isinstance(value, bool) and "on" in choices:  # what YAML makes of on and off

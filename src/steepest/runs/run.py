@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -177,6 +178,12 @@ class Run:
         except BaseException:
             self.env.close()
             raise
+        self.agent.trained_on = {
+            "env": env if isinstance(env, str) else None,
+            "env_kwargs": env_kwargs,
+            "vectorization": settings.vectorization,
+            "max_episode_steps": settings.max_episode_steps,
+        }
         self.collector = Collector(self.env, self.agent, cast(Any, config).rollout_steps)
         members = len(seeds)
         self.steps = np.zeros(members, dtype=np.int64)
@@ -287,9 +294,6 @@ class Run:
     def _metadata(self) -> dict[str, Any]:
         return {
             **self.agent.metadata(),
-            "env": self.env_source if isinstance(self.env_source, str) else None,
-            "name": self.name,
-            "env_kwargs": self.env_kwargs,
             "steps": self.steps.tolist(),
             "episodes": self.episodes.tolist(),
             "recent": [list(window) for window in self.recent],
@@ -383,7 +387,7 @@ class Run:
         self.wall_seconds += seconds
         rows = [self._row(m, health, seconds, int(counted[m])) for m in range(self.agent.members)]
         last = self.step >= self.settings.total_steps
-        if not last and _crosses(before, self.step, self._interval(self.settings.eval_every)):
+        if not last and _crosses(before, self.step, self.settings.eval_every):
             self._evaluate(rows)
         last = last or self.stopped
         if last:
@@ -391,13 +395,10 @@ class Run:
         if self.log is not None:
             for row in rows:
                 self.log.write(row)
-        if last or _crosses(before, self.step, self._interval(self.settings.checkpoint_every)):
+        if last or _crosses(before, self.step, self.settings.checkpoint_every):
             self._save_checkpoint()
             self._restart_environments()
         return _mean_row(rows)
-
-    def _interval(self, every: int | None) -> int:
-        return max(1, self.settings.total_steps // 10) if every is None else every
 
     def _row(self, member: int, health: dict[str, Any], seconds: float, steps: int) -> Row:
         row: Row = {
@@ -461,7 +462,7 @@ class Run:
                 self.eval_source,
                 min(settings.eval_episodes, MAX_EVAL_ENVS) * self.agent.members,
                 seed=0,
-                vectorization="auto" if settings.vectorization == "envpool" else settings.vectorization,
+                vectorization=settings.vectorization,
                 env_kwargs=self.env_kwargs,
                 max_episode_steps=settings.max_episode_steps,
             )
@@ -533,8 +534,8 @@ def _atari_options(settings: RunConfig) -> AtariOptions | None:
     return AtariOptions(clip_reward=settings.reward_clip, life_loss_terminates=settings.life_loss)
 
 
-def _crosses(before: int, after: int, every: int) -> bool:
-    return every > 0 and after // every > before // every
+def _crosses(before: int, after: int, every: int | None) -> bool:
+    return every is not None and every > 0 and after // every > before // every
 
 
 def _mean_row(rows: list[Row]) -> Row:
@@ -609,7 +610,27 @@ def resolve_settings(
     if choice == "on" and device == "cpu" and not has_compiler():
         note("compile: off, since no C++ compiler was found (on Debian: apt install g++)")
         choice = "off"
-    return dataclasses.replace(settings, device=device, threads=threads, compile=choice)
+    # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
+    tenth = max(1, settings.total_steps // 10)
+    episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings)
+    return dataclasses.replace(
+        settings,
+        device=device,
+        threads=threads,
+        compile=choice,
+        eval_every=tenth if settings.eval_every is None else settings.eval_every,
+        checkpoint_every=max(tenth, episodes) if settings.checkpoint_every is None else settings.checkpoint_every,
+    )
+
+
+EPISODES_PER_CHECKPOINT = 4
+"""By default every environment can play this many episodes of full length between two checkpoints."""
+
+
+def _time_limit(env_name: str, settings: RunConfig) -> int:
+    """Steps after which an episode is truncated, or 1000 where nobody says."""
+    registered = gym.registry.get(env_name)
+    return settings.max_episode_steps or (registered and registered.max_episode_steps) or 1000
 
 
 GRADIENT_SECONDS_SAVED = 0.7e-3

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from steepest.errors import UsageError
+from steepest.errors import RunError, UsageError
 
 
 class Renders(Protocol):
@@ -33,7 +33,12 @@ class Recorder:
             import imageio_ffmpeg  # noqa: F401  # pyright: ignore[reportUnusedImport]
         except ImportError as error:
             raise UsageError('recording needs the video extra: pip install "steepest[video]"') from error
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The encoder is a process of its own, whose complaints are no use to anyone: try for it.
+            path.with_name(f".{path.name}.partial.mp4").touch()
+        except OSError as error:
+            raise RunError(f"could not write {path}: {error.strerror}") from error
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial.mp4")
         self.env = env
@@ -45,7 +50,10 @@ class Recorder:
             raise UsageError("this environment renders no pictures (render_mode 'rgb_array')")
         frame = np.asarray(frame, dtype=np.uint8)
         # Video codecs want even sides.
-        self.writer.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+        try:
+            self.writer.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+        except OSError as error:
+            raise RunError(f"could not write {self.path}: the video encoder stopped ({error.strerror})") from error
 
     def __enter__(self) -> Self:
         return self
