@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers_runs import ENVIRONMENT, start_command, steepest_command, stray_files
+from helpers_runs import ENVIRONMENT, differences, start_command, steepest_command, stray_files
 from safetensors.torch import save_file
 
 import steepest
@@ -35,7 +33,7 @@ PPO = ["train", "ppo", "CartPole-v1"]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, which no test may change."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    steepest.train("ppo", "CartPole-v1", out=out, total_steps=256, minibatches=1, **TINY)
+    steepest.train("ppo", "CartPole-v1", out=out, total_steps=256, minibatches=1, checkpoint_every=64, **TINY)
     return out
 
 
@@ -183,9 +181,7 @@ def test_the_command_says_what_is_wrong(
     line: list[str], code: int, message: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file() and p.name != ".lock"}
-    damage = pytest.warns(RuntimeWarning) if "damaged" in line else nothing_expected()
-    with damage:
-        assert cli.main(line) == code
+    assert cli.main(line) == code
     said = capsys.readouterr()
     assert message in " ".join(said.err.split())
     assert "Traceback" not in said.err
@@ -193,11 +189,6 @@ def test_the_command_says_what_is_wrong(
     assert said.out == "" if line else said.out.startswith("usage")
     after = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file() and p.name != ".lock"}
     assert after == before, "nothing may be written, changed or lost"
-
-
-@contextmanager
-def nothing_expected() -> Iterator[None]:
-    yield
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -302,7 +293,7 @@ class Misbehaving(gym.Env[Any, Any]):
         ("step", "ZeroDivisionError in step"),
         ("reset", "the simulator does not start"),
         ("infinite", "returned the reward inf"),
-        ("text", ""),
+        ("text", "step"),
         ("huge", "became non-finite"),
     ],
 )
@@ -367,7 +358,7 @@ def test_the_command_reports_a_failure_with_code_1(tmp_path: Path) -> None:
         (spaces.Sequence(spaces.Discrete(2)), spaces.Discrete(2), "Sequence"),
         (spaces.Box(0, 255, (20, 20, 3), np.uint8), spaces.Discrete(2), "at least 36 x 36"),
         (spaces.Box(-1, 1, (0,), np.float32), spaces.Discrete(2), "empty"),
-        (spaces.Dict({}), spaces.Discrete(2), ""),
+        (spaces.Dict({}), spaces.Discrete(2), "empty"),
         (spaces.Box(-1, 1, (2,), np.float32), spaces.Dict(a=spaces.Discrete(2)), "Dict"),
         (spaces.Box(-1, 1, (2,), np.float32), spaces.Tuple((spaces.Discrete(2),)), "Tuple"),
         (spaces.Box(-1, 1, (2,), np.float32), spaces.Text(3), "Text"),
@@ -401,7 +392,7 @@ def test_observations_that_do_not_fit_the_agent(run: Path) -> None:
 
 def test_a_folder_in_use_by_another_process(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start_command(*PPO, "--total-steps", 10_000_000, "--out", out)
+    process = start_command(*PPO, "--total-steps", 10_000_000, "--compile", "off", "--out", out)
     try:
         while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
             assert process.poll() is None
@@ -423,7 +414,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(run: Path, tmp_
     newest.write_bytes(newest.read_bytes()[:1000])
     done = steepest_command("evaluate", copy, "--episodes", 2)
     assert done.returncode == 0
-    assert f"warning: {newest} is damaged" in done.stderr.replace(str(copy / "checkpoints") + "/", f"{newest.parent}/")
+    assert f"warning: {newest} is damaged" in done.stderr
     assert ".py" not in done.stderr
     assert steepest_command("train", "--resume", copy).returncode == 0
 
@@ -458,8 +449,6 @@ def test_a_full_disk_stops_the_run_and_spares_what_is_there(tmp_path: Path, monk
     steepest.resume(out)
     with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **options) as alone:
         list(alone)
-    from helpers_runs import differences
-
     assert differences(tmp_path / "alone", out) == []
 
 

@@ -216,6 +216,8 @@ def test_the_target_kl_stops_a_member_by_itself() -> None:
     taken = np.stack([agent.update(x, 0.0)["steps_taken"] for x in rollouts(agent, F64)])
     assert (taken < 1.0).any()
     assert (taken > 0.0).all()
+    steps = CONFIG["epochs"] * CONFIG["minibatches"]
+    np.testing.assert_allclose(agent.state["adam_count"], steps * taken.sum(0), rtol=1e-12)
 
 
 @pytest.mark.compiles

@@ -168,6 +168,8 @@ def _read_run(path: Path) -> _Run:
         seen = "does not exist" if not path.exists() else "has no config.json in it"
         raise UsageError(f"no run at {path}: it {seen}. Give the folder that `steepest train` reported.")
     config = read_json(path / "config.json")
+    # An environment made in Python has no id, but a name.
+    config["env"] = config.get("env") or config.get("name")
     missing = [key for key in ("algorithm", "env") if not isinstance(config.get(key), str)]
     if missing:
         raise RunError(f"{path / 'config.json'} does not say which {' and '.join(missing)} it was.")
