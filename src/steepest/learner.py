@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -252,7 +253,7 @@ class Lifted:
             if ahead:
                 self.modes.append(("compiled", AheadOfTime(one_graph)))
             else:
-                self.modes.append(("compiled", torch.compile(one_graph, fullgraph=True, dynamic=False)))
+                self.modes.append(("compiled", compile_without_guards(one_graph)))
         if learner.device.type == "cuda" and compile:
             whole = self._single if learner.members == 1 else self._vmapped
             self.modes.insert(0, ("captured as a CUDA graph", CudaGraphed(partial(whole, functional))))
@@ -302,6 +303,22 @@ class Lifted:
                 reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
                 self.modes.pop(0)
                 self.learner.note(f"not {name}: {reason}; going on with {self.modes[0][0]}")
+
+
+def compile_without_guards(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` in one graph for the shapes of the first arguments, with no check of later ones.
+
+    A check of everything that was traced through, module by module, takes as long as a small gradient step. Nothing of
+    it can change here: whoever lifts a function calls it with the same shapes, and the agent's configuration is frozen.
+    """
+
+    def entry(*args: Any) -> Any:
+        return function(*args)
+
+    # Compiled code is looked up by code object, and without guards the first entry is always taken: so one of its own.
+    own = FunctionType(entry.__code__.replace(), entry.__globals__, closure=entry.__closure__)
+    options = {"guard_filter_fn": lambda guards: [False] * len(guards)}  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 class AheadOfTime:

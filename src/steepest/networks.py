@@ -308,8 +308,13 @@ class ActorCritic(nn.Module):
                 self.tril = nn.Parameter(torch.zeros(d, d))
 
     def _output_size(self, torso: nn.Module) -> int:
-        with torch.no_grad():
-            features = torso(self._as_user_sees(preprocess(self.obs_spec, zeros(self.obs_spec, (2,)), _NO_STATISTICS)))
+        obs = self._as_user_sees(preprocess(self.obs_spec, zeros(self.obs_spec, (2,)), _NO_STATISTICS))
+        try:
+            with torch.no_grad():
+                features = torso(obs)
+        except Exception as error:
+            shapes = {k: tuple(x.shape) for k, x in obs.items()} if isinstance(obs, dict) else tuple(obs.shape)
+            raise ValueError(f"the network fails on a batch of shape {shapes}: {error}") from error
         if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != 2:
             got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(f"the network returned {got} for a batch of 2 observations; expected (2, features)")

@@ -189,14 +189,12 @@ def sequences_per_rollout(num_envs: int, rollout_steps: int, length: int, miniba
     return sequences
 
 
-def steps_per_call(steps: int, size: int, members: int) -> int:
-    """Gradient steps to fuse into one call: small minibatches are bound by the call, and short graphs compile fast.
+def steps_per_call(steps: int, members: int) -> int:
+    """Gradient steps to fuse into one call: four spread its cost, and longer graphs take longer to compile.
 
-    Args:      steps: in all; size: sequences per minibatch; members: trained together
+    Args:      steps: in all; members: trained together, whose steps are fused already
     """
-    if size * members > 1024:
-        return 1
-    return next(k for k in (4, 3, 2, 1) if (steps % k == 0 and k * members <= 4) or k == 1)
+    return next(k for k in (4, 3, 2, 1) if k == 1 or (steps % k == 0 and k * members <= 4))
 
 
 def all_sequences(batch: Batch) -> Batch:

@@ -177,6 +177,7 @@ LINES: list[tuple[list[str], int, str]] = [
 @pytest.mark.parametrize(
     ("line", "code", "message"), LINES, ids=[" ".join(line) or "(nothing)" for line, _, _ in LINES]
 )
+@pytest.mark.filterwarnings("default:.*Trying the checkpoint before it:RuntimeWarning")
 def test_the_command_says_what_is_wrong(
     line: list[str], code: int, message: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

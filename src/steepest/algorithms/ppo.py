@@ -106,8 +106,9 @@ class PPO(Agent):
         self.sequences = sequences_per_rollout(
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
-        # Once per rollout, these cost less than compiling them would.
-        self._prepare = self.learner.lift(self.prepare, compile=False)
+        # Once per rollout, these cost less than compiling them would, except where the rollout is large.
+        large = self.num_envs * config.rollout_steps >= 8192 and not self.memory_size
+        self._prepare = self.learner.lift(self.prepare, compile=large)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
         self._merge = self.learner.lift(update_observations, compile=False)
 
@@ -181,7 +182,7 @@ class PPO(Agent):
             [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
         ).to(self.device)
         history: list[Metrics] = []
-        for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[2], self.members), dim=1):
+        for chunk in indices.split(steps_per_call(indices.shape[1], self.members), dim=1):
             state, metrics = self._steps(state, batch, chunk, hyper)
             history.append(metrics)
         del state["active"]

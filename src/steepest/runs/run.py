@@ -548,9 +548,9 @@ def _mean_row(rows: list[Row]) -> Row:
 
 
 def _name_of(env: Any) -> str:
-    spec = getattr(env, "spec", None)
-    if spec is not None:
-        return str(spec.id)
+    spec_id = getattr(getattr(env, "spec", None), "id", None)  # a class has a property there
+    if isinstance(spec_id, str):
+        return spec_id
     return getattr(env, "__name__", type(env).__name__)
 
 
