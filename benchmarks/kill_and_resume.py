@@ -68,7 +68,7 @@ def train_killed(
         process = start_command(*arguments, "--quiet", log=log)
         if len(struck) < kills:
             # Steps go on between kills, but not so far that the run would end before the last of them.
-            delay = draw.uniform(0.3, before + 1.2 * training / (kills + 1))
+            delay = draw.uniform(0.3, before + 2.0 * training / (kills + 1))
             try:
                 process.wait(delay)
             except subprocess.TimeoutExpired:
@@ -83,15 +83,23 @@ def train_killed(
 
 def run_case(name: str, kills: int, folder: Path, draw: random.Random) -> dict[str, Any]:
     """One case: how often it was killed, and what differs."""
-    alone, killed = folder / f"{name}-alone", folder / f"{name}-killed"
+    alone = folder / f"{name}-alone"
     before, training = train_undisturbed(CASES[name], alone)
-    struck = train_killed(CASES[name], killed, before, training, kills, draw)
+    seconds = round(before + training, 1)
+    struck: list[list[float]] = []
+    wrong: list[str] = []
+    # A run that resumes fast, or close to its end, escapes the last kills; another run then takes them.
+    while sum(map(len, struck)) < kills and not wrong:
+        killed = folder / f"{name}-killed-{len(struck)}"
+        left = kills - sum(map(len, struck))
+        struck.append(train_killed(CASES[name], killed, before, training, left, draw))
+        wrong = differences(alone, killed) + stray_files(killed)
+        training *= 0.7 if len(struck[-1]) < left else 1.0
     return {
-        "kills": len(struck),
-        "seconds_alone": round(before + training, 1),
+        "kills": sum(map(len, struck)),
+        "seconds_alone": seconds,
         "killed_after_seconds": struck,
-        "differences": differences(alone, killed),
-        "stray_files": stray_files(killed),
+        "differences": wrong,
     }
 
 
@@ -108,14 +116,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases:
             result = results[name] = run_case(name, options.kills, Path(folder), draw)
-            wrong = result["differences"] + result["stray_files"]
+            wrong = result["differences"]
             verdict = "DIFFERS: " + ", ".join(wrong[:5]) if wrong else "bitwise equal"
             print(f"{name:20}{result['kills']:>6}{result['seconds_alone']:>10}  {verdict}", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"machine": environment_report(), "kills_asked": options.kills, "seed": options.seed, "cases": results}
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(f"results: {options.out}")
-    return int(any(r["differences"] or r["stray_files"] for r in results.values()))
+    return int(any(r["differences"] for r in results.values()))
 
 
 if __name__ == "__main__":

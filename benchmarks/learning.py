@@ -46,7 +46,8 @@ def main() -> None:
 def run_case(case: str, folder: Path, seeds: int) -> None:
     """Train one case to its end and write its result."""
     steepest = (sys.executable, "-m", "steepest.cli")
-    arguments = ("train", *CASES[case], "--seeds", str(seeds), "--eval-episodes", "20", "--out", str(folder))
+    options = ("--seeds", str(seeds), "--eval-episodes", "20", "--threads", "1", "--out", str(folder))
+    arguments = ("train", *CASES[case], *options)
     resumed = (folder / "config.json").is_file()
     command = ("train", "--resume", str(folder)) if resumed else arguments
     subprocess.run((*steepest, *command), check=True)

@@ -318,7 +318,9 @@ def compile_without_guards(function: Callable[..., Any]) -> Callable[..., Any]:
     # Compiled code is looked up by code object, and without guards the first entry is always taken: so one of its own.
     own = FunctionType(entry.__code__.replace(), entry.__globals__, closure=entry.__closure__)
     options = {"guard_filter_fn": lambda guards: [False] * len(guards)}  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    # Strides are part of what was compiled for, and a slice has others than its copy.
+    return lambda *args: compiled(*tree_map(torch.Tensor.contiguous, args))
 
 
 class AheadOfTime:
@@ -336,7 +338,7 @@ class AheadOfTime:
     def __call__(self, *args: Any) -> Any:
         if self.run is None:
             self.run = self._build(args)
-        results = iter(self.run(tree_leaves(args)))
+        results = iter(self.run([x.contiguous() for x in tree_leaves(args)]))
         return tree_map(lambda _: next(results), self.outputs)
 
     def _build(self, args: tuple[Any, ...]) -> Callable[[list[Tensor]], list[Tensor]]:

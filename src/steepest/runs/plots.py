@@ -178,7 +178,7 @@ def _read_run(path: Path) -> _Run:
         rows.setdefault(int(row["seed"]), []).append(row)
     if not rows:
         raise RunError(f"{path / METRICS_FILE} is empty: the run ended before it measured anything.")
-    return _Run(path, config["algorithm"], config["env"], rows)
+    return _Run(path, str(config["algorithm"]), str(config["env"]), rows)
 
 
 def _choose_metric(runs: Sequence[_Run], metric: str) -> str:

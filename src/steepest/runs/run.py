@@ -498,7 +498,7 @@ class Run:
 
         try:
             plot_curve(self.directory.path)
-        except UsageError as error:  # nothing to draw, such as a run in which no episode ended
+        except SteepestError as error:  # nothing to draw, such as a run in which no episode ended
             self.note(f"no curve was drawn: {error}")
         self.directory.write_json("summary.json", self.summary())
 
