@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from steepest.distributions import Distribution, action_noise
 from steepest.environments.spaces import ActionMap, convert_obs, flatten_mask
@@ -85,11 +86,12 @@ class Agent(ABC):
         self.custom_network = network is not None
         self.device = torch.device(device)
         self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
-        modules = [self._build(seed, network) for seed in seeds]
-        self.module = modules[0].to(self.device)
+        modules = [self._build(seed, network).to(self.device) for seed in seeds]
+        self.module = modules[0]
         self.layout = Layout(self.module)
         self.call = FunctionalModule(self.module, self.layout)
         self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
+        self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
         self.state = self._initial_state(modules)
         self._act = {
             (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused, ahead=True)
@@ -102,16 +104,26 @@ class Agent(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "weights"))
             try:
-                return ActorCritic(self.config, self.obs_spec, self.action_spec, network)
+                module = ActorCritic(self.config, self.obs_spec, self.action_spec, network)
+                Layout(module)
             except ValueError as error:  # spaces or a user's torso that no network can be built for
                 raise UsageError(str(error)) from error
+        dropout = next((name for name, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p), None)
+        if dropout is not None:
+            raise UsageError(
+                f"the network has a dropout layer ({dropout}): it draws numbers that the run neither seeds nor saves, "
+                "so neither seeds nor resuming would mean anything; leave it out"
+            )
+        return module
 
     def _initial_state(self, modules: list[ActorCritic]) -> State:
         m = self.members
         vectors = torch.stack([self.layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in modules])
-        state = adam_state(vectors.to(self.device))
-        for name, _ in self.module.named_buffers():
-            state[f"buffers/{name}"] = torch.stack([dict(x.named_buffers())[name] for x in modules]).to(self.device)
+        state = adam_state(vectors)
+        frozen = [name for name, p in self.module.named_parameters() if not p.requires_grad]
+        for name in [*frozen, *(name for name, _ in self.module.named_buffers())]:
+            parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in modules]
+            state[f"buffers/{name}"] = torch.stack(parts)
         if self.config.normalize_obs:
             for field in self.obs_spec.fields:
                 if field.kind == "vector":
@@ -255,7 +267,9 @@ class Agent(ABC):
             memory = self.initial_memory(n) if memory is None else memory
             flags = np.broadcast_to(np.asarray(False if episode_start is None else episode_start), (n,))
             start = torch.as_tensor(flags.copy())[None].to(self.device)
-        noise = None if deterministic else self.draw_noise((1, n))[0]
+        noise = None
+        if not deterministic:  # from a generator of its own: acting leaves training as it was
+            noise = action_noise(self.action_spec, (1, n), self.acting_generator).to(self.device)
         with torch.no_grad():
             action, memory = self.actor(deterministic=deterministic)(tensors, noise, mask, start, memory)
         out = self.to_env(action[0].cpu().numpy())
@@ -316,6 +330,15 @@ class Agent(ABC):
         for i, generator in enumerate(self.generators):
             named[f"generator/{i}"] = generator.get_state()
         return named
+
+    def take_over(self, other: Agent) -> None:
+        """Go on from another agent's parameters, optimiser and statistics, with this one's seeds."""
+        for name in ("normalize_obs", "normalize_reward"):
+            mine, others = getattr(self.config, name), getattr(other.config, name)
+            if mine != others:
+                raise UsageError(f"{name} is {mine}, but the agent to go on from was trained with {others}")
+        generators = {k: v for k, v in self.tensors().items() if k.startswith("generator/")}
+        self.load_tensors({**other.tensors(), **generators})
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what ``tensors`` gave; the shapes must be this agent's."""

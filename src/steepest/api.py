@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +22,8 @@ from steepest.runs.progress import Progress
 from steepest.runs.run import MAX_EVAL_ENVS, Run
 from steepest.types import ActionSpec, ObsSpec
 
+logger = logging.getLogger("steepest")
+
 PathLike = str | os.PathLike[str]
 Which = Literal["latest", "best", "interrupted"]
 
@@ -34,9 +38,10 @@ def drive(make_run: Callable[[Callable[[str], None]], Run], *, quiet: bool) -> R
         title = f"{run.agent.algorithm} on {run.name}, {which}"
         with Progress(run.settings.total_steps, title=title, start_step=run.step, quiet=quiet) as progress:
             for text in notes:
-                progress.note(text)
-            run.note = progress.note
-            run.agent.learner.note = progress.note
+                logger.info(text) if quiet else progress.note(text)
+            # Without a display, what a user should know goes to the log: fallbacks as warnings.
+            run.note = logger.info if quiet else progress.note
+            run.agent.learner.note = logger.warning if quiet else progress.note
             try:
                 for row in run:
                     progress.update({**row, "seed": seeds[0]})
@@ -230,7 +235,9 @@ def evaluate(
         max_episode_steps=where.get("max_episode_steps") if max_episode_steps is None else max_episode_steps,
     )
     try:
-        if batch.obs_spec != agent.obs_spec or batch.action_spec != agent.action_spec:
+        # The number type is the backend's business: EnvPool takes float64 actions where Gymnasium takes float32.
+        same_actions = dataclasses.replace(batch.action_spec, dtype=agent.action_spec.dtype) == agent.action_spec
+        if batch.obs_spec != agent.obs_spec or not same_actions:
             raise UsageError(
                 f"the agent does not fit {batch.name}: it was trained on observations {_describe(agent.obs_spec)} and "
                 f"actions {_describe(agent.action_spec)}; this environment has observations "

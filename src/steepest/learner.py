@@ -29,13 +29,14 @@ from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[
 State = dict[str, Tensor]
 Hyper = dict[str, Tensor]
 Metrics = dict[str, Tensor]
+Kind = tuple[torch.Size, torch.dtype]
 
 
 class Layout:
     """Where each named parameter sits in the parameter vector."""
 
     def __init__(self, module: nn.Module) -> None:
-        parameters = dict(module.named_parameters())
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         dtypes = {p.dtype for p in parameters.values()}
         if len(dtypes) > 1:
             raise ValueError(f"the network mixes parameter types {sorted(map(str, dtypes))}; use one")
@@ -177,16 +178,19 @@ class FunctionalModule:
         self.layout = layout
         first_name = {id(p): name for name, p in module.named_parameters()}
         # A tied parameter has several owners, and each must see the replacement.
-        self.parameter_owners = [
-            (first_name[id(p)], owner.__dict__["_parameters"], key)
+        owned = [
+            (first_name[id(p)], owner.__dict__["_parameters"], key, p.requires_grad)
             for owner in module.modules()
             for key, p in owner.named_parameters(recurse=False, remove_duplicate=False)
         ]
+        self.parameter_owners = [(name, owner, key) for name, owner, key, trained in owned if trained]
         self.buffer_owners = [
             (f"buffers/{prefix}{'.' if prefix else ''}{key}", owner.__dict__["_buffers"], key)
             for prefix, owner in module.named_modules()
             for key, _ in owner.named_buffers(recurse=False)
         ]
+        # A frozen parameter is state that nothing trains, which is what a buffer is.
+        self.buffer_owners += [(f"buffers/{name}", owner, key) for name, owner, key, trained in owned if not trained]
 
     def bind(self, vector: Tensor, state: State) -> nn.Module:
         """The module itself with these tensors in it, until the next ``bind``."""
@@ -317,10 +321,30 @@ def compile_without_guards(function: Callable[..., Any]) -> Callable[..., Any]:
 
     # Compiled code is looked up by code object, and without guards the first entry is always taken: so one of its own.
     own = FunctionType(entry.__code__.replace(), entry.__globals__, closure=entry.__closure__)
-    options = {"guard_filter_fn": lambda guards: [False] * len(guards)}  # pyright: ignore[reportUnknownLambdaType,reportUnknownArgumentType]
+    options: Any = {"guard_filter_fn": _no_guards}
     compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-    # Strides are part of what was compiled for, and a slice has others than its copy.
-    return lambda *args: compiled(*tree_map(torch.Tensor.contiguous, args))
+    expected: list[Kind] = []
+
+    def call(*args: Any) -> Any:
+        # Strides are part of what was compiled for, and a slice has others than its copy.
+        args = tree_map(torch.Tensor.contiguous, args)
+        _same_kind(expected, tree_leaves(args))
+        return compiled(*args)
+
+    return call
+
+
+def _no_guards(guards: Sequence[Any]) -> list[bool]:
+    return [False] * len(guards)
+
+
+def _same_kind(expected: list[Kind], leaves: list[Tensor]) -> None:
+    """Compiled code that checks nothing must not see other shapes or types than it was compiled for."""
+    kinds = [(x.shape, x.dtype) for x in leaves]
+    if not expected:
+        expected += kinds
+    elif kinds != expected:
+        raise ValueError(f"compiled for {expected}, called with {kinds}")
 
 
 class AheadOfTime:
@@ -333,12 +357,15 @@ class AheadOfTime:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.run: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self.expected: list[Kind] = []
         self.outputs: Any = None
 
     def __call__(self, *args: Any) -> Any:
         if self.run is None:
             self.run = self._build(args)
-        results = iter(self.run([x.contiguous() for x in tree_leaves(args)]))
+        leaves = [x.contiguous() for x in tree_leaves(args)]
+        _same_kind(self.expected, leaves)
+        results = iter(self.run(leaves))
         return tree_map(lambda _: next(results), self.outputs)
 
     def _build(self, args: tuple[Any, ...]) -> Callable[[list[Tensor]], list[Tensor]]:

@@ -177,7 +177,7 @@ class PPO(Agent):
             kl_limit=float("inf") if config.target_kl is None else 1.5 * config.target_kl,
         )
         state, batch, critic = self._prepare(self.state, rollout, hyper)
-        state["active"] = torch.ones(self.members, device=self.device)
+        state["active"] = torch.ones_like(state["adam_count"])
         indices = torch.stack(
             [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
         ).to(self.device)

@@ -191,6 +191,11 @@ class RunDirectory:
         directory = cls(path, _lock_folder(path))
         try:
             if directory._holds_run():
+                if not overwrite and not directory.config_path.exists():
+                    raise UsageError(
+                        f"{path} holds the beginnings of a run that was stopped before it could start. "
+                        "Delete that folder, or choose another --out."
+                    )
                 if not overwrite:
                     raise UsageError(
                         f"{path} already holds a run. To continue it: --resume {path}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,11 @@ from numpy.typing import NDArray
 
 from steepest.agent import Agent
 from steepest.distributions import action_noise
+from steepest.errors import RunError
 from steepest.rollout import Environments
+
+MAX_EPISODE_STEPS = 200_000
+"""Longer than any episode in use (Atari's are cut at 27,000 decisions): whoever waits longer waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,15 @@ def evaluate_members(
     if on_step is not None:
         on_step()
     with torch.no_grad():
-        while any(len(done) < q for done, q in zip(finished, quota, strict=True)):
+        for step in itertools.count():
+            if all(len(done) >= q for done, q in zip(finished, quota, strict=True)):
+                break
+            if step >= MAX_EPISODE_STEPS * int(quota.max()):
+                raise RunError(
+                    f"evaluation: after {step:,} steps some environments have not finished their {quota.max()} "
+                    "episodes. Does this environment ever end? Give it a time limit (max_episode_steps), or switch "
+                    "evaluation off (eval_episodes=0)."
+                )
             noise = None
             if not deterministic:
                 noise = action_noise(agent.action_spec, (members, n), generator).to(agent.device)

@@ -13,6 +13,7 @@ import json
 import shlex
 import shutil
 import sys
+import sysconfig
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -82,7 +83,7 @@ class Run:
         self.render = render
         try:
             if agent is not None:
-                self.agent.load_tensors(agent.tensors())
+                self.agent.take_over(agent)
             if out is not None:
                 label = f"{algorithm}-{name}-seed{settings.seed}"
                 self._create(Path(out) if str(out) else None, label, continued=agent is not None)
@@ -163,7 +164,6 @@ class Run:
         )
         try:
             self.settings = resolve_settings(settings, agent_class, config, self.env, self.note)
-            torch.set_num_threads(cast(int, self.settings.threads))
             self.agent = agent_class(
                 config,
                 self.env.obs_spec,
@@ -192,7 +192,6 @@ class Run:
         self.wall_seconds = 0.0
         self.evaluations: list[Evaluation] = []
         self.evaluated_at = -1
-        self.best = float("-inf")
         self.stopped = False
         self.render = False
         self.directory: RunDirectory | None = None
@@ -326,9 +325,9 @@ class Run:
             self.log.close()
         if self.directory is not None:
             self.directory.close()
-        self.env.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
+        for env, source in ((self.env, self.env_source), (self._eval_env, self.eval_source)):
+            if env is not None and not isinstance(source, (gym.Env, gym.vector.VectorEnv)):
+                env.close()  # but not what the user made
 
     def __enter__(self) -> Self:
         return self
@@ -359,6 +358,8 @@ class Run:
 
         Raises:    RunError, naming the last good checkpoint, if an environment fails or a figure becomes non-finite
         """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(cast(int, self.settings.threads))
         try:
             return self._iterate()
         except RunError as error:
@@ -367,6 +368,8 @@ class Run:
             named = type(error)(f"{error} {self._last_good()}")
             named.names_checkpoint = True  # pyright: ignore[reportAttributeAccessIssue]
             raise named from error
+        finally:
+            torch.set_num_threads(threads)
 
     def _last_good(self) -> str:
         good = None if self.store is None else self.store.latest()
@@ -397,7 +400,9 @@ class Run:
                 self.log.write(row)
         if last or _crosses(before, self.step, self.settings.checkpoint_every):
             self._save_checkpoint()
-            self._restart_environments()
+            if not last:
+                self._restart_environments()
+        self.wall_seconds += time.perf_counter() - began - seconds
         return _mean_row(rows)
 
     def _row(self, member: int, health: dict[str, Any], seconds: float, steps: int) -> Row:
@@ -433,14 +438,12 @@ class Run:
         settings = self.settings
         if self._eval_env is None and not self._make_eval_env():
             return
-        began = time.perf_counter()
         self.evaluations = evaluate_members(
             self.agent,
             cast(Any, self._eval_env),
             settings.eval_episodes,
             seed=stream_seed(settings.seed, "evaluation") % 2**31,
         )
-        self.wall_seconds += time.perf_counter() - began
         self.evaluated_at = self.step
         for row, result in zip(rows, self.evaluations, strict=True):
             row["eval/return_mean"] = result.mean
@@ -470,10 +473,21 @@ class Run:
             self._no_evaluation = True
             self.note(f"not evaluating: {error} (or pass eval_env)")
             return False
+        if self._shares_training_env():
+            self._no_evaluation = True
+            self._eval_env = None
+            self.note("not evaluating: training uses the one environment that was given (pass a factory, or eval_env)")
+            return False
         return True
+
+    def _shares_training_env(self) -> bool:
+        """Whether evaluating would play the very environment that training is in the middle of."""
+        return self.eval_source is self.env_source and isinstance(self.env_source, (gym.Env, gym.vector.VectorEnv))
 
     def _show_episode(self) -> None:
         """Play one episode of every member in a window; without a screen, say so and train on."""
+        if self._shares_training_env():
+            return
         try:
             window = make_env(self.eval_source, self.agent.members, env_kwargs=self.env_kwargs, render_mode="human")
             try:
@@ -604,11 +618,14 @@ def resolve_settings(
     if choice == "auto":
         acting = settings.total_steps / settings.num_envs
         saved = settings.seeds * (gradient_steps * GRADIENT_SECONDS_SAVED + acting * ACTING_SECONDS_SAVED)
-        choice = "on" if saved > COMPILE_SECONDS and not images else "off"
+        slow = images and device == "cpu"
+        choice = "on" if saved > COMPILE_SECONDS and not slow else "off"
         why = f"saves about {saved:.0f} s, costs about {COMPILE_SECONDS:.0f} s"
-        note(f"compile: {choice} ({'images: convolutions dominate' if images else why})")
+        note(f"compile: {choice} ({'images on a CPU: convolutions dominate' if slow else why})")
     if choice == "on" and device == "cpu" and not has_compiler():
-        note("compile: off, since no C++ compiler was found (on Debian: apt install g++)")
+        note(
+            "compile: off, since no C++ compiler with Python's headers was found (Debian: apt install g++ python3-dev)"
+        )
         choice = "off"
     # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
     tenth = max(1, settings.total_steps // 10)
@@ -640,5 +657,6 @@ COMPILE_SECONDS = 25.0
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds the C++ compiler that it needs on a CPU."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    """Whether torch.compile finds what it needs on a CPU: a C++ compiler, and Python's headers."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return header.is_file() and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
