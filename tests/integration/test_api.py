@@ -308,3 +308,27 @@ def test_learns_within_seconds(algorithm: str) -> None:
     if algorithm == "ppo":
         assert max(scores) >= 150, scores
     assert max(scores[1:]) > scores[0] + 10, scores
+
+
+@pytest.mark.parametrize("kind", ["env", "vector"])
+def test_evaluation_never_plays_the_training_environment(kind: str) -> None:
+    """Training bits are the same with and without evaluation, also where there is only one environment to play."""
+
+    def parameters(eval_episodes: int) -> tuple[Any, list[str]]:
+        env = gym.make("CartPole-v1") if kind == "env" else gym.make_vec("CartPole-v1", 4, vectorization_mode="sync")
+        notes: list[str] = []
+        n = 1 if kind == "env" else 4
+        sizes = {"num_envs": n, "rollout_steps": 32, "minibatches": 1, "epochs": 1}
+        run = steepest.Run(
+            "ppo", env, total_steps=128 * n, eval_every=32 * n, eval_episodes=eval_episodes, note=notes.append, **sizes
+        )
+        with run:
+            for _ in run:
+                pass
+            env.close()
+            return run.agent.state["params"].clone(), notes
+
+    with_evaluation, notes = parameters(1 if kind == "env" else 4)
+    without, _ = parameters(0)
+    assert (with_evaluation == without).all()
+    assert any("training uses the one environment" in note for note in notes)

@@ -1,0 +1,94 @@
+"""The agent around its network: what is trained, what is refused, and what acting may not disturb."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import box, discrete, synthetic_rollout, vector
+from torch import Tensor, nn
+
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.errors import UsageError
+from steepest.types import ObsSpec
+
+
+def make(network: Any = None, *, seeds: tuple[int, ...] = (0,), device: str = "cpu", **options: Any) -> PPO:
+    config = PPOConfig(hidden_sizes=(8,), rollout_steps=8, minibatches=2, epochs=1, **options)
+    return PPO(config, vector(3), discrete(3), num_envs=2, seeds=seeds, network=network, device=device)
+
+
+class HalfFrozen(nn.Module):
+    """A pretrained first layer that must stay as it is."""
+
+    def __init__(self, spec: ObsSpec) -> None:
+        super().__init__()
+        self.pretrained = nn.Linear(spec.fields[0].shape[0], 4).requires_grad_(False)
+        self.trained = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.trained(torch.tanh(self.pretrained(x))))
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_frozen_parameters_are_not_trained(seeds: tuple[int, ...]) -> None:
+    agent = make(HalfFrozen, seeds=seeds)
+    before = {k: v.clone() for k, v in agent.tensors().items()}
+    agent.update(synthetic_rollout(agent, 8, seed=0), 0.0)
+    after = agent.tensors()
+    assert torch.equal(
+        after["buffers/policy_torso.pretrained.weight"], before["buffers/policy_torso.pretrained.weight"]
+    )
+    assert not torch.equal(after["params/policy_torso.trained.weight"], before["params/policy_torso.trained.weight"])
+    assert not any("pretrained" in name for name in agent.parameters)
+
+
+def test_dropout_is_refused() -> None:
+    def network(spec: ObsSpec) -> nn.Module:
+        return nn.Sequential(nn.Linear(spec.fields[0].shape[0], 8), nn.Dropout(0.1))
+
+    with pytest.raises(UsageError, match=r"dropout layer \(policy_torso\.1\)"):
+        make(network)
+
+
+def test_a_population_is_built_on_its_device() -> None:
+    agent = make(seeds=(0, 1), device="meta")
+    assert all(v.device.type == "meta" for v in agent.state.values())
+
+
+def test_acting_leaves_the_training_generators_alone() -> None:
+    agent = make()
+    before = [g.get_state() for g in agent.generators]
+    first, _ = agent.act(np.zeros(3, dtype=np.float32))
+    assert first in (0, 1, 2)
+    assert all(torch.equal(a, g.get_state()) for a, g in zip(before, agent.generators, strict=True))
+
+
+def test_going_on_from_an_agent_keeps_the_new_seed() -> None:
+    old, new = make(seeds=(0,)), make(seeds=(7,))
+    state = new.generators[0].get_state()
+    new.take_over(old)
+    assert torch.equal(new.state["params"], old.state["params"])
+    assert torch.equal(new.generators[0].get_state(), state)
+
+
+@pytest.mark.parametrize("name", ["normalize_obs", "normalize_reward"])
+def test_going_on_with_other_normalisation_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is False, but the agent to go on from was trained with True"):
+        make().take_over(make(**{name: True}))
+
+
+@pytest.mark.parametrize(("action", "squash"), [(discrete(3), "clip"), (box(2), "clip"), (box(2), "tanh")])
+@pytest.mark.compiles
+def test_acting_compiled_ahead_equals_acting(action: Any, squash: str) -> None:
+    config = PPOConfig(hidden_sizes=(8,), rollout_steps=8, minibatches=2, squash=squash, normalize_obs=True)  # pyright: ignore[reportArgumentType]
+    agent = PPO(config, vector(3), action, num_envs=2, compile=True)
+    noise = agent.draw_noise((1, 2))[0]
+    obs = {"obs": torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0))}
+    eager, _ = agent.actor()(obs, noise, None, None, None)
+    fused, _ = agent.actor(fused=True)(obs, noise, None, None, None)
+    torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="compiled for"):
+        agent.actor(fused=True)({"obs": obs["obs"][:, :1]}, noise[:, :1], None, None, None)
