@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +57,7 @@ def run_case(case: str, folder: Path, seeds: int) -> None:
     std = (sum((x - mean) ** 2 for x in finals) / len(finals)) ** 0.5
     result = {
         "case": case,
-        "command": f"steepest {shlex.join(arguments[:-2])}",
+        "command": config["command"],
         "final_evaluation_by_seed": finals,
         "mean": mean,
         "std_over_seeds": std,

@@ -17,7 +17,6 @@ from steepest.errors import UsageError
 from steepest.learner import Hyper, Metrics, State
 from steepest.networks import PolicyInput, PolicyOutput
 from steepest.numerics import forward_recurrence, merge_moments, weighted_mean, weighted_variance
-from steepest.returns import generalized_advantage
 from steepest.types import Obs, Rollout
 
 Batch = dict[str, Tensor]
@@ -99,32 +98,22 @@ def _sequence_input(rollout: Rollout, rows: slice, valid: Tensor, memory: Tensor
     return PolicyInput(obs, mask, rollout.episode_step[rows] == 0, valid, memory)
 
 
-def prepare_rollout(
-    forward: Callable[[PolicyInput], PolicyOutput],
-    state: State,
-    rollout: Rollout,
-    gamma: Tensor,
-    gae_lambda: Tensor,
-    length: int,
-) -> tuple[State, Batch, Metrics]:
-    """Everything an update needs of a rollout: advantages, value targets, old log-probabilities and old values.
+def training_batch(
+    rollout: Rollout, length: int, log_prob: Tensor, value: Tensor, advantage: Tensor, target: Tensor
+) -> tuple[Batch, Metrics]:
+    """Everything that gradient steps need of a rollout, cut into sequences.
 
-    Args:      forward: the policy that acted; length: steps per sequence, 0 for a feed-forward policy
-    Returns:   the state with reward statistics merged; the batch; health figures of the critic before the update
+    Args:      length: steps per sequence, 0 for a feed-forward policy; log_prob (T, N) and value (T+1, N) of the policy
+               that acted; advantage (T, N); target (T, N) of the value function
+    Returns:   the batch; health figures of the critic before the update
     """
-    state, reward = scale_rewards(state, rollout, gamma)
-    log_prob, value = score_rollout(forward, rollout, length)
-    advantage = generalized_advantage(
-        reward, value, rollout.terminated, rollout.truncated, rollout.valid, gamma, gae_lambda
-    )
-    target = advantage + value[:-1]
     steps = {
         "action": rollout.action,
         "log_prob": log_prob,
         "value": value[:-1],
         "advantage": advantage,
         "target": target,
-        "weight": rollout.valid.to(reward.dtype),
+        "weight": rollout.valid.to(value.dtype),
     }
     if rollout.action_mask is not None:
         steps["action_mask"] = rollout.action_mask[:-1]
@@ -140,11 +129,11 @@ def prepare_rollout(
         "explained_variance": 1.0 - error / weighted_variance(target, weight).clamp(min=1e-12),
         "value_mean": weighted_mean(value[:-1], weight),
     }
-    return state, batch, metrics
+    return batch, metrics
 
 
 def to_sequences(x: Tensor, length: int) -> Tensor:
-    """(T, N, ...) -> (S, ...) for length 1 without recurrence, else (S, L, ...); S = T N / L."""
+    """(T, N, ...) -> (S, ...) with S = T N for length 0 (feed-forward), else (S, L, ...) with S = T N / L."""
     if length == 0:
         return x.flatten(0, 1)
     steps, envs = x.shape[:2]

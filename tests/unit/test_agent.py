@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import box, discrete, synthetic_rollout, vector
 from torch import Tensor, nn
 
+from helpers import box, discrete, synthetic_rollout, vector
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.errors import UsageError
 from steepest.types import ObsSpec

@@ -36,11 +36,14 @@ from steepest.on_policy import (
     batch_inputs,
     gather,
     minibatch_indices,
-    prepare_rollout,
+    scale_rewards,
+    score_rollout,
     sequences_per_rollout,
     steps_per_call,
+    training_batch,
     update_observations,
 )
+from steepest.returns import generalized_advantage
 from steepest.types import Rollout
 
 
@@ -119,8 +122,13 @@ class PPO(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
+        state, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
-        return prepare_rollout(forward, state, rollout, hyper["gamma"], hyper["gae_lambda"], self.sequence_length)
+        log_prob, value = score_rollout(forward, rollout, self.sequence_length)
+        flags = (rollout.terminated, rollout.truncated, rollout.valid)
+        advantage = generalized_advantage(reward, value, *flags, hyper["gamma"], hyper["gae_lambda"])
+        target = advantage + value[:-1]
+        return state, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
         """The mean loss of a minibatch and its health figures; gradient through ``vector`` alone."""

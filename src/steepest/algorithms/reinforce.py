@@ -34,10 +34,13 @@ from steepest.on_policy import (
     Batch,
     all_sequences,
     batch_inputs,
-    prepare_rollout,
+    scale_rewards,
+    score_rollout,
     sequences_per_rollout,
+    training_batch,
     update_observations,
 )
+from steepest.returns import reward_to_go
 from steepest.types import Rollout
 
 
@@ -94,8 +97,13 @@ class REINFORCE(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Reward-to-go less the baseline, and the baseline's target; pure, one member."""
+        state, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
-        return prepare_rollout(forward, state, rollout, hyper["gamma"], hyper["trace_decay"], self.sequence_length)
+        log_prob, baseline = score_rollout(forward, rollout, self.sequence_length)
+        flags = (rollout.terminated, rollout.truncated, rollout.valid)
+        target = reward_to_go(reward, baseline, *flags, hyper["gamma"])
+        advantage = target - baseline[:-1]
+        return state, *training_batch(rollout, self.sequence_length, log_prob, baseline, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
         """The mean loss of a rollout and its health figures; gradient through ``vector`` alone."""
@@ -128,7 +136,6 @@ class REINFORCE(Agent):
         config = self.config
         hyper = self.hyper(
             gamma=config.gamma,
-            trace_decay=1.0,  # lambda = 1 makes GAE the reward-to-go less the baseline
             learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
             value_coef=config.value_coef,
             entropy_coef=config.entropy_coef,
