@@ -17,7 +17,7 @@ PYTHON_CANDIDATES := python3 python3.11 python3.12 python3.13
 ifndef RUN
 RUN := runs/cartpole-$(shell date +%Y%m%d-%H%M%S)
 endif
-TRAIN ?= train ppo CartPole-v1 --total-steps 500000 --stop-at-return 475 --eval-episodes 100 --out "$(RUN)"
+TRAIN ?= train ppo CartPole-v1 --total-steps 200000 --stop-at-return 475 --eval-every 10000 --eval-episodes 100 --out "$(RUN)"
 EVALUATE ?= evaluate "$(RUN)"
 
 # pytest: worker processes (0: none), and anything else, e.g. PYTEST_ARGS="-k ppo -x"

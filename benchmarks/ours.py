@@ -132,8 +132,9 @@ def solve(seed: int, total_steps: int) -> dict[str, Any]:
         arguments = [
             *("train", "ppo", "CartPole-v1"),
             *("--seed", str(seed)),
-            *("--total-steps", str(total_steps or 500_000)),
+            *("--total-steps", str(total_steps or 200_000)),
             *("--stop-at-return", str(SOLVED_RETURN)),
+            *("--eval-every", "10000"),
             *("--eval-episodes", str(SOLVED_EPISODES)),
             *("--out", str(out)),
         ]
