@@ -23,15 +23,15 @@ Batch = dict[str, Tensor]
 
 
 def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State, Tensor]:
-    """Rewards divided by the running deviation of the discounted return, and the statistics with this rollout merged.
+    """The running statistics of the discounted return with this rollout merged, and rewards divided by its deviation.
 
     Equation:  R_t = r_t + gamma (1 - done_{t-1}) R_{t-1};  r_t / sqrt(Var R + 1e-8)
     Source:    Engstrom et al. 2020, section 2. Never centred: a shift would change an episodic problem.
-    Returns:   the state unchanged and the rewards as they are, where nothing is normalised
+    Returns:   the statistics that changed, and the rewards; {} and the rewards as they are where nothing is normalised
     Verified:  tests/unit/test_on_policy.py::test_reward_scaling_against_a_loop
     """
     if "return_variance" not in state:
-        return state, rollout.reward
+        return {}, rollout.reward
     done = rollout.terminated | rollout.truncated
     alive_before = torch.cat([torch.ones_like(done[:1]), ~done[:-1]]).to(rollout.reward.dtype)
     discount = torch.where(rollout.valid, gamma, torch.ones_like(gamma)) * alive_before
@@ -42,7 +42,7 @@ def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State,
     )
     carry = returns[-1] * (~done[-1]).to(returns.dtype)
     new = {"return_mean": mean, "return_variance": variance, "return_count": count, "return_carry": carry}
-    return {**state, **new}, rollout.reward * torch.rsqrt(variance + 1e-8)
+    return new, rollout.reward * torch.rsqrt(variance + 1e-8)
 
 
 def update_observations(state: State, rollout: Rollout, hyper: Hyper) -> State:

@@ -109,9 +109,8 @@ class PPO(Agent):
         self.sequences = sequences_per_rollout(
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
-        # Once per rollout, these cost less than compiling them would, except where the rollout is large.
-        large = self.num_envs * config.rollout_steps >= 8192 and not self.memory_size
-        self._prepare = self.learner.lift(self.prepare, compile=large)
+        # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
+        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0, ahead=True)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
         self._merge = self.learner.lift(update_observations, compile=False)
 
@@ -122,13 +121,13 @@ class PPO(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
-        state, reward = scale_rewards(state, rollout, hyper["gamma"])
+        statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
         log_prob, value = score_rollout(forward, rollout, self.sequence_length)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
         advantage = generalized_advantage(reward, value, *flags, hyper["gamma"], hyper["gae_lambda"])
         target = advantage + value[:-1]
-        return state, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
+        return statistics, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
         """The mean loss of a minibatch and its health figures; gradient through ``vector`` alone."""
@@ -184,7 +183,8 @@ class PPO(Agent):
             max_gradient_norm=config.max_gradient_norm,
             kl_limit=float("inf") if config.target_kl is None else 1.5 * config.target_kl,
         )
-        state, batch, critic = self._prepare(self.state, rollout, hyper)
+        statistics, batch, critic = self._prepare(self.state, rollout, hyper)
+        state = {**self.state, **statistics}
         state["active"] = torch.ones_like(state["adam_count"])
         indices = torch.stack(
             [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]

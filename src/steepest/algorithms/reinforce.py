@@ -85,8 +85,8 @@ class REINFORCE(Agent):
     def __init__(self, config: REINFORCEConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         sequences_per_rollout(self.num_envs, config.rollout_steps, self.sequence_length, 1)
-        # Once per rollout, these cost less than compiling them would.
-        self._prepare = self.learner.lift(self.prepare, compile=False)
+        # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
+        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0, ahead=True)
         self._step = self.learner.lift(self.gradient_step, differentiates=True)
         self._merge = self.learner.lift(update_observations, compile=False)
 
@@ -97,13 +97,13 @@ class REINFORCE(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Reward-to-go less the baseline, and the baseline's target; pure, one member."""
-        state, reward = scale_rewards(state, rollout, hyper["gamma"])
+        statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
         log_prob, baseline = score_rollout(forward, rollout, self.sequence_length)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
         target = reward_to_go(reward, baseline, *flags, hyper["gamma"])
         advantage = target - baseline[:-1]
-        return state, *training_batch(rollout, self.sequence_length, log_prob, baseline, advantage, target)
+        return statistics, *training_batch(rollout, self.sequence_length, log_prob, baseline, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
         """The mean loss of a rollout and its health figures; gradient through ``vector`` alone."""
@@ -141,7 +141,8 @@ class REINFORCE(Agent):
             entropy_coef=config.entropy_coef,
             max_gradient_norm=config.max_gradient_norm,
         )
-        state, batch, critic = self._prepare(self.state, rollout, hyper)
+        statistics, batch, critic = self._prepare(self.state, rollout, hyper)
+        state = {**self.state, **statistics}
         state, metrics = self._step(state, batch, hyper)
         self.state = self._merge(state, rollout, hyper)
         return to_host({**metrics, **critic})

@@ -502,7 +502,9 @@ class Run:
         """Whether the run's folder holds the summary of this very state already."""
         if self.directory is None or not self.directory.summary_path.exists():
             return False
-        return self.directory.read_json("summary.json") == finite_json(self.summary())
+        timed = ("wall_seconds", "steps_per_second")  # the last checkpoint cannot know how long its own saving took
+        found, mine = self.directory.read_json("summary.json"), finite_json(self.summary())
+        return {k: v for k, v in found.items() if k not in timed} == {k: v for k, v in mine.items() if k not in timed}
 
     def finish(self) -> None:
         """Write the curve and the summary of a finished run; the summary comes last, and so marks it complete."""
