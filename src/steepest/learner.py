@@ -161,8 +161,19 @@ def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
 def tree_leaves(tree: Any) -> list[Tensor]:
     """The tensors that ``tree_map`` visits, in its order."""
     leaves: list[Tensor] = []
-    tree_map(leaves.append, tree)
+    _collect(tree, leaves)
     return leaves
+
+
+def _collect(tree: Any, leaves: list[Tensor]) -> None:
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+    elif isinstance(tree, dict):
+        for branch in cast(dict[str, Any], tree).values():
+            _collect(branch, leaves)
+    elif isinstance(tree, (tuple, list)):
+        for branch in cast(list[Any], tree):
+            _collect(branch, leaves)
 
 
 class FunctionalModule:
