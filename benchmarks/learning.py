@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,10 @@ def run_case(case: str, folder: Path, seeds: int) -> None:
     std = (sum((x - mean) ** 2 for x in finals) / len(finals)) ** 0.5
     result = {
         "case": case,
-        "command": config["command"],
+        "command": f"steepest {shlex.join(arguments[:-2])}",
+        "commit": subprocess.run(
+            ("git", "rev-parse", "HEAD"), cwd=HERE, capture_output=True, text=True, check=False
+        ).stdout.strip(),
         "final_evaluation_by_seed": finals,
         "mean": mean,
         "std_over_seeds": std,

@@ -421,20 +421,15 @@ def _draw_group(
 
 def _evaluation_points(run: _Run) -> tuple[Array, Array, Array, str]:
     """Steps, means and deviations of the evaluations, and what the deviations are over."""
-    by_step: dict[int, list[tuple[float, float]]] = {}
-    for rows in run.rows.values():
-        for row in rows:
-            if row.get(EVAL_RETURN) is not None:
-                by_step.setdefault(int(row["step"]), []).append(
-                    (float(row[EVAL_RETURN]), float(row.get("eval/return_std") or 0.0))
-                )
-    steps = sorted(by_step)
-    centre = np.array([np.mean([value for value, _ in by_step[step]]) for step in steps], dtype=np.float64)
+    each = [[row for row in rows if row.get(EVAL_RETURN) is not None] for rows in run.rows.values()]
+    # Seeds are evaluated together, but restarts make their own step counts differ a little.
+    together = list(zip(*each, strict=False))
+    steps = np.array([np.mean([row["step"] for row in rows]) for rows in together], dtype=np.float64)
+    values = np.array([[row[EVAL_RETURN] for row in rows] for rows in together], dtype=np.float64)
     if len(run.rows) == 1:
-        over, spread = "episodes", [by_step[step][0][1] for step in steps]
-    else:
-        over, spread = "seeds", [float(np.std([value for value, _ in by_step[step]])) for step in steps]
-    return np.array(steps, dtype=np.float64), centre, np.array(spread, dtype=np.float64), over
+        spread = np.array([rows[0].get("eval/return_std") or 0.0 for rows in together], dtype=np.float64)
+        return steps, values.mean(1), spread, "episodes"
+    return steps, values.mean(1), values.std(1), "seeds"
 
 
 def _axis(curve: _Curve, kind: Literal["steps", "wall"]) -> Array:

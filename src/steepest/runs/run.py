@@ -286,7 +286,7 @@ class Run:
             "custom_network": self.agent.custom_network,
             "config": dataclasses.asdict(self.agent.config),
             "run": dataclasses.asdict(self.settings),
-            "command": shlex.join(sys.argv),
+            "command": shlex.join(["steepest", *sys.argv[1:]]),
             "environment": environment_report(),
         }
 
