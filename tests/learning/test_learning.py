@@ -22,10 +22,10 @@ def test_ppo_solves_cartpole_with_three_seeds() -> None:
     assert min(means) >= 475, means
 
 
-def test_three_seeds_trained_together_solve_cartpole_on_average(tmp_path: Path) -> None:
-    steepest.train_seeds("ppo", "CartPole-v1", seeds=3, out=tmp_path / "run")
+def test_three_seeds_trained_together_solve_cartpole(tmp_path: Path) -> None:
+    steepest.train_seeds("ppo", "CartPole-v1", seeds=3, total_steps=150_000, out=tmp_path / "run")
     means = [result.mean for result in steepest.evaluate(tmp_path / "run", episodes=100)]
-    assert np.mean(means) >= 475, means
+    assert min(means) >= 475, means
 
 
 def test_reinforce_learns_cartpole() -> None:
