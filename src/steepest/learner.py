@@ -323,8 +323,9 @@ class Lifted:
 def compile_without_guards(function: Callable[..., Any]) -> Callable[..., Any]:
     """``torch.compile`` in one graph for the shapes of the first arguments, with no check of later ones.
 
-    A check of everything that was traced through, module by module, takes as long as a small gradient step. Nothing of
-    it can change here: whoever lifts a function calls it with the same shapes, and the agent's configuration is frozen.
+    Checking everything that was traced through, module by module, shows beside small gradient steps (docs/speed.md).
+    Nothing of it can change here: whoever lifts a function calls it with the same shapes and types, which are compared,
+    and the agent's configuration is frozen.
     """
 
     def entry(*args: Any) -> Any:
