@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from steepest.algorithms import find
 from steepest.environments import make_env
 from steepest.errors import SteepestError, UsageError
 from steepest.networks import NetworkFactory
-from steepest.runs.checkpoint import CheckpointError, CheckpointStore, load_tensors
+from steepest.runs.checkpoint import CheckpointError, CheckpointStore, load_metadata, load_tensors
 from steepest.runs.evaluation import Evaluation, evaluate_members
 from steepest.runs.plots import plot_runs
 from steepest.runs.progress import Progress
@@ -177,7 +178,15 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
             "interrupted": "it was never interrupted",
         }
         raise UsageError(f"{path} holds no {which} agent: {why[which]}")
-    return max(found, key=lambda p: int(load_tensors(p)[1]["step"])) if len(found) > 1 else found[0]
+    if len(found) == 1:
+        return found[0]
+    scheduled, interrupted = found
+    try:
+        newer = load_tensors(interrupted)[1]["step"] > load_metadata(scheduled)["step"]
+    except CheckpointError as error:
+        warnings.warn(f"{error} Taking {scheduled.name} instead.", RuntimeWarning, stacklevel=3)
+        return scheduled
+    return interrupted if newer else scheduled
 
 
 def load(

@@ -332,3 +332,13 @@ def test_evaluation_never_plays_the_training_environment(kind: str) -> None:
     without, _ = parameters(0)
     assert (with_evaluation == without).all()
     assert any("training uses the one environment" in note for note in notes)
+
+
+def test_a_damaged_interrupted_agent_does_not_hide_a_good_checkpoint(tmp_path: Path) -> None:
+    steepest.train("ppo", "CartPole-v1", total_steps=1024, eval_episodes=0, out=tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    good = next(folder.glob("step-*.safetensors"))
+    (folder / "interrupted.safetensors").write_bytes(good.read_bytes()[:-7])
+    with pytest.warns(RuntimeWarning, match=f"Taking {good.name} instead"):
+        agent = steepest.load(tmp_path / "run")
+    assert (agent.state["params"] == steepest.load(good).state["params"]).all()

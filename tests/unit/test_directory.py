@@ -64,13 +64,12 @@ def test_an_explicit_path_that_holds_a_run_is_refused(tmp_path: Path) -> None:
         assert run.read_json("config.json") == {"algorithm": "ppo"}
 
 
-def test_overwriting_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_the_beginnings_of_a_run_are_refused(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path, "x") as run:
-        run.write_json("config.json", {})
         write_bytes_atomic(run.checkpoints_path / "step-000000000001.safetensors", b"")
-    with RunDirectory.create(tmp_path, "x", overwrite=True) as run:
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "thesis.tex"]
+    with pytest.raises(UsageError, match="the beginnings of a run"):
+        RunDirectory.create(tmp_path, "x")
+    assert (run.checkpoints_path / "step-000000000001.safetensors").exists()
 
 
 def test_paths_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +98,7 @@ def test_another_process_holds_the_lock(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=rf"in use by another process \(pid {process.pid} on "):
             RunDirectory.open(tmp_path)
         with pytest.raises(UsageError, match="in use"):
-            RunDirectory.create(tmp_path, "x", overwrite=True)
+            RunDirectory.create(tmp_path, "x")
         assert RunDirectory.open(tmp_path, lock=False).read_json("config.json") == {}
         process.kill()
     RunDirectory.open(tmp_path).close()  # a killed process holds nothing

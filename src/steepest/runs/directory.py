@@ -11,7 +11,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -170,17 +169,16 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path | None, name: str, *, overwrite: bool = False) -> Self:
+    def create(cls, path: Path | None, name: str) -> Self:
         """Make and lock the folder of a new run.
 
         Args:      path, or None for ``runs/<name>`` (with -2, -3, ... appended while that exists);
-                   name such as "ppo-CartPole-v1-seed0", other characters than letters, digits and ._+- become "-";
-                   overwrite deletes the run that is there, and nothing but the files a run writes
+                   name such as "ppo-CartPole-v1-seed0", other characters than letters, digits and ._+- become "-"
         Raises:    UsageError when the path holds a run already, is in use, or cannot be a folder
         """
         if path is None:
             base = Path("runs") / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run")
-            path = base if overwrite else _first_free(base)
+            path = _first_free(base)
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -191,17 +189,15 @@ class RunDirectory:
         directory = cls(path, _lock_folder(path))
         try:
             if directory._holds_run():
-                if not overwrite and not directory.config_path.exists():
+                if not directory.config_path.exists():
                     raise UsageError(
                         f"{path} holds the beginnings of a run that was stopped before it could start. "
                         "Delete that folder, or choose another --out."
                     )
-                if not overwrite:
-                    raise UsageError(
-                        f"{path} already holds a run. To continue it: --resume {path}. "
-                        "To start afresh: choose another --out, or delete that folder."
-                    )
-                directory._remove_run()
+                raise UsageError(
+                    f"{path} already holds a run. To continue it: --resume {path}. "
+                    "To start afresh: choose another --out, or delete that folder."
+                )
             remove_stray_files(path)
         except BaseException:
             directory.close()
@@ -284,13 +280,6 @@ class RunDirectory:
             or self.metrics_path.exists()
             or next(self.checkpoints_path.glob("*.safetensors"), None) is not None
         )
-
-    def _remove_run(self) -> None:
-        names = ("config.json", "metrics.jsonl", "summary.json", "curve.png", "wandb-id.txt")
-        for path in (self.path / name for name in names):
-            path.unlink(missing_ok=True)
-        for path in (self.checkpoints_path, self.tensorboard_path):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
