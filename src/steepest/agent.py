@@ -173,10 +173,10 @@ class Agent(ABC):
         # A module may write its buffers as it runs; only an update may change the agent, so acting has copies.
         state |= {k: v.clone() for k, v in state.items() if k.startswith("buffers/")}
         if fused or self.members > 1:
-            lifted = self._act[fused, deterministic]
+            lifted = self._act[fused, deterministic].bind(state)
 
             def act_together(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-                action, *memory = lifted(state, *arguments, None)
+                action, *memory = lifted(*arguments, None)
                 return action, memory[0] if memory else None
 
             return act_together

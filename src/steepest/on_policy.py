@@ -179,11 +179,11 @@ def sequences_per_rollout(num_envs: int, rollout_steps: int, length: int, miniba
 
 
 def steps_per_call(steps: int, members: int) -> int:
-    """Gradient steps to fuse into one call: four spread its cost, and longer graphs take longer to compile.
+    """Gradient steps to fuse into one call: two spread its cost, and longer graphs take longer to compile.
 
     Args:      steps: in all; members: trained together, whose steps are fused already
     """
-    return next(k for k in (4, 3, 2, 1) if k == 1 or (steps % k == 0 and k * members <= 4))
+    return 2 if members == 1 and steps % 2 == 0 else 1
 
 
 def all_sequences(batch: Batch) -> Batch:

@@ -22,6 +22,7 @@ from steepest.environments import (
 from steepest.environments.atari import LivesAsEpisodes
 from steepest.environments.batch import derive_seeds
 from steepest.environments.envpool_batch import EnvPoolBatch
+from steepest.environments.serial import SerialVectorEnv
 from steepest.errors import RunError, UsageError
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
@@ -744,3 +745,15 @@ def test_importing_leaves_heavy_packages_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_serial_stepping_is_gymnasiums_own(num_envs: int) -> None:
+    factories = [lambda: gym.make("CartPole-v1", max_episode_steps=7)] * num_envs
+    serial, sync = SerialVectorEnv(factories), SyncVectorEnv(factories)
+    seeds = list(range(num_envs))
+    np.testing.assert_array_equal(serial.reset(seed=seeds)[0], sync.reset(seed=seeds)[0])
+    actions = np.random.default_rng(0).integers(0, 2, (60, num_envs))
+    for action in actions:
+        for ours, theirs in zip(serial.step(action)[:4], sync.step(action)[:4], strict=True):
+            np.testing.assert_array_equal(ours, theirs)

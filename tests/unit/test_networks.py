@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 from helpers import F64, bits, box, discrete, vector
 from steepest.distributions import Bernoulli, Categorical, DiagonalGaussian, Factored, FullGaussian, TanhGaussian
 from steepest.errors import UsageError
-from steepest.networks import ActorCritic, Cell, NatureCNN, Normalization, PolicyConfig, PolicyInput, Torso, preprocess
+from steepest.networks import (
+    ActorCritic,
+    Cell,
+    NatureCNN,
+    Normalization,
+    PolicyConfig,
+    PolicyInput,
+    Torso,
+    TwinTorso,
+    preprocess,
+)
 from steepest.types import ActionSpec, ObsField, ObsSpec
 
 NOTHING = Normalization({}, {})
@@ -135,19 +146,42 @@ def test_an_empty_observation_is_refused() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_torsos_are_shared_or_separate(shared: bool) -> None:
-    module = ActorCritic(PolicyConfig(shared_torso=shared, hidden_sizes=(4,)), vector(3), discrete(2))
+    factory = partial(Torso, hidden_sizes=(4,), activation="tanh")
+    module = ActorCritic(PolicyConfig(shared_torso=shared), vector(3), discrete(2), factory)
     out = module(PolicyInput({"obs": rand(5, 3)}, None, None, None, None), NOTHING, True)
     slope = torch.autograd.grad(out.value.sum(), list(module.policy_torso.parameters()), allow_unused=True)
     assert all((s is not None) == shared for s in slope)
+
+
+def test_twin_torso_is_two_separate_torsos() -> None:
+    spec = ObsSpec(
+        (ObsField("a", "vector", (2, 3), "float32"), ObsField("b", "discrete", (), "int64", (4,), (0,))), True
+    )
+    obs = {"a": rand(5, 2, 3), "b": rand(5, 4)}
+    torch.manual_seed(0)
+    twin = TwinTorso(spec, (8, 4), "tanh").double()
+    torch.manual_seed(0)
+    policy, value = (Torso(spec, (8, 4), "tanh").double() for _ in range(2))
+    obs = {k: x.double() for k, x in obs.items()}
+    together = twin(obs)
+    torch.testing.assert_close(together[0], policy(obs), rtol=1e-12, atol=0)
+    torch.testing.assert_close(together[1], value(obs), rtol=1e-12, atol=0)
+    torch.testing.assert_close(twin.policy(obs), policy(obs), rtol=1e-12, atol=0)
+    slopes = torch.autograd.grad(together[1].sum(), list(twin.parameters()))
+    expected = torch.autograd.grad(value(obs).sum(), list(value.parameters()))
+    for slope, one in zip(slopes, expected, strict=True):
+        assert not slope[0].any()  # the value function does not pull on the policy
+        torch.testing.assert_close(slope[1], one, rtol=1e-12, atol=0)
 
 
 def test_initial_policy_is_nearly_uniform_and_layers_orthogonal() -> None:
     module = ActorCritic(PolicyConfig(), vector(3), discrete(4))
     out = module(PolicyInput({"obs": rand(50, 3)}, None, None, None, None), NOTHING, True)
     assert float((out.distribution.log_probs.detach().exp() - 0.25).abs().max()) < 0.02
-    weight = module.policy_torso.mlp[2].weight
-    torch.testing.assert_close(weight @ weight.T, 2.0 * torch.eye(64), rtol=0, atol=1e-5)
-    assert (module.policy_torso.mlp[2].bias == 0.0).all()
+    layer = module.twin_torso.layers[1]
+    for weight in layer.weight.unbind(0):
+        torch.testing.assert_close(weight @ weight.T, 2.0 * torch.eye(64), rtol=0, atol=1e-5)
+    assert (layer.bias == 0.0).all()
 
 
 # Heads

@@ -186,7 +186,7 @@ def test_sequences_per_rollout(arguments: tuple[int, int, int, int], expected: A
 
 @pytest.mark.parametrize(
     ("steps", "members", "expected"),
-    [(16, 1, 4), (6, 1, 3), (10, 1, 2), (5, 1, 1), (16, 2, 2), (16, 8, 1)],
+    [(16, 1, 2), (6, 1, 2), (5, 1, 1), (16, 2, 1), (16, 8, 1)],
 )
 def test_steps_per_call_divides(steps: int, members: int, expected: int) -> None:
     assert steps_per_call(steps, members) == expected

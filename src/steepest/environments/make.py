@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from steepest.environments import atari as atari_games
@@ -20,6 +20,7 @@ from steepest.environments.atari import AtariOptions
 from steepest.environments.batch import EnvBatch, check_seed
 from steepest.environments.envpool_batch import EnvPoolBatch, available_cores, import_envpool
 from steepest.environments.errors import EnvFailure, UnknownEnvironment, missing_extra
+from steepest.environments.serial import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
 
 _T = TypeVar("_T")
@@ -101,7 +102,7 @@ def make_env(
         if num_envs == 1 and vectorization != "async":
             limited = env if max_episode_steps is None else TimeLimit(env, max_episode_steps)
             name = env.spec.id if env.spec else type(env.unwrapped).__name__
-            venv = _construct(name, lambda: SyncVectorEnv([lambda: limited], copy=False))
+            venv = _construct(name, lambda: SerialVectorEnv([lambda: limited]))
             return _batch(venv, name=name, backend="sync", seed=seed)
         env, name = _factory_from(env, num_envs)
     elif callable(env):
@@ -288,7 +289,7 @@ def _loop(name: str, one: Callable[[], AnyEnv], num_envs: int, seed: int, vector
     else:
 
         def build() -> AnyVectorEnv:
-            return SyncVectorEnv([one] * num_envs, copy=False)
+            return SerialVectorEnv([one] * num_envs)
 
     venv = _construct(name, build)
     backend = "async" if vectorization == "async" else "sync"

@@ -6,6 +6,7 @@ on raw observations with its specs alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
@@ -289,7 +290,8 @@ class ActionMap:
                 value = np.rint(value)
             # The bounds are exact in the environment's dtype and rounding is monotone: the cast cannot leave the space.
             value = np.minimum(np.maximum(value, box.low), box.high)
-        if np.isnan(value).any():
+        # Squares cannot cancel, so their sum is NaN only where a term is. On long arrays BLAS would start threads.
+        if math.isnan(np.vdot(value, value)) if value.size <= 10_000 else np.isnan(value).any():
             row = int(np.flatnonzero(np.isnan(value).any(axis=1))[0])
             raise RunError(
                 f"The policy drew the action {_brief(value[row])} for environment {row}: its parameters, or the "

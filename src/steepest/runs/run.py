@@ -28,6 +28,7 @@ from steepest.agent import Agent, config_from_json, stream_seed
 from steepest.algorithms import find
 from steepest.environments import AtariOptions, make_env
 from steepest.errors import RunError, SteepestError, UsageError
+from steepest.learner import keep_freed_memory
 from steepest.networks import NetworkFactory, PolicyConfig
 from steepest.presets import preset
 from steepest.rollout import Collector
@@ -147,6 +148,7 @@ class Run:
         env_kwargs: dict[str, Any] | None,
         note: Callable[[str], None] | None,
     ) -> None:
+        keep_freed_memory()
         self.note = note or (lambda _: None)
         self.name = name
         self.env_source = env
