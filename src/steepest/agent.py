@@ -94,7 +94,7 @@ class Agent(ABC):
         self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
         self.state = self._initial_state(modules)
         self._act = {
-            (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused, ahead=True)
+            (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
             for fused in (False, True)
             for deterministic in (False, True)
         }

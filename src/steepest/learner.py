@@ -12,14 +12,17 @@ vmap) and ``autograd_gradient`` (works with any module, and is the faster one in
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib
 import math
+import os
+import platform
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import FunctionType
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -27,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
+from torch.fx.experimental.proxy_tensor import make_fx
 
 State = dict[str, Tensor]
 Hyper = dict[str, Tensor]
@@ -253,24 +257,19 @@ class Learner:
         self.device = device
         self.note = note
 
-    def lift(
-        self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True, ahead: bool = False
-    ) -> Lifted:
+    def lift(self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True) -> Lifted:
         """A function of member-stacked trees from a function of one member's trees.
 
         Every argument and result gains a leading member axis, but for the last argument (``hyper``), which is shared.
         ``differentiates``: the function's first parameter is a ``Gradient``, which the learner fills in.
-        ``ahead``: compile it ahead of time, for calls so short that a compiled function's guards would dominate.
         """
-        return Lifted(self, function, differentiates, compile=compile and self.compile, ahead=ahead)
+        return Lifted(self, function, differentiates, compile=compile and self.compile)
 
 
 class Lifted:
     """See Learner.lift. Falls back, once and saying so, where a user's module cannot be compiled or vmapped."""
 
-    def __init__(
-        self, learner: Learner, function: Callable[..., Any], differentiates: bool, *, compile: bool, ahead: bool
-    ) -> None:
+    def __init__(self, learner: Learner, function: Callable[..., Any], differentiates: bool, *, compile: bool) -> None:
         self.learner = learner
         self.function = function
         self.differentiates = differentiates
@@ -278,15 +277,10 @@ class Lifted:
         self.modes: list[tuple[str, Callable[..., Any]]] = []
         functional = self._with(functional_gradient)
         if compile:
-            whole = self._single if learner.members == 1 else self._vmapped
-            one_graph = partial(whole, functional)
-            if ahead:
-                self.modes.append(("compiled", AheadOfTime(one_graph)))
-            else:
-                self.modes.append(("compiled", compile_without_guards(one_graph)))
-        if learner.device.type == "cuda" and compile:
-            whole = self._single if learner.members == 1 else self._vmapped
-            self.modes.insert(0, ("captured as a CUDA graph", CudaGraphed(partial(whole, functional))))
+            one_graph = partial(self._single if learner.members == 1 else self._vmapped, functional)
+            if learner.device.type == "cuda":
+                self.modes.append(("captured as a CUDA graph", CudaGraphed(one_graph)))
+            self.modes.append(("compiled", Compiled(one_graph)))
         if learner.members > 1:
             self.modes.append(("vmapped", partial(self._vmapped, functional)))
             self.modes.append(("one member at a time", self._looped))
@@ -324,7 +318,7 @@ class Lifted:
     def bind(self, first: Any) -> Callable[..., Any]:
         """This function with its first argument given, for many calls that share it."""
         mode = self.modes[0][1]
-        if self.calls > 0 and isinstance(mode, AheadOfTime):
+        if self.calls > 0 and isinstance(mode, Compiled):
             return mode.bind(first)
         return partial(self, first)
 
@@ -342,45 +336,6 @@ class Lifted:
                 self.learner.note(f"not {name}: {reason}; going on with {self.modes[0][0]}")
 
 
-_COMPILER: dict[str, Any] = {"cpp.use_decompose_tanh": True}
-"""tanh(x) as 2 / (1 + exp(-2 x)) - 1 in compiled code: within 1.2e-7 of the function, at a third of its cost, which is
-second only to the matrix products in a small network. For tiny x the relative error is larger; an activation bears it.
-"""
-
-
-def compile_without_guards(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` in one graph for the shapes of the first arguments, with no check of later ones.
-
-    Checking everything that was traced through, module by module, shows beside small gradient steps (docs/speed.md).
-    Nothing of it can change here: whoever lifts a function calls it with the same shapes and types, which are compared,
-    and the agent's configuration is frozen.
-    """
-
-    def entry(*args: Any) -> Any:
-        return function(*args)
-
-    # Compiled code is looked up by code object, and without guards the first entry is always taken: so one of its own.
-    own = FunctionType(entry.__code__.replace(), entry.__globals__, closure=entry.__closure__)
-    options: Any = {**_COMPILER, "cpp_wrapper": True, "guard_filter_fn": _no_guards}
-    compiled = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-    expected: list[Kind] = []
-
-    def call(*args: Any) -> Any:
-        # Strides are part of what was compiled for, and a slice has others than its copy.
-        args = tree_map(torch.Tensor.contiguous, args)
-        leaves = tree_leaves(args)
-        if not expected:
-            expected.extend((x.shape, x.dtype) for x in leaves)
-        _same_kind(expected, leaves)
-        return compiled(*args)
-
-    return call
-
-
-def _no_guards(guards: Sequence[Any]) -> list[bool]:
-    return [False] * len(guards)
-
-
 def _same_kind(expected: list[Kind], leaves: list[Tensor]) -> None:
     """Compiled code that checks nothing must not see other shapes or types than it was compiled for."""
     kinds = [(x.shape, x.dtype) for x in leaves]
@@ -388,11 +343,19 @@ def _same_kind(expected: list[Kind], leaves: list[Tensor]) -> None:
         raise ValueError(f"compiled for {expected}, called with {kinds}")
 
 
-class AheadOfTime:
-    """A pure function compiled into a library of its own (AOTInductor) for the shapes of its first arguments.
+_COMPILER: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+"""tanh(x) as 2 / (1 + exp(-2 x)) - 1 in compiled code: within 1.2e-7 of the function, at a third of its cost, which is
+second only to the matrix products in a small network. For tiny x the relative error is larger; an activation bears it.
+"""
 
-    A ``torch.compile``d function checks its guards on every call, which takes longer than a small policy's forward
-    pass. Acting calls the same function with the same shapes millions of times, and needs no guards.
+
+class Compiled:
+    """A pure function compiled ahead of time (AOTInductor), in one graph, for the shapes of its first arguments.
+
+    What ``torch.compile`` puts around compiled code, checks of all that was traced through and Python glue between
+    kernels, takes as long as a small policy's forward pass and a third of a small gradient step. None of it is needed:
+    the functions are pure, and their arguments' shapes and types never change, which is checked. Libraries are kept in
+    the compiler's cache folder, so the same run compiles once on a machine.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -428,22 +391,41 @@ class AheadOfTime:
         return call
 
     def _build(self, args: tuple[Any, ...]) -> Callable[[list[Tensor]], list[Tensor]]:
-        owner = self
-
-        class Flat(nn.Module):
-            def forward(self, *leaves: Tensor) -> list[Tensor]:
-                replacements = iter(leaves)
-                owner.outputs = owner.function(*tree_map(lambda _: next(replacements), args))
-                return tree_leaves(owner.outputs)
+        def flat(*leaves: Tensor) -> list[Tensor]:
+            replacements = iter(leaves)
+            self.outputs = self.function(*tree_map(lambda _: next(replacements), args))
+            return tree_leaves(self.outputs)
 
         inductor = importlib.import_module("torch._inductor")
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
+        leaves = tuple(x.contiguous() for x in tree_leaves(args))
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own future
-            program = torch.export.export(Flat(), tuple(tree_leaves(args)))
-            package = inductor.aoti_compile_and_package(
-                program, package_path=f"{folder}/function.pt2", inductor_configs=_COMPILER
-            )
-            return inductor.aoti_load_package(package).loader.run
+            # Traced here, since the exporter cannot trace through torch.func.grad; with fake tensors, so that a branch
+            # on a value is an error instead of being decided for good.
+            graph = make_fx(flat, tracing_mode="fake")(*leaves)
+            library = _library_path(graph, leaves)
+            if not library.is_file():
+                library.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+                    program = torch.export.export(graph, leaves)
+                    package = inductor.aoti_compile_and_package(
+                        program, package_path=f"{folder}/function.pt2", inductor_configs=dict(_COMPILER)
+                    )
+                    os.replace(package, library)
+            return inductor.aoti_load_package(str(library)).loader.run
+
+
+def _library_path(graph: torch.fx.GraphModule, leaves: tuple[Tensor, ...]) -> Path:
+    """Where the compiler's cache keeps the library of this graph, for these shapes, this PyTorch and this machine."""
+    cache = importlib.import_module("torch._inductor.runtime.cache_dir_utils").cache_dir()
+    machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), platform.node())
+    kinds = [(tuple(x.shape), str(x.dtype), str(x.device)) for x in leaves]
+    code = [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in graph.graph.nodes]
+    key = hashlib.sha256(repr((machine, kinds, sorted(_COMPILER.items()), code)).encode())
+    for name, constant in sorted(graph.state_dict().items()):
+        key.update(f"{name} {constant.dtype} {tuple(constant.shape)}".encode())
+        key.update(constant.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return Path(cache) / "steepest" / f"{key.hexdigest()[:32]}.pt2"
 
 
 class CudaGraphed:

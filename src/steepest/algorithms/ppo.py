@@ -110,7 +110,7 @@ class PPO(Agent):
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
-        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0, ahead=True)
+        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
         self._merge = self.learner.lift(update_observations, compile=False)
 

@@ -86,7 +86,7 @@ class REINFORCE(Agent):
         super().__init__(config, *args, **kwargs)
         sequences_per_rollout(self.num_envs, config.rollout_steps, self.sequence_length, 1)
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
-        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0, ahead=True)
+        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._step = self.learner.lift(self.gradient_step, differentiates=True)
         self._merge = self.learner.lift(update_observations, compile=False)
 
