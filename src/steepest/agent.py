@@ -23,8 +23,9 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from steepest.distributions import Distribution, action_noise
 from steepest.environments.spaces import ActionMap, convert_obs, flatten_mask
 from steepest.errors import UsageError
-from steepest.learner import FunctionalModule, Hyper, Layout, Learner, State, adam_state, tree_map
+from steepest.learner import FunctionalModule, Hyper, Layout, Learner, Lifted, State, adam_state, tree_map
 from steepest.networks import ActorCritic, NetworkFactory, Normalization, PolicyConfig, PolicyInput, PolicyOutput
+from steepest.tensor_files import save_tensors
 from steepest.types import (
     ActionSpec,
     Obs,
@@ -317,6 +318,31 @@ class Agent(ABC):
         Returns health figures, each (M,). Changes ``self.state``.
         """
 
+    def lifted(self) -> dict[str, Lifted]:
+        """Every function that the learner runs for this agent, by name."""
+        acting = {
+            f"act{', deterministic' if deterministic else ''}{', fused' if fused else ''}": function
+            for (fused, deterministic), function in self._act.items()
+        }
+        return acting | {name.strip("_"): part for name, part in vars(self).items() if isinstance(part, Lifted)}
+
+    def modes(self) -> dict[str, str]:
+        """How each function runs that has run: "compiled", "vmapped", "ordinary autograd", ..."""
+        return {name: function.modes[0][0] for name, function in self.lifted().items() if function.calls}
+
+    def repeat_modes(self, modes: Mapping[str, str]) -> list[str]:
+        """Begin with the modes that ``modes()`` gave, whatever else could be tried; the names of those not to be had.
+
+        Verified:  tests/unit/test_agent.py::test_modes_are_repeated
+        """
+        lifted = self.lifted()
+        found = {
+            k: [i for i, (name, _) in enumerate(lifted[k].modes) if name == modes[k]] for k in lifted if k in modes
+        }
+        for name, places in found.items():
+            lifted[name].modes = lifted[name].modes[places[0] :] if places else lifted[name].modes
+        return [name for name in modes if not found.get(name)]
+
     # Saving
 
     def tensors(self) -> dict[str, Tensor]:
@@ -378,8 +404,6 @@ class Agent(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the agent into one safetensors file, atomically; ``steepest.load`` reads it."""
-        from steepest.runs.checkpoint import save_tensors
-
         save_tensors(Path(path), self.tensors(), self.metadata(), kind="agent")
 
     @classmethod

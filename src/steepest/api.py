@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from steepest.agent import Agent, stream_seed
 from steepest.algorithms import find
-from steepest.environments import make_env
 from steepest.errors import SteepestError, UsageError
 from steepest.networks import NetworkFactory
-from steepest.runs.checkpoint import CheckpointError, CheckpointStore, load_metadata, load_tensors
-from steepest.runs.evaluation import Evaluation, evaluate_members
+from steepest.runs.checkpoint import CheckpointStore
+from steepest.runs.evaluation import Evaluation, evaluate_members, make_evaluation_env
 from steepest.runs.plots import plot_runs
 from steepest.runs.progress import Progress
-from steepest.runs.run import MAX_EVAL_ENVS, Run
+from steepest.runs.run import Run
+from steepest.tensor_files import CheckpointError, load_metadata, load_tensors
 from steepest.types import ActionSpec, ObsSpec
 
 logger = logging.getLogger("steepest")
@@ -235,13 +235,15 @@ def evaluate(
         raise UsageError(f"episodes is {episodes}; expected at least 1")
     if seed < 0:
         raise UsageError(f"seed is {seed}; expected zero or more")
-    batch = make_env(
+    batch = make_evaluation_env(
         where["env"],
-        agent.members * min(episodes, MAX_EVAL_ENVS if video is None else 1),
+        agent,
+        episodes if video is None else 1,
         vectorization="auto" if video else where.get("vectorization", "auto"),
         env_kwargs=where.get("env_kwargs") if env_kwargs is None else env_kwargs,
-        render_mode=None if video is None else "rgb_array",
         max_episode_steps=where.get("max_episode_steps") if max_episode_steps is None else max_episode_steps,
+        atari=agent.trained_on.get("atari"),  # what it has learned to see, in every game
+        render_mode=None if video is None else "rgb_array",
     )
     try:
         # The number type is the backend's business: EnvPool takes float64 actions where Gymnasium takes float32.

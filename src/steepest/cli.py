@@ -181,7 +181,15 @@ def _parse(kind: type[Any], argv: list[str], prog: str) -> Any:
     """Options of a dataclass (or a dataclass of them) from the command line; exits with 2 on misuse."""
     import tyro
 
-    return tyro.cli(tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind), args=_as_typed(argv), prog=prog)
+    # Of ``AtariOptions | None`` the default's type is taken: its options are there for Atari games only.
+    return tyro.cli(tyro.conf.configure(tyro.conf.AvoidSubcommands)(kind), args=_as_typed(argv), prog=prog)
+
+
+def _unprefixed(kind: type[Any]) -> Any:
+    """A group of options whose flags do not begin with the group's name."""
+    import tyro
+
+    return Annotated[kind, tyro.conf.arg(name="")]
 
 
 def _as_typed(argv: list[str]) -> list[str]:
@@ -192,7 +200,8 @@ def _as_typed(argv: list[str]) -> list[str]:
         if re.fullmatch(r"[0-9.]+[eE]\+?[0-9]{1,2}", argument) and float(argument).is_integer():
             out.append(str(int(float(argument))))
         elif argument in ("True", "False", "true", "false") and flag.startswith("--") and "=" not in flag:
-            out[-1] = flag if argument.lower() == "true" else f"--no-{flag[2:]}"
+            group, dot, name = flag[2:].rpartition(".")  # --atari.no-fire-reset
+            out[-1] = flag if argument.lower() == "true" else f"--{group}{dot}no-{name}"
         else:
             out.append(argument)
     return out
@@ -226,7 +235,8 @@ def _train(argv: list[str]) -> int:
     agent_class = find(algorithm)
     from steepest.api import drive
     from steepest.runs.config import RunConfig
-    from steepest.runs.run import Run, resolve_options
+    from steepest.runs.run import Run
+    from steepest.runs.settings import resolve_options
 
     config_file = _pop(rest, "--config")
     from_file = {} if config_file is None else _read_config(Path(config_file))
@@ -235,9 +245,9 @@ def _train(argv: list[str]) -> int:
     options_type = dataclasses.make_dataclass(
         "TrainOptions",
         [
-            ("output", OutputOptions, dataclasses.field(default=output_default)),
-            ("run", RunConfig, dataclasses.field(default=run_default)),
-            ("config", agent_class.Config, dataclasses.field(default=config_default)),
+            ("output", _unprefixed(OutputOptions), dataclasses.field(default=output_default)),
+            ("run", _unprefixed(RunConfig), dataclasses.field(default=run_default)),
+            ("config", _unprefixed(agent_class.Config), dataclasses.field(default=config_default)),
         ],
         frozen=True,
         kw_only=True,
@@ -283,11 +293,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     options = cast(dict[str, Any], data)
     if isinstance(options.get("run"), dict) and isinstance(options.get("config"), dict):
         options = {**options["run"], **options["config"]}
-    return {str(k).replace("-", "_"): _yaml_value(v) for k, v in options.items()}
+    return _yaml_value(options)
 
 
 def _yaml_value(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 as text, since it has no decimal point."""
+    """Names with underscores, tuples, and numbers: YAML 1.1 reads 3e-4 as text, since it has no decimal point."""
+    if isinstance(value, dict):
+        return {str(k).replace("-", "_"): _yaml_value(v) for k, v in cast(dict[Any, Any], value).items()}
     if isinstance(value, list):
         return tuple(_yaml_value(v) for v in cast(list[Any], value))
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
@@ -346,25 +358,24 @@ def _evaluate(argv: list[str]) -> int:
     options = _parse(_with_positional(EvaluateOptions, "run", Path, "RUN", what), argv, "steepest evaluate")
     if options.video is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
-    from steepest.api import evaluate
+    from steepest.api import evaluate, load
 
+    agent = load(options.run, which=options.which)
     results = evaluate(
-        options.run,
+        agent,
         options.env,
         episodes=options.episodes,
         seed=options.seed,
         deterministic=not options.stochastic,
-        which=options.which,
         video=options.video,
     )
     summaries = [r.summary() for r in results]
     if options.json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
         return 0
-    for i, s in enumerate(summaries):
-        label = "" if len(summaries) == 1 else f"member {i}: "
+    for seed, s in zip(agent.seeds, summaries, strict=True):
         print(
-            f"{label}return {s['mean']:.2f} +- {s['std']:.2f}, min {s['min']:.2f}, max {s['max']:.2f}, "
+            f"seed {seed}: return {s['mean']:.2f} +- {s['std']:.2f}, min {s['min']:.2f}, max {s['max']:.2f}, "
             f"length {s['mean_length']:.1f}, {s['episodes']} episodes"
         )
     if options.video is not None:

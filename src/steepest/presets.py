@@ -87,7 +87,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate_schedule": "linear",
         "clip_epsilon": 0.1,
         "entropy_coef": 0.01,
-        "reward_clip": True,
+        "atari": {"clip_reward": True},
     },
     ("reinforce", "CartPole"): {
         "total_steps": 500_000,

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from steepest.runs.checkpoint import CheckpointStore, load_tensors
+from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.metrics import read_metrics
+from steepest.tensor_files import load_tensors
 
 COMMAND = [sys.executable, "-m", "steepest.cli"]
 

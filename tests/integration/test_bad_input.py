@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import steepest
 from steepest import Run, RunError, UsageError, cli
-from steepest.runs.checkpoint import CheckpointError
+from steepest.tensor_files import CheckpointError
 
 TINY = {"rollout_steps": 16, "hidden_sizes": (8,), "num_envs": 2, "eval_episodes": 2, "compile": "off"}
 
@@ -421,7 +421,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(run: Path, tmp_
 
 
 def test_a_file_that_steepest_wrote_but_that_holds_no_agent(tmp_path: Path) -> None:
-    from steepest.runs.checkpoint import save_tensors
+    from steepest.tensor_files import save_tensors
 
     save_tensors(tmp_path / "odd.safetensors", {"a": torch.zeros(1)}, {"some": "thing"})
     with pytest.raises(CheckpointError, match="does not hold an agent"):

@@ -95,7 +95,7 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
-    for module, name in ((api, "drive"), (api, "evaluate"), (plots, "plot_runs")):
+    for module, name in ((api, "drive"), (api, "load"), (plots, "plot_runs")):
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
@@ -191,6 +191,8 @@ def preset_table() -> str:
 def cell(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return " ".join(f"{name}={part}" for name, part in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
@@ -199,7 +201,7 @@ def cell(value: Any) -> str:
 def test_every_preset_is_made_of_options() -> None:
     from steepest.algorithms import find
     from steepest.presets import PRESETS
-    from steepest.runs.run import resolve_options
+    from steepest.runs.settings import resolve_options
 
     for (algorithm, _), settings in PRESETS.items():
         resolve_options(find(algorithm), "none", settings)

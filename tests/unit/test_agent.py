@@ -92,3 +92,33 @@ def test_acting_compiled_ahead_equals_acting(action: Any, squash: str) -> None:
     torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="compiled for"):
         agent.actor(fused=True)({"obs": obs["obs"][:, :1]}, noise[:, :1], None, None, None)
+
+
+class WritesInPlace(nn.Module):
+    """Cannot be vmapped: it writes to a buffer that has no member axis."""
+
+    seen: Tensor
+
+    def __init__(self, spec: ObsSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.fields[0].shape[0], 4)
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.mul_(0.9).add_(x.detach().mean(0))
+        return torch.tanh(self.linear(x))
+
+
+def test_modes_are_repeated() -> None:
+    """What an update ran as is what another agent runs as, also where it could do better."""
+    agent = make(WritesInPlace, seeds=(0, 1))
+    assert agent.modes() == {}
+    agent.update(synthetic_rollout(agent, 8, seed=0), 0.0)
+    modes = agent.modes()
+    assert modes["steps"] == "one member at a time"
+    able = make(seeds=(0, 1))
+    assert able.lifted()["steps"].modes[0][0] == "vmapped"
+    assert able.repeat_modes(modes) == []
+    able.update(synthetic_rollout(able, 8, seed=0), 0.0)
+    assert able.modes() == modes
+    assert make(seeds=(0, 1)).repeat_modes({"steps": "captured as a CUDA graph"}) == ["steps"]

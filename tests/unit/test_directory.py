@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -12,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import RunError, UsageError
+from steepest.files import write_bytes_atomic
 from steepest.runs.directory import (
     RunDirectory,
-    atomic_file,
+    changed_since,
     environment_report,
     read_json,
-    write_bytes_atomic,
-    write_text_atomic,
 )
 
 HOLD = """
@@ -149,40 +147,6 @@ def test_json_is_strict_and_written_whole(tmp_path: Path) -> None:
         read_json(tmp_path / "torn.json")
 
 
-@pytest.mark.parametrize(
-    ("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EIO, "could not write"), (errno.EDQUOT, "full")]
-)
-def test_a_refused_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
-) -> None:
-    path = tmp_path / "a.txt"
-    write_text_atomic(path, "old")
-
-    def fsync(descriptor: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(RunError, match=message):
-        write_text_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text_atomic(path, "old")
-
-    def interrupted() -> None:
-        with atomic_file(path) as file:
-            file.write(b"half of the n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def git(folder: Path, *arguments: str) -> None:
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
@@ -219,3 +183,19 @@ def test_environment_report_is_fast() -> None:
         environment_report()
         times.append(time.perf_counter() - start)
     assert min(times) < 0.05
+
+
+def test_what_changed_since_a_report() -> None:
+    import torch
+
+    now = environment_report()
+    assert changed_since(now, now) == []
+    version = now["packages"]["torch"]
+    assert version == torch.__version__
+    then = {**now, "cpu": "Abacus 1", "cpu_count": 3, "packages": {**now["packages"], "torch": "1.0"}}
+    assert changed_since(then, now) == [f"torch was 1.0, is {version}", f"CPU was Abacus 1, is {now['cpu']}"]
+    unused = {**now["packages"], "envpool": "0.0.1"}
+    if "envpool" not in sys.modules:
+        assert changed_since({**now, "packages": unused}, now) == []
+    assert changed_since({**now, "gpu": "A"}, {**now, "gpu": None}) == []
+    assert changed_since({**now, "gpu": "A"}, {**now, "gpu": "B"}) == ["GPU was A, is B"]

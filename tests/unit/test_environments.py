@@ -16,6 +16,7 @@ from steepest.environments import (
     UnknownEnvironment,
     UnsupportedSpaceError,
     atari,
+    is_atari,
     make_env,
     to_env_action,
 )
@@ -560,6 +561,66 @@ def test_a_lost_life_ends_the_episode_but_not_the_game():
         if terminated[0]:
             lives.append(int(info["lives"][0]))
     assert lives[:7] == [4, 3, 2, 1, 0, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "vectorization"),
+    [
+        ("ALE/MsPacman-v5", "native"),
+        ("ALE/MsPacman-v5", "sync"),
+        ("ALE/MsPacman-v5", "async"),
+        ("MsPacman-v5", "envpool"),
+    ],
+)
+def test_games_report_their_own_score(env_id, vectorization):
+    """Clipped rewards and single lives are for the agent; the score is the sum of what the game gave."""
+    if vectorization == "envpool":
+        pytest.importorskip("envpool")
+
+    def play(steps, **options):
+        games = []
+        batch = make_env(
+            env_id,
+            2,
+            vectorization=vectorization,
+            atari=AtariOptions(sticky=0.0, frame_skip=8, **options),
+            on_game=lambda *game: games.append(game),
+        )
+        batch.reset(0)
+        rng = np.random.default_rng(0)
+        results = [batch.step(rng.integers(0, 9, 2)) for _ in range(steps)]
+        batch.close()
+        return games, results
+
+    steps = 500
+    games, plain = play(steps)
+    assert games == []  # episodes are games and rewards the score: nothing to add
+    games, clipped = play(steps, clip_reward=True)
+    assert {r for result in clipped for r in result.reward} <= {-1.0, 0.0, 1.0}
+    expected, score, length = [], np.zeros(2), np.zeros(2, int)
+    for result in plain:
+        score += result.reward
+        length += result.valid
+        for i in np.flatnonzero(~result.valid):
+            expected.append((i, score[i], length[i]))
+            score[i], length[i] = 0.0, 0
+    assert games == expected
+    assert len(games) >= 2
+    assert min(s for _, s, _ in games) > 100
+    games, lives = play(2 * steps, life_loss_terminates=True)
+    lost = sum(int(r.terminated.sum()) for r in lives)
+    assert len(games) >= 2
+    assert lost >= 3 * len(games)  # three lives a game
+    assert min(s for _, s, _ in games) > 100
+
+
+def test_which_ids_are_atari_games():
+    for env_id in ("ALE/Pong-v5", "PongNoFrameskip-v4"):
+        assert is_atari(env_id)
+    for env in ("CartPole-v1", "NoSuchThing-v0", Counting, None):
+        assert not is_atari(env)
+    pytest.importorskip("envpool")
+    assert is_atari("Pong-v5")
 
 
 def test_sticky_actions_are_on_as_registered():

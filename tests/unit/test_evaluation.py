@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from helpers import CountingEnvironments, box
 from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.runs.evaluation import Evaluation, evaluate_members
+from steepest.runs import evaluation
+from steepest.runs.evaluation import MAX_EVAL_ENVS, Evaluation, evaluate_members, make_evaluation_env
 
 
 def make(env: CountingEnvironments, members: int = 1, network: Any = None, **config: Any) -> PPO:
@@ -141,3 +142,23 @@ def test_recurrent_memory_starts_afresh_with_each_episode(pause: bool) -> None:
         assert len(by_step[i]) == lengths[i]
         assert all(len(actions) == 1 for actions in by_step[i].values())
         assert len(set.union(*by_step[i].values())) == lengths[i]  # the memory moves within an episode
+
+
+@pytest.mark.parametrize(
+    ("vectorization", "episodes", "cores", "expected"),
+    [
+        ("async", 100, 4, ("async", 4)),  # two members with two environments each, as in training
+        ("async", 1, 4, ("async", 2)),
+        ("async", 100, 3, ("sync", 4)),  # the same environments and so the same episodes, without their processes
+        ("sync", 100, 1, ("sync", 2 * MAX_EVAL_ENVS)),
+    ],
+)
+def test_evaluation_starts_no_more_processes_than_cores(
+    vectorization: Any, episodes: int, cores: int, expected: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int]] = []
+    monkeypatch.setattr(evaluation, "available_cores", lambda: cores)
+    monkeypatch.setattr(evaluation, "make_env", lambda env, n, *, vectorization, **_: made.append((vectorization, n)))
+    agent = make(CountingEnvironments((2,) * 4), members=2)
+    make_evaluation_env("CartPole-v1", agent, episodes, vectorization=vectorization)
+    assert made == [expected]

@@ -185,3 +185,15 @@ def test_weights_and_biases_continues_the_same_run(tmp_path: Path, monkeypatch: 
     assert fake.logged == [{"step": 10, "wall_seconds": 1.0, "seed-1/train/return_mean": 10.0}]
     assert fake.started[0]["id"] == fake.started[1]["id"]
     assert fake.finished == 2
+
+
+def test_weights_and_biases_that_does_not_start_leaves_room_for_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> Any:
+        raise ValueError("api_key not configured\n(no-tty)")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    with pytest.raises(RunError, match=r"did not start: api_key not configured \(no-tty\)\. .*WANDB_MODE=offline"):
+        MetricsLog(tmp_path, wandb=True)
+    MetricsLog(tmp_path).close()

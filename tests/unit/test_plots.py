@@ -20,10 +20,19 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def make_run(
-    path: Path, algorithm: str, env: str, seeds: Iterable[int] = (0,), *, evaluate: bool = True, points: int = 30
+    path: Path,
+    algorithm: str,
+    env: str,
+    seeds: Iterable[int] = (0,),
+    *,
+    evaluate: bool = True,
+    points: int = 30,
+    config: dict[str, Any] | None = None,
+    run: dict[str, Any] | None = None,
 ) -> Path:
     path.mkdir()
-    (path / "config.json").write_text(json.dumps({"algorithm": algorithm, "env": env}))
+    description = {"algorithm": algorithm, "env": env, "config": config or {}, "run": run or {}}
+    (path / "config.json").write_text(json.dumps(description))
     rows: list[dict[str, Any]] = []
     for step in range(100, 100 * points + 1, 100):
         for seed in seeds:
@@ -166,6 +175,82 @@ def test_plot_runs_draws_the_statistic_over_all_seeds_of_a_group(
     assert band.max() <= 203
     assert axes.get_legend() is None  # one group needs none
     assert axes.get_title(loc="left") == "PPO on CartPole-v1"
+
+
+def drawn(runs: list[Path], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """The figure that would be saved, laid out."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, out: figures.append(figure) or out)
+    plot_runs(runs, Path("p.png"), x="steps", bootstrap=50, **options)
+    figures[0].draw_without_rendering()
+    return figures[0]
+
+
+def legend_texts(axes: Any) -> list[str]:
+    return [" ".join(text.get_text().split()) for text in axes.get_legend().get_texts()]
+
+
+def test_only_runs_of_one_configuration_are_pooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(name: str, seed: int, rate: float, **settings: Any) -> Path:
+        config = {"learning_rate": rate, "hidden_sizes": [64, 64], "clip_epsilon": 0.2}
+        return make_run(
+            tmp_path / name, "ppo", "CartPole-v1", (seed,), config=config, run={"seed": seed, "num_envs": 8, **settings}
+        )
+
+    runs = [run(f"a{seed}", seed, 1e-3, wandb=seed == 0, seeds=1) for seed in range(3)]
+    runs += [run(f"b{seed}", seed, 3e-4, wandb=False, seeds=1) for seed in range(2)]
+    figure = drawn(runs, monkeypatch)
+    (axes,) = figure.axes
+    assert legend_texts(axes) == ["PPO learning_rate=0.001 (3 seeds)", "PPO learning_rate=0.0003 (2 seeds)"]
+    assert len(axes.lines) == 3  # one curve of three seeds, two thin lines
+    other = make_run(tmp_path / "r", "reinforce", "CartPole-v1", config={"gamma": 0.9})
+    atari = {"atari": {"sticky": 0.0, "size": 84}}
+    more = [other, runs[0], run("c", 0, 1e-3, wandb=False, seeds=4, **atari)]
+    (axes,) = drawn(more, monkeypatch).axes
+    assert legend_texts(axes) == [
+        "REINFORCE (1 seed)",  # what sets one algorithm's runs apart is none of the others' business
+        "PPO atari.size=none atari.sticky=none (1 seed)",
+        "PPO atari.size=84 atari.sticky=0.0 (1 seed)",
+    ]
+
+
+def test_the_legend_of_every_row_names_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = make_run(tmp_path / "a", "ppo", "CartPole-v1", config={"gamma": 0.9})
+    b = make_run(tmp_path / "b", "reinforce", "Hopper-v5")
+    c = make_run(tmp_path / "c", "ppo", "Hopper-v5", config={"gamma": 0.8})
+    figure = drawn([a, b, c], monkeypatch)
+    assert [legend_texts(axes) for axes in figure.axes] == [
+        ["PPO (1 seed)"],  # another environment's preset is no difference
+        ["REINFORCE (1 seed)", "PPO (1 seed)"],
+    ]
+    colours = [{line.get_label(): line.get_color() for line in axes.lines} for axes in figure.axes]
+    assert colours[0]["PPO (1 seed)"] == colours[1]["PPO (1 seed)"] != colours[1]["REINFORCE (1 seed)"]
+
+
+def outside(legend: Any, figure: Any) -> bool:
+    """Whether a legend lies wholly in the figure, and beside all axes."""
+    box = legend.get_window_extent()
+    inside_figure = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+    return inside_figure and not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+
+
+def test_legends_cover_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [1e-3, 3e-4, 1e-4, 3e-5]
+    runs = [
+        make_run(tmp_path / f"{r}", "ppo", "CartPole-v1", (0, 1, 2), config={"learning_rate": r, "hidden_sizes": [8]})
+        for r in rates
+    ]
+    figure = drawn(runs, monkeypatch)
+    assert outside(figure.axes[-1].get_legend(), figure)
+    for seeds in [(0,), (0, 1, 2)]:
+        figures: list[Any] = []
+        monkeypatch.setattr(plots, "_save", lambda figure, out, figures=figures: figures.append(figure) or out)
+        plot_curve(make_run(tmp_path / f"curve-{len(seeds)}", "ppo", "CartPole-v1", seeds))
+        (figure,) = figures
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert outside(legend, figure)
+        assert figure.axes[0].get_legend() is None
 
 
 def test_fewer_than_three_seeds_stay_single_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

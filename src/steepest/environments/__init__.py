@@ -2,8 +2,9 @@
 
 from steepest.environments.atari import AtariOptions
 from steepest.environments.batch import EnvBatch, StepResult
+from steepest.environments.envpool_batch import available_cores
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, UnsupportedSpaceError
-from steepest.environments.make import find_spec, make_env
+from steepest.environments.make import Vectorization, find_spec, is_atari, make_env
 from steepest.environments.spaces import check_squash, to_env_action
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "StepResult",
     "UnknownEnvironment",
     "UnsupportedSpaceError",
+    "Vectorization",
+    "available_cores",
     "check_squash",
     "find_spec",
+    "is_atari",
     "make_env",
     "to_env_action",
 ]

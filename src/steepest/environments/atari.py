@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -15,6 +16,8 @@ from steepest.environments.errors import MissingExtra
 from steepest.errors import UsageError
 
 ENTRY_POINT = "ale_py.env:AtariEnv"
+OnGame = Callable[[int, float, int], None]
+"""Takes the environment's index, the score of its finished game, and how many steps the agent decided in it."""
 NOOP, FIRE = 0, 1  # FIRE is the second action of every game that has it
 
 
@@ -30,7 +33,7 @@ class AtariOptions:
     since the console draws some sprites only every second frame. Observations are (frame_stack, size, size).
 
     Rewards are the game's score. Train with ``clip_reward=True``, evaluate without; likewise evaluate without
-    ``life_loss_terminates``, so that an episode is a whole game.
+    ``life_loss_terminates``, so that an episode is a whole game: ``for_evaluation()``.
     """
 
     frame_skip: int = 4
@@ -61,6 +64,15 @@ class AtariOptions:
                 raise UsageError(f"AtariOptions.{field} is {getattr(self, field)}; it must be at least {least}.")
         if self.sticky is not None and not 0.0 <= self.sticky <= 1.0:
             raise UsageError(f"AtariOptions.sticky is {self.sticky}; it is a probability.")
+
+    @property
+    def changes_episodes(self) -> bool:
+        """Whether what the agent is rewarded for, or an episode, is something else than the game's score or a game."""
+        return self.clip_reward or self.life_loss_terminates
+
+    def for_evaluation(self) -> AtariOptions:
+        """The same game, whole and with its own score."""
+        return replace(self, clip_reward=False, life_loss_terminates=False)
 
 
 def register() -> bool:
@@ -235,3 +247,49 @@ class FireReset(gym.Wrapper[Any, Any, Any, Any]):
         self.env.reset(seed=seed, options=options)
         obs, _, _, _, info = self.env.step(FIRE)
         return obs, info
+
+
+class GameScores(gym.vector.VectorWrapper[Any, Any, Any]):
+    """Reports what whole games scored, whatever rewards and episodes the agent is trained on.
+
+    A game is over when the count of its frames goes back, so it is reported on the row that starts the next one, and a
+    lost life cannot be mistaken for it. Rewards of rows on which the agent is not asked are part of the score.
+    Unfinished games are dropped by a reset.
+
+    Args: env: gives the game's own rewards; counter: the info that counts within a game; clip: hand on the sign of the
+          reward; on_game: see ``OnGame``
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], counter: str, clip: bool, on_game: OnGame) -> None:
+        super().__init__(env)
+        self._counter = counter
+        self._clip = clip
+        self._on_game = on_game
+        self._forget()
+
+    def _forget(self) -> None:
+        self._score = np.zeros(self.env.num_envs)
+        self._length = np.zeros(self.env.num_envs, dtype=np.int64)
+        self._frames = np.zeros(self.env.num_envs, dtype=np.int64)
+        self._ended = np.zeros(self.env.num_envs, dtype=np.bool_)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._forget()
+        # EnvPool's reset takes neither.
+        given: dict[str, Any] = {k: v for k, v in (("seed", seed), ("options", options)) if v is not None}
+        return self.env.reset(**given)
+
+    def step(self, actions: NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(actions)
+        frames = info[self._counter]
+        for i in np.flatnonzero(frames < self._frames):
+            self._on_game(int(i), float(self._score[i]), int(self._length[i]))
+            self._score[i] = 0.0
+            self._length[i] = 0
+        self._frames = np.array(frames)
+        self._score += reward
+        self._length += ~self._ended
+        self._ended = terminated | truncated
+        return obs, np.sign(reward) if self._clip else reward, terminated, truncated, info

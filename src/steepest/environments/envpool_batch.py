@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from steepest.environments.batch import EnvBatch, derive_seeds
@@ -20,11 +21,20 @@ class EnvPoolBatch(EnvBatch):
     - EnvPool takes seeds only at construction, so ``reset(seed)`` makes the pool anew.
     - An episode that terminates on the very step of its time limit is truncated only.
 
-    Args: num_threads: default as many as there are cores to run on, at most ``num_envs``. options: go to
-          ``envpool.make_gymnasium``.
+    Args: num_threads: default as many as there are cores to run on, at most ``num_envs``. wrap: put around every pool.
+          options: go to ``envpool.make_gymnasium``.
     """
 
-    def __init__(self, env_id: str, num_envs: int, *, seed: int = 0, **options: Any) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        seed: int = 0,
+        wrap: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self._wrap = wrap
         options.setdefault("num_threads", min(num_envs, available_cores()))
         self._env_id = env_id
         self._options = {**options, "num_envs": num_envs}
@@ -40,7 +50,7 @@ class EnvPoolBatch(EnvBatch):
             pool = envpool.make_gymnasium(self._env_id, seed=seeds, **self._options)
             # Made on first use, with a warning about rounded bounds each time.
             _ = pool.observation_space, pool.action_space
-        return pool
+        return pool if self._wrap is None else self._wrap(pool)
 
     def _reset_all(self, seed: int | None) -> tuple[Any, dict[str, Any]]:
         if seed is not None and seed != self._unused_seed:

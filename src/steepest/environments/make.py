@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import importlib.util
 import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -16,10 +18,10 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from steepest.environments import atari as atari_games
-from steepest.environments.atari import AtariOptions
+from steepest.environments.atari import AtariOptions, GameScores, OnGame
 from steepest.environments.batch import EnvBatch, check_seed
 from steepest.environments.envpool_batch import EnvPoolBatch, available_cores, import_envpool
-from steepest.environments.errors import EnvFailure, UnknownEnvironment, missing_extra
+from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, missing_extra
 from steepest.environments.serial import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
 
@@ -28,7 +30,10 @@ AnyEnv = gym.Env[Any, Any]
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 EnvLike = str | Callable[..., AnyEnv] | AnyEnv | AnyVectorEnv
 Vectorization = Literal["auto", "native", "sync", "async", "envpool"]
-VECTORIZATIONS = ("auto", "native", "sync", "async", "envpool")
+VECTORIZATIONS: tuple[str, ...] = get_args(Vectorization)
+
+ENVPOOL_ATARI = "envpool.atari"
+"""The package of EnvPool's Atari games in its registry."""
 
 NATIVE_FROM = 4
 """From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
@@ -44,6 +49,7 @@ def make_env(
     atari: AtariOptions | None = None,
     render_mode: str | None = None,
     max_episode_steps: int | None = None,
+    on_game: OnGame | None = None,
 ) -> EnvBatch:
     """``num_envs`` environments of one kind, behind one face and one autoreset convention (see ``EnvBatch``).
 
@@ -66,6 +72,7 @@ def make_env(
         atari: preprocessing of Atari games; the default is ``AtariOptions()``.
         render_mode: as Gymnasium has it, usually "rgb_array".
         max_episode_steps: replaces the registered limit, in the agent's steps; a limit is ``truncated``.
+        on_game: called with every finished Atari game's own score, where ``atari`` has the agent see something else.
 
     Raises: UnknownEnvironment with the nearest names; MissingExtra with the line that installs it;
             UnsupportedSpaceError; UsageError for other misuse; EnvFailure if the environment's constructor raises.
@@ -81,11 +88,11 @@ def make_env(
 
     if isinstance(env, str):
         if vectorization == "envpool":
-            return _envpool(env, num_envs, seed, kwargs, atari, render_mode, max_episode_steps)
+            return _envpool(env, num_envs, seed, kwargs, atari, render_mode, max_episode_steps, on_game)
         spec = find_spec(env)
         if spec.entry_point == atari_games.ENTRY_POINT:
             options = atari or AtariOptions()
-            return _atari(spec, num_envs, seed, vectorization, kwargs, options, render_mode, max_episode_steps)
+            return _atari(spec, num_envs, seed, vectorization, kwargs, options, render_mode, max_episode_steps, on_game)
         _refuse(atari is not None, f"atari options were given, but {env} is not an Atari game.")
         return _registered(spec, num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps)
 
@@ -148,6 +155,21 @@ def find_spec(env_id: str) -> EnvSpec:
     return gym.registry[name]
 
 
+def is_atari(env: object) -> bool:
+    """Whether ``env`` is the id of an Atari game, in Gymnasium's registry or in EnvPool's."""
+    if not isinstance(env, str):
+        return False
+    try:
+        return find_spec(env).entry_point == atari_games.ENTRY_POINT
+    except MissingExtra:  # only theirs can be missing
+        return True
+    except UnknownEnvironment:
+        if importlib.util.find_spec("envpool") is None:
+            return False
+        specs = import_envpool().registration.registry.specs
+        return env in specs and specs[env][0] == ENVPOOL_ATARI
+
+
 def _unknown(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.6)]
@@ -192,6 +214,7 @@ def _atari(
     options: AtariOptions,
     render_mode: str | None,
     max_episode_steps: int | None,
+    on_game: OnGame | None,
 ) -> EnvBatch:
     for key in ("obs_type", "frameskip", "repeat_action_probability", "full_action_space", "continuous"):
         _refuse(
@@ -204,9 +227,12 @@ def _atari(
         vectorization == "native" and scalar_only,
         'Native Atari environments take no render_mode and no env_kwargs; use vectorization="sync".',
     )
+    options, watch = _score_watch(options, "episode_frame_number", on_game)
     if vectorization == "native" or (vectorization == "auto" and not scalar_only):
         threads = available_cores()
-        venv = _construct(spec.id, lambda: atari_games.vector_env(spec, num_envs, options, threads, max_episode_steps))
+        venv = _construct(
+            spec.id, lambda: watch(atari_games.vector_env(spec, num_envs, options, threads, max_episode_steps))
+        )
         # ale_py's arrays are never used twice, so they need no copy.
         return _batch(venv, name=spec.id, backend="native", seed=seed, shares_memory=False)
     return _loop(
@@ -215,7 +241,21 @@ def _atari(
         num_envs,
         seed,
         vectorization,
+        watch,
     )
+
+
+def _score_watch(
+    options: AtariOptions, counter: str, on_game: OnGame | None
+) -> tuple[AtariOptions, Callable[[AnyVectorEnv], AnyVectorEnv]]:
+    """The options for the environments, and what to wrap around them so that ``on_game`` hears of every game.
+
+    The wrapper clips in their place, since it has to see the rewards before.
+    """
+    if on_game is None or not options.changes_episodes:
+        return options, lambda venv: venv
+    unclipped = dataclasses.replace(options, clip_reward=False)
+    return unclipped, lambda venv: GameScores(venv, counter, options.clip_reward, on_game)
 
 
 def _envpool(
@@ -226,18 +266,22 @@ def _envpool(
     atari: AtariOptions | None,
     render_mode: str | None,
     max_episode_steps: int | None,
+    on_game: OnGame | None,
 ) -> EnvBatch:
     registry = import_envpool().registration.registry
     if env_id not in registry.specs:
         raise UnknownEnvironment(f"EnvPool: {_unknown(env_id, registry.specs)}")
-    is_atari = registry.specs[env_id][0] == "envpool.atari"
-    _refuse(atari is not None and not is_atari, f"atari options were given, but {env_id} is not an Atari game.")
-    options = {**atari_games.envpool_settings(atari or AtariOptions()), **kwargs} if is_atari else kwargs
+    is_atari_game = registry.specs[env_id][0] == ENVPOOL_ATARI
+    _refuse(atari is not None and not is_atari_game, f"atari options were given, but {env_id} is not an Atari game.")
+    options, watch = kwargs, None
+    if is_atari_game:
+        preprocessing, watch = _score_watch(atari or AtariOptions(), "elapsed_step", on_game)
+        options = {**atari_games.envpool_settings(preprocessing), **kwargs}
     if max_episode_steps is not None:
         options["max_episode_steps"] = max_episode_steps
     if render_mode is not None:
         options["render_mode"] = render_mode
-    return _construct(env_id, lambda: EnvPoolBatch(env_id, num_envs, seed=seed, **options))
+    return _construct(env_id, lambda: EnvPoolBatch(env_id, num_envs, seed=seed, wrap=watch, **options))
 
 
 def _ready(
@@ -273,7 +317,14 @@ def _factory_from(env: AnyEnv, num_envs: int) -> tuple[Callable[[], AnyEnv], str
     return lambda: gym.make(spec, disable_env_checker=True), spec.id
 
 
-def _loop(name: str, one: Callable[[], AnyEnv], num_envs: int, seed: int, vectorization: Vectorization) -> EnvBatch:
+def _loop(
+    name: str,
+    one: Callable[[], AnyEnv],
+    num_envs: int,
+    seed: int,
+    vectorization: Vectorization,
+    wrap: Callable[[AnyVectorEnv], AnyVectorEnv] = lambda venv: venv,
+) -> EnvBatch:
     """Scalar environments, in this process or one process each."""
     if vectorization == "async":
         owner = os.getpid()
@@ -285,11 +336,11 @@ def _loop(name: str, one: Callable[[], AnyEnv], num_envs: int, seed: int, vector
             return one()
 
         def build() -> AnyVectorEnv:
-            return AsyncVectorEnv([worker] * num_envs, copy=False)
+            return wrap(AsyncVectorEnv([worker] * num_envs, copy=False))
     else:
 
         def build() -> AnyVectorEnv:
-            return SerialVectorEnv([one] * num_envs)
+            return wrap(SerialVectorEnv([one] * num_envs))
 
     venv = _construct(name, build)
     backend = "async" if vectorization == "async" else "sync"

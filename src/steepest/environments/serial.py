@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from steepest.environments.batch import MASK
 
+READ = (MASK, "episode_frame_number")
+"""The infos that anything in the library reads: action masks, and by which an Atari game's end is known."""
+
 
 class SerialVectorEnv(SyncVectorEnv):
-    """Gymnasium's SyncVectorEnv in its NEXT_STEP mode, with of the environments' infos only the action masks.
+    """Gymnasium's SyncVectorEnv in its NEXT_STEP mode, with of the environments' infos only those in ``READ``.
 
     Merging whole info dicts costs 20 microseconds a step and environment, half of what a MuJoCo step does.
     """
@@ -39,8 +42,9 @@ class SerialVectorEnv(SyncVectorEnv):
                 rows[i], info = env.reset()
             else:
                 rows[i], rewards[i], terminated[i], truncated[i], info = env.step(actions[i])
-            if MASK in info:
-                infos = self._add_info(infos, {MASK: info[MASK]}, i)
+            for key in READ:
+                if key in info:
+                    infos = self._add_info(infos, {key: info[key]}, i)
             row: Any = rows[i]
             fits = fits and isinstance(row, np.ndarray) and (row.shape, row.dtype) == self._row
             if fits:

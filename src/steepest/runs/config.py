@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
-from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from steepest.environments import AtariOptions, Vectorization
 from steepest.errors import UsageError
 from steepest.networks import require
-
-Vectorization = Literal["auto", "native", "sync", "async", "envpool"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,9 @@ class RunConfig:
     """Newest checkpoints kept, besides the best one by evaluation."""
     max_episode_steps: int | None = None
     """Truncate episodes after this many steps, instead of where the environment says."""
-    reward_clip: bool = False
-    """Train on the sign of the reward (Atari); evaluation sees the true one."""
-    life_loss: bool = False
-    """Atari: a lost life ends a training episode."""
+    atari: AtariOptions | None = None
+    """Preprocessing of Atari games, None for every other environment. Returns are whole games' own scores, whatever the
+    agent is trained on."""
     tensorboard: bool = True
     """Write TensorBoard events into the run's folder."""
     wandb: bool = False
@@ -89,6 +89,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
             value = "on" if value else "off"
         require(value in choices, name, value, f"one of {', '.join(map(repr, choices))}")
         return value
+    if is_dataclass(hint):
+        return _checked_part(name, value, cast(type[Any], hint))
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UsageError(f"{name} is {value!r}; expected a list, such as [64, 64]")
@@ -104,3 +106,25 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return float(value)
     require(isinstance(value, hint), name, value, f"a {hint.__name__}" if hint is not bool else "True or False")
     return value
+
+
+def _checked_part(name: str, value: Any, kind: type[Any]) -> Any:
+    """A config within a config, from its fields by name or as it is."""
+    if isinstance(value, kind):
+        given = asdict(value)
+    elif isinstance(value, Mapping):
+        given = {str(k): v for k, v in cast(Mapping[Any, Any], value).items()}
+    else:
+        raise UsageError(f"{name} is {value!r}; expected {kind.__name__}(...), or its fields by name")
+    hints = get_type_hints(kind)
+    refuse_unknown(given, [f.name for f in fields(kind)], name)
+    return kind(**{k: _checked(f"{name}.{k}", v, hints[k]) for k, v in given.items()})
+
+
+def refuse_unknown(given: Mapping[str, Any], known: list[str], what: str) -> None:
+    """UsageError for an option that ``what`` does not have, with the nearest ones that it has."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"{what} has no option {name!r}{hint}")

@@ -1,8 +1,7 @@
-"""The folder of one run: where everything is, who may write there, and writes that are whole or absent."""
+"""The folder of one run: where everything is, and who may write there."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import importlib.metadata
 import itertools
@@ -15,125 +14,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, Self, cast
 
 from steepest.errors import RunError, UsageError
-
-_TEMPORARY = re.compile(r"^\..+\.\d+-\d+\.tmp$")
-_counter = itertools.count()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Writes that are whole or absent
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic_file(path: Path) -> Generator[BinaryIO]:
-    """Open a file that appears at ``path`` only once it is complete and on disk.
-
-    The bytes go to a temporary file in the same folder, which is synced and then renamed over ``path``; the folder is
-    synced too, so the new name survives a power cut. Whatever goes wrong, an earlier file at ``path`` is untouched.
-
-    Raises:    RunError when the system refuses (disk full, no permission, ...); the temporary file is gone by then
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, file = _open_temporary(path)
-    except OSError as error:
-        raise RunError(_explain_write_failure(path, error)) from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            # Renamed while still locked: remove_stray_files in another process cannot take it for an orphan.
-            temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(_explain_write_failure(path, error)) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Replace the file at ``path`` by ``data``, wholly or not at all.
-
-    Raises:    RunError when the system refuses the write
-    """
-    with atomic_file(path) as file:
-        file.write(data)
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Replace the file at ``path`` by ``text`` in UTF-8, wholly or not at all.
-
-    Raises:    RunError when the system refuses the write
-    """
-    write_bytes_atomic(path, text.encode())
-
-
-def remove_stray_files(folder: Path) -> None:
-    """Delete the temporary files that killed writers left in ``folder``; files still being written stay."""
-    with suppress(OSError):
-        for path in Path(folder).iterdir():
-            if _TEMPORARY.match(path.name):
-                with suppress(OSError), path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-
-
-def finite_json(value: Any) -> Any:
-    """``value`` with NaN and infinities replaced by None, because JSON has no such numbers; tuples become lists."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite_json(item) for key, item in cast(Mapping[Any, Any], value).items()}
-    if isinstance(value, (list, tuple)):
-        return [finite_json(item) for item in cast(list[Any], value)]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):  # NumPy and torch scalars
-        return finite_json(value.item())
-    return value
-
-
-def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
-    while True:
-        temporary = path.parent / f".{path.name}.{os.getpid()}-{next(_counter)}.tmp"
-        file = temporary.open("xb")
-        with suppress(OSError):  # some network file systems have no locks; then nothing is cleaned up there either
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return temporary, file
-        file.close()  # removed as an orphan between its creation and its lock
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _explain_write_failure(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full: could not write {path}. What was there before is untouched. "
-            "Free some space, then continue with --resume."
-        )
-    return f"could not write {path}: {error.strerror or error}. What was there before is untouched."
-
+from steepest.files import remove_stray_files, write_text_atomic
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The run's folder
@@ -282,6 +170,21 @@ class RunDirectory:
         )
 
 
+def finite_json(value: Any) -> Any:
+    """``value`` with NaN and infinities replaced by None, because JSON has no such numbers; tuples become lists."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite_json(item) for key, item in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in cast(list[Any], value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # NumPy and torch scalars
+        return finite_json(value.item())
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in the file at ``path``.
 
@@ -372,6 +275,21 @@ def environment_report() -> dict[str, Any]:
         "git": _git_state(),
     }
     return report
+
+
+def changed_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environment reports and can change the bits of a computation, in words.
+
+    Of the packages only those that this process has imported count.
+
+    Verified:  tests/unit/test_directory.py::test_what_changed_since_a_report
+    """
+    pairs = [(name, then["packages"].get(name), now["packages"].get(name)) for name in _PACKAGES]
+    pairs = [pair for pair in pairs if pair[0].replace("-", "_") in sys.modules]
+    pairs.append(("CPU", then["cpu"], now["cpu"]))
+    if then["gpu"] and now["gpu"]:  # None only says that no GPU was in use
+        pairs.append(("GPU", then["gpu"], now["gpu"]))
+    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
 
 
 def _cpu_model() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from steepest.agent import Agent
 from steepest.distributions import action_noise
+from steepest.environments import AtariOptions, EnvBatch, Vectorization, available_cores, is_atari, make_env
 from steepest.errors import RunError
 from steepest.rollout import Environments
 
 MAX_EPISODE_STEPS = 200_000
 """Longer than any episode in use (Atari's are cut at 27,000 decisions): whoever waits longer waits for ever."""
+
+MAX_EVAL_ENVS = 100
+"""Evaluation plays at most this many environments at once, per member."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,47 @@ class Evaluation:
             "max": max(self.returns),
             "mean_length": self.mean_length,
         }
+
+
+def make_evaluation_env(
+    env: Any,
+    agent: Agent,
+    episodes: int,
+    *,
+    vectorization: Vectorization = "auto",
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    atari: AtariOptions | Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+) -> EnvBatch:
+    """Environments in which to evaluate every member of an agent: as many at once as its episodes can use.
+
+    The number does not depend on the machine, since the episodes played depend on it. With "async" it is at most that
+    of training; where that is more processes than there are cores, they run one after another in this process, to the
+    same results.
+
+    Args:      atari: what the agent was trained with, as options or their fields; whole games are played, for their
+               own score. The others: see ``make_env``
+    Verified:  tests/unit/test_evaluation.py::test_evaluation_starts_no_more_processes_than_cores,
+               tests/integration/test_atari_runs.py::test_evaluation_plays_whole_games_for_their_own_score
+    """
+    each = min(episodes, MAX_EVAL_ENVS)
+    if vectorization == "async":
+        each = min(each, agent.num_envs)
+        if each * agent.members > available_cores():
+            vectorization = "sync"
+    options = None
+    if atari is not None and is_atari(env):
+        options = (atari if isinstance(atari, AtariOptions) else AtariOptions(**atari)).for_evaluation()
+    return make_env(
+        env,
+        each * agent.members,
+        vectorization=vectorization,
+        env_kwargs=env_kwargs,
+        atari=options,
+        render_mode=render_mode,
+        max_episode_steps=max_episode_steps,
+    )
 
 
 def evaluate_members(

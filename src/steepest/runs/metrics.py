@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 from steepest.errors import RunError, UsageError
-from steepest.runs.directory import finite_json, write_bytes_atomic, write_text_atomic
+from steepest.files import write_bytes_atomic, write_text_atomic
+from steepest.runs.directory import finite_json
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,7 +36,7 @@ class MetricsLog:
                tensorboard, whether to write TensorBoard events (``tensorboard/``, imported at the first row, 0.3 s);
                wandb, whether to log to Weights & Biases too
     Raises:    UsageError when a new run finds metrics there, or wandb is wanted and not installed;
-               RunError when the system refuses a write
+               RunError when the system refuses a write, or wandb cannot start (no login, no network)
     """
 
     def __init__(
@@ -65,7 +66,15 @@ class MetricsLog:
             ) from error
         except OSError as error:
             raise RunError(f"could not write {self.path}: {error.strerror}") from error
-        self._wandb = _WeightsAndBiases(wandb_module, self.path.parent, resume_step, several) if wandb else None
+        self._wandb: _WeightsAndBiases | None = None
+        if wandb:
+            try:
+                self._wandb = _WeightsAndBiases(wandb_module, self.path.parent, resume_step, several)
+            except BaseException:
+                self._file.close()
+                if resume_step is None:
+                    self.path.unlink()  # nothing is in it yet, and another try needs the place
+                raise
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row. NaN and infinities are written as null and left out of the mirrors.
@@ -224,9 +233,15 @@ class _WeightsAndBiases:
         else:
             identity = f"{directory.name}-{secrets.token_hex(4)}"
             write_text_atomic(id_file, identity + "\n")
-        self._run: Any = wandb.init(
-            project="steepest", name=directory.name, id=identity, resume="allow", dir=str(directory)
-        )
+        try:
+            self._run: Any = wandb.init(
+                project="steepest", name=directory.name, id=identity, resume="allow", dir=str(directory)
+            )
+        except Exception as error:
+            raise RunError(
+                f"Weights & Biases did not start: {' '.join(str(error).split()) or type(error).__name__}. Log in with "
+                "`wandb login`, set WANDB_MODE=offline, or train without wandb."
+            ) from error
         self._run.define_metric("*", step_metric="step")
         self._finished = False
 

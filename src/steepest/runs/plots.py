@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import io
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest.errors import RunError, UsageError
-from steepest.runs.directory import read_json, write_bytes_atomic
+from steepest.files import write_bytes_atomic
+from steepest.runs.directory import read_json
 from steepest.runs.metrics import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
@@ -54,6 +56,11 @@ _STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
 }
 _GRID_POINTS = 200
+
+_NO_DIFFERENCE = ("seed", "seeds", "keep_checkpoints", "tensorboard", "wandb")
+"""Settings of a run that change neither what it learns nor how long that takes."""
+_LEGEND_WIDTH = 34
+"""Characters per line of a legend."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,6 +148,7 @@ class _Run:
     algorithm: str
     env: str
     rows: dict[int, list[dict[str, Any]]]  # by seed
+    options: dict[str, Any]  # the configuration, flat
 
     def metrics(self) -> list[str]:
         """Tags with at least one finite value."""
@@ -178,7 +186,41 @@ def _read_run(path: Path) -> _Run:
         rows.setdefault(int(row["seed"]), []).append(row)
     if not rows:
         raise RunError(f"{path / METRICS_FILE} is empty: the run ended before it measured anything.")
-    return _Run(path, str(config["algorithm"]), str(config["env"]), rows)
+    options = {
+        k: v for k, v in {**config.get("run", {}), **config.get("config", {})}.items() if k not in _NO_DIFFERENCE
+    }
+    options |= {k: config[k] for k in ("env_kwargs", "custom_network") if config.get(k)}
+    return _Run(path, str(config["algorithm"]), str(config["env"]), rows, _flat(options))
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options within options under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _groups(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
+    """Runs of one environment by configuration, each labelled with its algorithm and what sets it apart.
+
+    Only options that differ between the runs of an algorithm are named; a label that stays equal is one configuration.
+    """
+    labelled: dict[str, list[_Run]] = {}
+    for run in runs:
+        alike = [other.options for other in runs if other.algorithm == run.algorithm]
+        names = sorted({name for options in alike for name in options})
+        telling = [name for name in names if any(o.get(name) != alike[0].get(name) for o in alike)]
+        parts = [f"{name}={_spoken(run.options.get(name))}" for name in telling]
+        labelled.setdefault(" ".join([_display(run.algorithm), *parts]), []).append(run)
+    return labelled
+
+
+def _spoken(value: Any) -> str:
+    """An option's value as the command takes it."""
+    if isinstance(value, list):
+        return ",".join(_spoken(item) for item in cast(list[Any], value))
+    return "none" if value is None else str(value)
 
 
 def _choose_metric(runs: Sequence[_Run], metric: str) -> str:
@@ -215,11 +257,12 @@ def plot_runs(
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> Path:
-    """Draw runs side by side: one curve per algorithm, one row of panels per environment.
+    """Draw runs side by side: one curve per configuration, one row of panels per environment.
 
-    All seeds of all runs with the same algorithm and environment form one group. From three seeds on, a group is its
-    statistic with a bootstrap interval; below that its seeds are thin lines, as two runs carry no interval. A curve
-    covers only what all seeds of its group covered.
+    All seeds of all runs with the same algorithm, environment and configuration form one group; the legend names what
+    sets the configurations of an algorithm apart. From three seeds on, a group is its statistic with a bootstrap
+    interval; below that its seeds are thin lines, as two runs carry no interval. A curve covers only what all seeds of
+    its group covered.
 
     Args:      run_dirs, folders of runs; out, the picture (.png, .pdf or .svg; .png when there is no ending);
                statistic over seeds; x, environment steps, wall time or a panel each;
@@ -242,47 +285,44 @@ def plot_runs(
     runs = [_read_run(path) for path in dict.fromkeys(Path(path).resolve() for path in run_dirs)]
     metric = _choose_metric(runs, metric)
     envs = list(dict.fromkeys(run.env for run in runs))
-    algorithms = list(dict.fromkeys(run.algorithm for run in runs))
+    groups = {env: _groups([run for run in runs if run.env == env]) for env in envs}
+    # Colours go with the label, in every row the same.
+    labels = list(dict.fromkeys(label for by_label in groups.values() for label in by_label))
     summary = _Summary(interquartile_mean if statistic == "iqm" else mean, interval, bootstrap, seed)
     kinds: list[Literal["steps", "wall"]] = ["steps", "wall"] if x == "both" else [x]
 
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        width = (5.0 * len(kinds) if len(kinds) > 1 else 7.0) + (1.8 if len(algorithms) > 1 else 0.0)
+        width = (5.0 * len(kinds) if len(kinds) > 1 else 7.0) + (2.8 if len(labels) > 1 else 0.0)
         figure = _new_figure((width, 3.7 * len(envs) + 0.3))
         panels = figure.subplots(len(envs), len(kinds), squeeze=False, sharey="row")
         summarised: set[bool] = set()
         for row, env in enumerate(envs):
-            groups = {
-                algorithm: [
-                    curve
-                    for run in runs
-                    if (run.env, run.algorithm) == (env, algorithm)
-                    for curve in run.curves(metric)
-                ]
-                for algorithm in algorithms
+            curves_of = {
+                label: [curve for run in members for curve in run.curves(metric)]
+                for label, members in groups[env].items()
             }
             for axes, kind in zip(panels[row], kinds, strict=True):
-                longest = max(_axis(curve, kind)[-1] for curves in groups.values() for curve in curves)
+                longest = max(_axis(curve, kind)[-1] for curves in curves_of.values() for curve in curves)
                 unit, scale = ("", 1.0) if kind == "steps" else _time_unit(longest)
-                for index, (algorithm, curves) in enumerate(groups.items()):
-                    if curves:  # colours go with the algorithm, in every row the same
-                        colour, line = _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
-                        label = f"{_display(algorithm)} ({_seeds(len(curves))})"
-                        summarised.add(_draw_group(axes, curves, kind, scale, summary, colour, line, label))
+                for label, curves in curves_of.items():
+                    index = labels.index(label)
+                    colour, line = _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
+                    text = textwrap.fill(f"{label} ({_seeds(len(curves))})", _LEGEND_WIDTH, subsequent_indent="  ")
+                    summarised.add(_draw_group(axes, curves, kind, scale, summary, colour, line, text))
                 _dress_x(axes, kind, unit)
                 axes.margins(x=0.01)
             first: Axes = panels[row][0]
             first.set_ylabel(_metric_label(metric))
             _compact_ticks(first.yaxis)
-            title = env if len(envs) > 1 or len(algorithms) > 1 else f"{_display(algorithms[0])} on {env}"
+            title = env if len(envs) > 1 or len(labels) > 1 else f"{labels[0]} on {env}"
             first.set_title(title, loc="left", fontweight="bold", pad=22 if row == 0 else 8)
-            if len(algorithms) > 1:
-                handles, labels = first.get_legend_handles_labels()
+            if len(labels) > 1:
                 # Beside the panels, where it can hide no curve.
-                panels[row][-1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.6)
-        facts = [_seeds(sum(len(run.curves(metric)) for run in runs))] if len(algorithms) == len(envs) == 1 else []
+                handles, texts = first.get_legend_handles_labels()
+                panels[row][-1].legend(handles, texts, loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=1.6)
+        facts = [_seeds(sum(len(run.curves(metric)) for run in runs))] if len(labels) == len(envs) == 1 else []
         if True in summarised:
             name = "interquartile mean" if statistic == "iqm" else "mean"
             facts.append(f"{name} over seeds, {interval * 100:g}% bootstrap interval")
@@ -310,7 +350,7 @@ def plot_curve(run_dir: Path) -> Path:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure = _new_figure((7.6, 4.4))
+        figure = _new_figure((7.6, 4.6))
         axes = figure.subplots()
         blue, orange = _COLOURS[0], _COLOURS[1]
         if len(train) == 1:
@@ -355,7 +395,8 @@ def plot_curve(run_dir: Path) -> Path:
         named = f"seed {seeds[0]}" if len(seeds) == 1 else _seeds(len(seeds))
         axes.set_title(f"{_display(run.algorithm)} on {run.env}, {named}", loc="left", fontweight="bold", pad=22)
         if train and evaluations:
-            axes.legend(loc="best", handlelength=1.6)
+            # Below the axes: no place inside is sure to be free of curves and error bars.
+            figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
         rows = [row for member in run.rows.values() for row in member]
         facts = [
             f"{max(int(row['step']) for row in rows):,} steps",

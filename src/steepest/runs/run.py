@@ -8,15 +8,13 @@ one that is never interrupted, so a run that resumes from a checkpoint goes on w
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import shlex
-import shutil
 import sys
-import sysconfig
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,17 +24,17 @@ import torch
 
 from steepest.agent import Agent, config_from_json, stream_seed
 from steepest.algorithms import find
-from steepest.environments import AtariOptions, make_env
+from steepest.environments import make_env
 from steepest.errors import RunError, SteepestError, UsageError
 from steepest.learner import keep_freed_memory
 from steepest.networks import NetworkFactory, PolicyConfig
-from steepest.presets import preset
-from steepest.rollout import Collector
+from steepest.rollout import Collector, Episode
 from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.config import RunConfig, checked_options
-from steepest.runs.directory import RunDirectory, environment_report, finite_json
-from steepest.runs.evaluation import Evaluation, evaluate_members
+from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
+from steepest.runs.evaluation import Evaluation, evaluate_members, make_evaluation_env
 from steepest.runs.metrics import MetricsLog
+from steepest.runs.settings import name_of, read_description, resolve_options, resolve_settings
 
 WINDOW = 100
 """Training returns are means over this many latest episodes."""
@@ -78,8 +76,8 @@ class Run:
         **options: Any,
     ) -> None:
         agent_class = find(algorithm)
-        name = env if isinstance(env, str) else _name_of(env)
-        settings, config = resolve_options(agent_class, name, options, None if agent is None else agent.config)
+        name = name_of(env)
+        settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
         self._start(agent_class, env, name, settings, config, network, eval_env, env_kwargs, note)
         self.render = render
         try:
@@ -112,7 +110,7 @@ class Run:
         """
         directory = RunDirectory.open(Path(path))
         try:
-            saved = _read_description(directory)
+            saved = read_description(directory)
             if saved["env"] is None and env is None:
                 raise UsageError(f"{path} was trained on an environment made in Python; pass it again: env=...")
             if saved["custom_network"] and network is None:
@@ -130,7 +128,7 @@ class Run:
             directory.close()
             raise
         try:
-            run._reopen(directory, extended=total_steps is not None)
+            run._reopen(directory, saved["environment"], extended=total_steps is not None)
         except BaseException:
             run.close()
             raise
@@ -161,9 +159,11 @@ class Run:
             seed=stream_seed(settings.seed, "environments") % 2**31,
             vectorization=settings.vectorization,
             env_kwargs=env_kwargs,
-            atari=_atari_options(settings),
+            atari=settings.atari,
             max_episode_steps=settings.max_episode_steps,
+            on_game=self._note_game,
         )
+        self.games: list[Episode] = []  # finished since the last iteration, where episodes are not whole games
         try:
             self.settings = resolve_settings(settings, agent_class, config, self.env, self.note)
             self.agent = agent_class(
@@ -185,6 +185,7 @@ class Run:
             "env_kwargs": env_kwargs,
             "vectorization": settings.vectorization,
             "max_episode_steps": settings.max_episode_steps,
+            "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
         self.collector = Collector(self.env, self.agent, cast(Any, config).rollout_steps)
         members = len(seeds)
@@ -194,6 +195,7 @@ class Run:
         self.wall_seconds = 0.0
         self.evaluations: list[Evaluation] = []
         self.evaluated_at = -1
+        self.modes: dict[str, str] = {}  # how the agent's functions ran, also those of the run that this one goes on
         self.stopped = False
         self.render = False
         self.directory: RunDirectory | None = None
@@ -221,11 +223,11 @@ class Run:
         directory.write_json("config.json", self.description())
         try:
             self._open_log(None)
-        except UsageError:
+        except SteepestError:
             directory.config_path.unlink()  # nothing has begun: the folder is free for another try
             raise
 
-    def _reopen(self, directory: RunDirectory, *, extended: bool) -> None:
+    def _reopen(self, directory: RunDirectory, environment: dict[str, Any], *, extended: bool) -> None:
         """Take an old run's folder and load its newest checkpoint."""
         self._use(directory)
         assert self.store is not None
@@ -244,8 +246,26 @@ class Run:
         self._open_log(dict(zip(self.agent.seeds, self.steps.tolist(), strict=True)))
         if self.done:
             self.note(f"{directory.path} is finished, at step {self.step:,}; --total-steps MORE trains further")
-        elif found is not None:
+            return
+        if found is not None:
             self.note(f"resuming from {found[0].name}")
+        changed = changed_since(environment, environment_report())
+        changed += [f"{name} no longer runs {self.modes[name]}" for name in self.agent.repeat_modes(self.modes)]
+        with self._threads() as threads:
+            if threads != self.settings.threads:
+                changed.append(f"threads were {self.settings.threads}, are {threads}")
+        if changed:
+            self.note(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
+
+    @contextmanager
+    def _threads(self) -> Generator[int]:
+        """PyTorch with the run's number of threads; gives how many it has taken."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(cast(int, self.settings.threads))
+        try:
+            yield torch.get_num_threads()
+        finally:
+            torch.set_num_threads(before)
 
     def _extend(self) -> None:
         """Take up another number of total steps, for good: the next resume must know it too."""
@@ -301,6 +321,7 @@ class Run:
             "wall_seconds": self.wall_seconds,
             "stopped": self.stopped,
             "evaluated_at": self.evaluated_at,
+            "modes": self.modes,
             "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
         }
 
@@ -314,6 +335,7 @@ class Run:
         self.evaluated_at = metadata["evaluated_at"]
         self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
         self.stopped = metadata["stopped"]
+        self.modes = metadata["modes"]
         self._restart_environments()
 
     def _restart_environments(self) -> None:
@@ -360,18 +382,15 @@ class Run:
 
         Raises:    RunError, naming the last good checkpoint, if an environment fails or a figure becomes non-finite
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(cast(int, self.settings.threads))
         try:
-            return self._iterate()
+            with self._threads():
+                return self._iterate()
         except RunError as error:
             if self.store is None or getattr(error, "names_checkpoint", False):
                 raise
             named = type(error)(f"{error} {self._last_good()}")
             named.names_checkpoint = True  # pyright: ignore[reportAttributeAccessIssue]
             raise named from error
-        finally:
-            torch.set_num_threads(threads)
 
     def _last_good(self) -> str:
         good = None if self.store is None else self.store.latest()
@@ -381,12 +400,15 @@ class Run:
         began = time.perf_counter()
         before = self.step
         rollout, episodes = self.collector.collect()
+        if self.settings.atari is not None and self.settings.atari.changes_episodes:
+            episodes, self.games = self.games, []
         for episode in episodes:
             self.recent[episode.member].append((episode.episode_return, episode.length))
             self.episodes[episode.member] += 1
         counted = rollout.valid.sum((1, 2)).cpu().numpy()
         health = self.agent.update(rollout, min(1.0, before / self.settings.total_steps))
         self.steps = self.steps + counted
+        self.modes |= self.agent.modes()
         self._check_finite(health)
         seconds = time.perf_counter() - began
         self.wall_seconds += seconds
@@ -406,6 +428,9 @@ class Run:
                 self._restart_environments()
         self.wall_seconds += time.perf_counter() - began - seconds
         return _mean_row(rows)
+
+    def _note_game(self, index: int, score: float, length: int) -> None:
+        self.games.append(Episode(index // self.agent.num_envs, score, length))
 
     def _row(self, member: int, health: dict[str, Any], seconds: float, steps: int) -> Row:
         row: Row = {
@@ -463,13 +488,14 @@ class Run:
     def _make_eval_env(self) -> bool:
         settings = self.settings
         try:
-            self._eval_env = make_env(
+            self._eval_env = make_evaluation_env(
                 self.eval_source,
-                min(settings.eval_episodes, MAX_EVAL_ENVS) * self.agent.members,
-                seed=0,
+                self.agent,
+                settings.eval_episodes,
                 vectorization=settings.vectorization,
                 env_kwargs=self.env_kwargs,
                 max_episode_steps=settings.max_episode_steps,
+                atari=settings.atari,
             )
         except UsageError as error:
             self._no_evaluation = True
@@ -491,7 +517,15 @@ class Run:
         if self._shares_training_env():
             return
         try:
-            window = make_env(self.eval_source, self.agent.members, env_kwargs=self.env_kwargs, render_mode="human")
+            window = make_evaluation_env(
+                self.eval_source,
+                self.agent,
+                1,
+                env_kwargs=self.env_kwargs,
+                max_episode_steps=self.settings.max_episode_steps,
+                atari=self.settings.atari,
+                render_mode="human",
+            )
             try:
                 evaluate_members(self.agent, window, 1, seed=stream_seed(self.settings.seed, "evaluation") % 2**31)
             finally:
@@ -530,6 +564,7 @@ class Run:
             "wall_seconds": round(self.wall_seconds, 3),
             "steps_per_second": round(float(self.steps.sum()) / max(self.wall_seconds, 1e-9), 1),
             "stopped_at_return": self.stopped,
+            "modes": self.modes,
             "evaluation_step": self.evaluated_at if self.evaluations else None,
             "evaluation": [e.summary() for e in self.evaluations],
         }
@@ -539,17 +574,6 @@ class Run:
         if self.store is None:
             return None
         return self.store.save_interrupted(int(self.steps.max()), self.agent.tensors(), self._metadata())
-
-
-MAX_EVAL_ENVS = 100
-"""Evaluation plays at most this many environments at once, per member."""
-
-
-def _atari_options(settings: RunConfig) -> AtariOptions | None:
-    """None unless asked for, since only Atari games take them."""
-    if not (settings.reward_clip or settings.life_loss):
-        return None
-    return AtariOptions(clip_reward=settings.reward_clip, life_loss_terminates=settings.life_loss)
 
 
 def _crosses(before: int, after: int, every: int | None) -> bool:
@@ -563,104 +587,3 @@ def _mean_row(rows: list[Row]) -> Row:
     shared = [k for k in rows[0] if all(k in row for row in rows) and k != "seed"]
     mean = {k: float(np.mean([row[k] for row in rows])) for k in shared}
     return {**mean, "step": int(mean["step"])}
-
-
-def _name_of(env: Any) -> str:
-    spec_id = getattr(getattr(env, "spec", None), "id", None)  # a class has a property there
-    if isinstance(spec_id, str):
-        return spec_id
-    return getattr(env, "__name__", type(env).__name__)
-
-
-def _read_description(directory: RunDirectory) -> dict[str, Any]:
-    """The config.json of a run. RunError if it is not what this version writes."""
-    saved = directory.read_json("config.json")
-    required = ("algorithm", "env", "name", "env_kwargs", "custom_network", "config", "run")
-    missing = [k for k in required if k not in saved]
-    if missing:
-        raise RunError(f"{directory.config_path} is not a run's: it has no {', '.join(missing)}")
-    known = {f.name for kind in (RunConfig, find(saved["algorithm"]).Config) for f in dataclasses.fields(kind)}
-    unknown = [k for k in (*saved["run"], *saved["config"]) if k not in known]
-    if unknown:
-        raise RunError(f"{directory.config_path} has options that this version does not know: {', '.join(unknown)}")
-    return saved
-
-
-def resolve_options(
-    agent_class: type[Agent], env_name: str, options: dict[str, Any], base: PolicyConfig | None = None
-) -> tuple[RunConfig, PolicyConfig]:
-    """Split options into run settings and algorithm config, over the preset of the environment's family."""
-    run_fields = {f.name for f in dataclasses.fields(RunConfig)}
-    config_fields = {f.name for f in dataclasses.fields(agent_class.Config)}
-    for name in options:
-        if name not in run_fields | config_fields:
-            near = difflib.get_close_matches(name, sorted(run_fields | config_fields), n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"{agent_class.algorithm} has no option {name!r}{hint}")
-    merged = {**preset(agent_class.algorithm, env_name), **(dataclasses.asdict(base) if base else {}), **options}
-    settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
-    config = checked_options(agent_class.Config, {k: v for k, v in merged.items() if k in config_fields})
-    return RunConfig(**settings), agent_class.Config(**config)
-
-
-def resolve_settings(
-    settings: RunConfig, agent_class: type[Agent], config: PolicyConfig, env: Any, note: Callable[[str], None]
-) -> RunConfig:
-    """Decide everything that is left to ``auto``, once: the decisions are saved and a resumed run repeats them."""
-    images = any(f.kind == "image" for f in env.obs_spec.fields)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if images and torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
-    rows, gradient_steps = agent_class.planned_work(config, settings.total_steps, settings.num_envs)
-    threads = settings.threads
-    if threads is None:
-        # Below a few hundred rows a step is bound by its calls, and a second thread only costs synchronisation.
-        threads = torch.get_num_threads() if images or rows * settings.seeds >= 512 else 1
-    choice = settings.compile
-    if choice == "auto":
-        acting = settings.total_steps / settings.num_envs
-        saved = settings.seeds * (gradient_steps * GRADIENT_SECONDS_SAVED + acting * ACTING_SECONDS_SAVED)
-        slow = images and device == "cpu"
-        choice = "on" if saved > COMPILE_SECONDS and not slow else "off"
-        why = f"saves about {saved:.0f} s, costs about {COMPILE_SECONDS:.0f} s"
-        note(f"compile: {choice} ({'images on a CPU: convolutions dominate' if slow else why})")
-    if choice == "on" and device == "cpu" and not has_compiler():
-        note(
-            "compile: off, since no C++ compiler with Python's headers was found (Debian: apt install g++ python3-dev)"
-        )
-        choice = "off"
-    # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
-    tenth = max(1, settings.total_steps // 10)
-    episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings)
-    return dataclasses.replace(
-        settings,
-        device=device,
-        threads=threads,
-        compile=choice,
-        eval_every=tenth if settings.eval_every is None else settings.eval_every,
-        checkpoint_every=max(tenth, episodes) if settings.checkpoint_every is None else settings.checkpoint_every,
-    )
-
-
-EPISODES_PER_CHECKPOINT = 4
-"""By default every environment can play this many episodes of full length between two checkpoints."""
-
-
-def _time_limit(env_name: str, settings: RunConfig) -> int:
-    """Steps after which an episode is truncated, or 1000 where nobody says."""
-    registered = gym.registry.get(env_name)
-    return settings.max_episode_steps or (registered and registered.max_episode_steps) or 1000
-
-
-GRADIENT_SECONDS_SAVED = 0.7e-3
-ACTING_SECONDS_SAVED = 0.1e-3
-COMPILE_SECONDS = 25.0
-"""Measured for 64-64 networks on two cores (docs/speed.md); only the order of magnitude matters."""
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs on a CPU: a C++ compiler, and Python's headers."""
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    return header.is_file() and any(shutil.which(name) for name in ("g++", "clang++", "c++"))

@@ -1,0 +1,106 @@
+"""Files that are whole or absent, whatever interrupts the writing of them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from steepest.errors import RunError
+
+_TEMPORARY = re.compile(r"^\..+\.\d+-\d+\.tmp$")
+_counter = itertools.count()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Generator[BinaryIO]:
+    """Open a file that appears at ``path`` only once it is complete and on disk.
+
+    The bytes go to a temporary file in the same folder, which is synced and then renamed over ``path``; the folder is
+    synced too, so the new name survives a power cut. Whatever goes wrong, an earlier file at ``path`` is untouched.
+
+    Raises:    RunError when the system refuses (disk full, no permission, ...); the temporary file is gone by then
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _open_temporary(path)
+    except OSError as error:
+        raise RunError(_explain_write_failure(path, error)) from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            # Renamed while still locked: remove_stray_files in another process cannot take it for an orphan.
+            temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(_explain_write_failure(path, error)) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, wholly or not at all.
+
+    Raises:    RunError when the system refuses the write
+    """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Replace the file at ``path`` by ``text`` in UTF-8, wholly or not at all.
+
+    Raises:    RunError when the system refuses the write
+    """
+    write_bytes_atomic(path, text.encode())
+
+
+def remove_stray_files(folder: Path) -> None:
+    """Delete the temporary files that killed writers left in ``folder``; files still being written stay."""
+    with suppress(OSError):
+        for path in Path(folder).iterdir():
+            if _TEMPORARY.match(path.name):
+                with suppress(OSError), path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        temporary = path.parent / f".{path.name}.{os.getpid()}-{next(_counter)}.tmp"
+        file = temporary.open("xb")
+        with suppress(OSError):  # some network file systems have no locks; then nothing is cleaned up there either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # removed as an orphan between its creation and its lock
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _explain_write_failure(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full: could not write {path}. What was there before is untouched. "
+            "Free some space, then continue with --resume."
+        )
+    return f"could not write {path}: {error.strerror or error}. What was there before is untouched."
