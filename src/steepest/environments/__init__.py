@@ -3,13 +3,17 @@
 from steepest.environments.atari import AtariOptions
 from steepest.environments.batch import EnvBatch, StepResult
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, UnsupportedSpaceError
+from steepest.environments.finite import FINITE_ENVIRONMENTS, FiniteEnv, FiniteVectorEnv
 from steepest.environments.make import find_spec, make_env
 from steepest.environments.spaces import check_squash, to_env_action
 
 __all__ = [
+    "FINITE_ENVIRONMENTS",
     "AtariOptions",
     "EnvBatch",
     "EnvFailure",
+    "FiniteEnv",
+    "FiniteVectorEnv",
     "MissingExtra",
     "StepResult",
     "UnknownEnvironment",
