@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from steepest.errors import UsageError as UsageError
     from steepest.runs.evaluation import Evaluation as Evaluation
     from steepest.runs.run import Run as Run
+    from steepest.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOME = {
     "UsageError": "steepest.errors",
     "Evaluation": "steepest.runs.evaluation",
     "Run": "steepest.runs.run",
+    "verify": "steepest.verification",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "resume",
     "train",
     "train_seeds",
+    "verify",
 ]
 
 

@@ -26,6 +26,7 @@ usage: steepest VERB ...
   train --resume RUN              go on from a run's last checkpoint
   evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
   plot RUN... [options]           learning curves of several runs and seeds in one picture
+  verify [--section 1.9]          check every formula of the notes against exact solutions
   list                            algorithms and environment families
 
   steepest VERB --help            what a verb takes
@@ -79,6 +80,18 @@ class PlotOptions:
     """Against environment steps, wall time, or both."""
     metric: str = "train/return_mean"
     """Which figure of metrics.jsonl."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check every formula of the notes, and the functions that compute them, against exact solutions."""
+
+    section: str | None = None
+    """Only this section of the notes and its subsections, such as 1.9."""
+    seeds: int = 100
+    """Random problems per row."""
+    json: bool = False
+    """Print JSON."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,7 +159,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 
 
 def _dispatch(argv: list[str]) -> int:
-    verbs = {"train": _train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    verbs = {"train": _train, "evaluate": _evaluate, "plot": _plot, "verify": _verify, "list": _list}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
@@ -393,6 +406,19 @@ def _plot(argv: list[str]) -> int:
     path = plot_runs(list(options.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
     print(path)
     return 0
+
+
+def _verify(argv: list[str]) -> int:
+    options: VerifyOptions = _parse(VerifyOptions, argv, "steepest verify")
+    from steepest.verification import results, show
+
+    rows = results(options.section, seeds=options.seeds)
+    if options.json:
+        found = list(rows)
+        print(json.dumps([r.as_dict() for r in found]))
+    else:
+        found = show(rows)
+    return 0 if all(r.passed for r in found) else 1
 
 
 def _list(argv: list[str]) -> int:

@@ -77,7 +77,8 @@ NEVER = {
 }
 ABOVE = ["losses", "algorithms", "runs", "cli"]  # each knows only what stands before it
 TOP = {"cli", "api", "runs", "presets"}
-VERIFIERS = {"cli"}  # `steepest verify` and `steepest estimators` compare with the exact solutions
+VERIFIERS = {"cli", "verification"}  # what compares shipped functions with the exact solutions
+VERIFICATION = {*PURE, "errors", "losses", "algorithms", "exact"}  # what `steepest verify` may look at
 
 
 def used(module: str) -> set[str]:
@@ -107,6 +108,11 @@ def test_layers_are_ordered(module: str) -> None:
         assert "exact" not in used(module)
 
 
+def test_verification_stands_between_what_learns_and_what_is_exact() -> None:
+    assert used("steepest.verification") - {"steepest"} <= VERIFICATION  # it takes whole modules from the package
+    assert {m for m in MODULES if "verification" in used(m)} <= {"steepest.cli", "steepest.api"}
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("steepest.algorithms.")])
 def test_algorithms_never_import_each_other(module: str) -> None:
     others = {name for name in imports(MODULES[module]) if name.startswith("steepest.algorithms.") and name != module}
@@ -117,6 +123,14 @@ def test_exact_imports_only_numbers() -> None:
     for module in [m for m in MODULES if layer(m) == "exact"]:
         outside = {name.split(".")[0] for name in imports(MODULES[module])} - set(sys.stdlib_module_names)
         assert outside <= {"torch", "numpy", "steepest", "jaxtyping"}, module
+        within = {name for name in imports(MODULES[module]) if name.split(".")[0] == "steepest"}
+        allowed = ("steepest.types", "steepest.problems", "steepest.errors", "steepest.exact")
+        assert all(name.startswith(allowed) for name in within), module
+
+
+def test_problems_are_only_numbers() -> None:
+    outside = {name.split(".")[0] for name in imports(MODULES["steepest.problems"])} - set(sys.stdlib_module_names)
+    assert outside <= {"numpy"}
 
 
 LIGHT = ["steepest", "steepest.cli", "steepest.errors", "steepest.presets", "steepest.algorithms"]

@@ -4,13 +4,17 @@ from steepest.environments.atari import AtariOptions
 from steepest.environments.batch import EnvBatch, StepResult
 from steepest.environments.envpool_batch import available_cores
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, UnsupportedSpaceError
+from steepest.environments.finite import FINITE_ENVIRONMENTS, FiniteEnv, FiniteVectorEnv
 from steepest.environments.make import Vectorization, find_spec, is_atari, make_env
 from steepest.environments.spaces import check_squash, to_env_action
 
 __all__ = [
+    "FINITE_ENVIRONMENTS",
     "AtariOptions",
     "EnvBatch",
     "EnvFailure",
+    "FiniteEnv",
+    "FiniteVectorEnv",
     "MissingExtra",
     "StepResult",
     "UnknownEnvironment",

@@ -1,0 +1,259 @@
+"""Whole updates against the same algorithm written out plainly: loops, boolean indexing, torch.optim.
+
+Two updates in a row in float64, so that statistics, moments and schedules of the first show in the second. Every
+hyper-parameter is a short binary fraction: the agent keeps them in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.distributions as td
+from torch import Tensor, nn
+
+from helpers import F64, defining_gae, discrete, synthetic_rollout, to_float64, vector
+from steepest.agent import Agent
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
+from steepest.learner import autograd_gradient, tree_map
+from steepest.networks import Normalization, PolicyInput
+from steepest.types import Rollout
+
+STEPS, ENVS, CHOICES = 12, 4, 3
+GAMMA, LAMBDA, EPSILON = 0.875, 0.75, 0.25
+COMMON: dict[str, Any] = {
+    "hidden_sizes": (6,),
+    "rollout_steps": STEPS,
+    "learning_rate": 2.0**-5,
+    "learning_rate_schedule": "linear",
+    "gamma": GAMMA,
+    "value_coef": 0.75,
+    "entropy_coef": 0.125,
+    "max_gradient_norm": 0.5,
+}
+PPO_ONLY: dict[str, Any] = {
+    "epochs": 3,
+    "minibatches": 2,
+    "gae_lambda": LAMBDA,
+    "clip_epsilon": EPSILON,
+    "clip_schedule": "constant",
+}
+NORMALISED = {"normalize_obs": True, "normalize_reward": True}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {"normalize_advantage": False},
+    "normalised": NORMALISED,
+    "schedules exchanged": {"learning_rate_schedule": "constant", "clip_schedule": "linear"},
+    "clipped values": {"value_clip": 0.125},
+    "stopped by the target KL": {"target_kl": 2.0**-9, **NORMALISED},
+}
+PROGRESS = (0.25, 0.5)
+
+
+def masked_rollout(agent: Agent, seed: int) -> Rollout:
+    """Ragged experience with action masks, each of which allows what was done."""
+    rollout = synthetic_rollout(agent, STEPS, seed=seed, dtype=F64)
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.rand((1, STEPS + 1, ENVS, CHOICES), generator=g) < 0.6
+    taken = nn.functional.one_hot(rollout.action, CHOICES).to(torch.bool)
+    mask[:, :-1] |= taken
+    mask[:, -1, :, 0] = True
+    obs = {"obs": 2.0 * rollout.obs["obs"] + 1.0}
+    return rollout._replace(obs=obs, action_mask=mask)
+
+
+class Written:
+    """The state of a training run, kept by hand."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.config: Any = agent.config
+        self.module = copy.deepcopy(agent.module)
+        self.parameters = dict(self.module.named_parameters())
+        for name, value in agent.parameters.items():
+            self.parameters[name].data = value[0].clone()
+        self.optimiser = torch.optim.Adam(self.module.parameters(), lr=1.0, eps=1e-5)
+        self.generator = torch.Generator()
+        self.generator.set_state(agent.generators[0].get_state())
+        self.observations: list[Tensor] = []
+        self.returns: list[float] = []
+        self.running = [0.0] * ENVS
+
+    def forward(self, obs: Tensor, mask: Tensor) -> tuple[td.Categorical, Tensor]:
+        statistics = Normalization({}, {})
+        if self.config.normalize_obs:
+            seen = torch.cat(self.observations) if self.observations else torch.tensor([[-1.0] * 3, [1.0] * 3])
+            seen = seen.to(F64)
+            statistics = Normalization({"obs": seen.mean(0)}, {"obs": seen.var(0, correction=0)})
+        output = self.module(PolicyInput({"obs": obs}, mask, None, None, None), statistics, True)
+        return td.Categorical(logits=output.distribution.log_probs), output.value
+
+    def scaled(self, rollout: Rollout) -> Tensor:
+        """Rewards divided by the deviation of the running discounted return, this rollout's included."""
+        if not self.config.normalize_reward:
+            return rollout.reward
+        for t in range(STEPS):
+            for n in range(ENVS):
+                if rollout.valid[t, n]:
+                    self.running[n] = float(rollout.reward[t, n]) + GAMMA * self.running[n]
+                    self.returns.append(self.running[n])
+                    if rollout.terminated[t, n] or rollout.truncated[t, n]:
+                        self.running[n] = 0.0
+        return rollout.reward / (torch.tensor(self.returns, dtype=F64).var(correction=0) + 1e-8).sqrt()
+
+    def advantages(self, rollout: Rollout, lam: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(advantage, old values, old log-probabilities), each (T, N)."""
+        with torch.no_grad():
+            obs, mask = rollout.obs["obs"], rollout.action_mask
+            assert mask is not None
+            policy, value = self.forward(obs.flatten(0, 1), mask.flatten(0, 1))
+            value = value.view(STEPS + 1, ENVS)
+            log_prob = policy.logits.view(STEPS + 1, ENVS, CHOICES)[:-1].gather(-1, rollout.action.unsqueeze(-1))
+        flags = (rollout.terminated, rollout.truncated, rollout.valid)
+        return defining_gae(self.scaled(rollout), value, *flags, GAMMA, lam), value[:-1], log_prob.squeeze(-1)
+
+    def step(self, loss: Tensor, learning_rate: float, active: bool) -> float:
+        """One step of Adam; the norm of the gradient before it is clipped."""
+        self.optimiser.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = float(torch.cat([g.flatten() for g in gradients]).norm())
+        if active:
+            for g in gradients:
+                g *= min(1.0, self.config.max_gradient_norm / norm)
+            self.optimiser.param_groups[0]["lr"] = learning_rate
+            self.optimiser.step()
+        return norm
+
+    def rate(self, progress: float) -> float:
+        return self.config.learning_rate * (1 - progress if self.config.learning_rate_schedule == "linear" else 1)
+
+    def merge(self, rollout: Rollout) -> None:
+        self.observations.append(rollout.obs["obs"][:-1][rollout.valid])
+
+
+def standardised(x: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.std(correction=0) + 1e-8)
+
+
+def written_ppo(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+    config = run.config
+    advantage, old_value, old_log_prob = run.advantages(rollout, LAMBDA)
+    target = advantage + old_value
+    epsilon = EPSILON * (1 - progress if config.clip_schedule == "linear" else 1)
+    figures: list[dict[str, float]] = []
+    orders = [torch.randperm(STEPS * ENVS, generator=run.generator) for _ in range(config.epochs)]
+    active = True
+    assert rollout.action_mask is not None
+    for index in torch.cat(orders).split(STEPS * ENVS // config.minibatches):
+        index = index[rollout.valid.flatten()[index]]
+        pick = [x.flatten(0, 1)[index] for x in (rollout.obs["obs"], rollout.action_mask, rollout.action)]
+        a, v_old, g, l_old = (x.flatten()[index] for x in (advantage, old_value, target, old_log_prob))
+        policy, value = run.forward(pick[0], pick[1])
+        if config.normalize_advantage:
+            a = standardised(a)
+        log_ratio = policy.log_prob(pick[2]) - l_old
+        ratio = log_ratio.exp()
+        surrogate = -torch.min(ratio * a, ratio.clip(1 - epsilon, 1 + epsilon) * a)
+        regression = 0.5 * (value - g) ** 2
+        if config.value_clip is not None:
+            near = v_old + (value - v_old).clip(-config.value_clip, config.value_clip)
+            regression = torch.max(regression, 0.5 * (near - g) ** 2)
+        entropy = policy.entropy()
+        kl = (ratio - 1 - log_ratio).mean().item()
+        active = active and (config.target_kl is None or kl <= 1.5 * config.target_kl)
+        loss = (surrogate + config.value_coef * regression - config.entropy_coef * entropy).mean()
+        norm = run.step(loss, run.rate(progress), active)
+        figures.append(
+            {
+                "policy_loss": surrogate.mean().item(),
+                "value_loss": regression.mean().item(),
+                "entropy": entropy.mean().item(),
+                "approx_kl": kl,
+                "clip_fraction": float(((ratio < 1 - epsilon) | (ratio > 1 + epsilon)).double().mean()),
+                "gradient_norm": norm,
+                "steps_taken": float(active),
+            }
+        )
+    run.merge(rollout)
+    means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
+    return {**means, **critic_figures(rollout, target, old_value)}
+
+
+def written_reinforce(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+    config = run.config
+    advantage, baseline, _ = run.advantages(rollout, 1.0)  # to the end of the episode, less the baseline
+    target = advantage + baseline
+    here = rollout.valid
+    assert rollout.action_mask is not None
+    policy, value = run.forward(rollout.obs["obs"][:-1][here], rollout.action_mask[:-1][here])
+    a = standardised(advantage[here]) if config.normalize_advantage else advantage[here]
+    policy_loss = -policy.log_prob(rollout.action[here]) * a
+    regression = 0.5 * (value - target[here]) ** 2
+    entropy = policy.entropy()
+    loss = (policy_loss + config.value_coef * regression - config.entropy_coef * entropy).mean()
+    norm = run.step(loss, run.rate(progress), active=True)
+    run.merge(rollout)
+    figures = {"policy_loss": policy_loss, "value_loss": regression, "entropy": entropy}
+    return {
+        **{k: x.mean().item() for k, x in figures.items()},
+        "gradient_norm": norm,
+        **critic_figures(rollout, target, baseline),
+    }
+
+
+def critic_figures(rollout: Rollout, target: Tensor, value: Tensor) -> dict[str, float]:
+    g, v = target[rollout.valid], value[rollout.valid]
+    explained = 1.0 - float((g - v).var(correction=0) / g.var(correction=0))
+    return {"explained_variance": explained, "value_mean": float(v.mean())}
+
+
+ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
+    "ppo": (PPO, PPOConfig, COMMON | PPO_ONLY, written_ppo),
+    "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_reinforce),
+}
+CASES = [("ppo", v) for v in VARIANTS] + [("reinforce", v) for v in ("plain", "normalised")]
+
+
+@pytest.mark.parametrize(("algorithm", "variant"), CASES)
+def test_updates_are_those_of_the_written_algorithm(algorithm: str, variant: str) -> None:
+    kind, config, settings, written = ALGORITHMS[algorithm]
+    agent = kind(config(**{**settings, **VARIANTS[variant]}), vector(3), discrete(CHOICES), num_envs=ENVS, seeds=(7,))
+    to_float64(agent)
+    run = Written(agent)
+    taken: list[float] = []
+    for seed, progress in enumerate(PROGRESS):
+        rollout = masked_rollout(agent, 10 * seed)
+        assert not rollout.valid.all()
+        figures = agent.update(rollout, progress)
+        expected = written(run, tree_map(lambda x: x[0], rollout), progress)
+        assert figures.keys() == expected.keys()
+        for name, value in expected.items():
+            assert float(figures[name][0]) == pytest.approx(value, rel=1e-9, abs=1e-11), name
+        for name, value in agent.parameters.items():
+            torch.testing.assert_close(value[0], run.parameters[name].detach(), rtol=1e-9, atol=1e-11)
+        taken.append(expected.get("steps_taken", 1.0))
+    if variant == "stopped by the target KL":
+        assert 0.0 < min(taken) < 1.0
+    if VARIANTS[variant].get("normalize_reward"):
+        found = agent.state["return_variance"][0]
+        torch.testing.assert_close(found, torch.tensor(run.returns, dtype=F64).var(correction=0), rtol=1e-9, atol=0)
+
+
+def test_a_stopped_update_stays_stopped() -> None:
+    """Once a minibatch was beyond the target KL, one within it changes nothing any more."""
+    agent = to_float64(PPO(PPOConfig(**(COMMON | PPO_ONLY)), vector(3), discrete(CHOICES), num_envs=ENVS))
+    rollout = tree_map(lambda x: x[0], masked_rollout(agent, 0))
+    state = {k: x[0] for k, x in agent.state.items()}
+    names = ("gamma", "gae_lambda", "learning_rate", "clip_epsilon", "value_coef", "entropy_coef", "max_gradient_norm")
+    hyper = agent.hyper(**{name: getattr(agent.config, name) for name in names}, kl_limit=float("inf"))
+    with torch.no_grad():
+        _, batch, _ = agent.prepare(state, rollout, hyper)
+    index = torch.arange(STEPS * ENVS).view(2, -1)
+    for active in (1.0, 0.0):
+        start = {**state, "active": torch.tensor(active, dtype=F64)}
+        new, figures = agent.gradient_steps(autograd_gradient, start, batch, index, hyper)
+        assert float(figures["steps_taken"]) == active
+        assert float(new["active"]) == active
+        assert torch.equal(new["params"], state["params"]) == (active == 0.0)

@@ -1,0 +1,527 @@
+"""Do the tests notice a mistake? Each mutation is one that a person could make; the exact and unit tests must fail.
+
+    python tests/mutation/mutations.py                     all of them (minutes), exit code 1 below 95 %
+    python tests/mutation/mutations.py --only returns      those whose file or name contains the text
+    python tests/mutation/mutations.py --json found.json   what caught each, for a machine to read
+
+A mutation replaces a text that occurs exactly once in a copy of the sources; the working tree is never touched. One
+that no longer applies, or that does not even import, is an error: mend the list when the code changes, and never drop
+an entry because nothing catches it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+CONTEXT = multiprocessing.get_context("fork")
+"""Every run of the tests is a fork of this process, which has the heavy packages loaded but nothing of this one."""
+
+HEAVY = ("torch", "torch.func", "torch.distributions", "gymnasium")
+
+ROOT = Path(__file__).resolve().parents[2]
+THRESHOLD = 0.95
+SECONDS = 180
+"""A run of the tests that takes more processor time than this hangs, and the mistake is noticed."""
+
+Mistakes = dict[str, tuple[str, str]]
+"""What went wrong -> (the text as it is, the text with the mistake)."""
+
+RETURNS: Mistakes = {
+    "no discount in the TD error": ("reward + gamma * torch.where(", "reward + torch.where("),
+    "bootstraps through termination": (
+        "torch.where(terminated, torch.zeros_like(next_value), next_value) - value",
+        "next_value - value",
+    ),
+    "adds the value that it should subtract": ("next_value), next_value) - value", "next_value), next_value) + value"),
+    "no bootstrap at truncation": (
+        "td_error(reward, value[:-1], value[1:], terminated, gamma)",
+        "td_error(reward, value[:-1], value[1:], done, gamma)",
+    ),
+    "truncated for terminated in the TD error": (
+        "td_error(reward, value[:-1], value[1:], terminated, gamma)",
+        "td_error(reward, value[:-1], value[1:], truncated, gamma)",
+    ),
+    "values a row late": (
+        "td_error(reward, value[:-1], value[1:], terminated, gamma)",
+        "td_error(reward, value[1:], value[1:], terminated, gamma)",
+    ),
+    "recursion runs on across truncation": ("done = terminated | truncated", "done = terminated"),
+    "recursion runs on across termination": ("done = terminated | truncated", "done = truncated"),
+    "no gamma in the recursion": ("(gamma * gae_lambda) * (~done)", "gae_lambda * (~done)"),
+    "no lambda in the recursion": ("(gamma * gae_lambda) * (~done)", "gamma * (~done)"),
+    "an undecided row counts as a step": ("torch.where(valid, keep, torch.ones_like(keep))", "keep"),
+    "an undecided row ends the episode": ("torch.where(valid, keep, torch.ones_like(keep))", "keep * weight"),
+    "an undecided row's error counts": ("reverse_recurrence(delta * weight,", "reverse_recurrence(delta,"),
+    "the lambda-return adds the next value": ("return advantage + value[:-1]", "return advantage + value[1:]"),
+    "reward-to-go discounted twice": ("valid, gamma, 1.0)", "valid, gamma, gamma)"),
+    "flags exchanged in the reward-to-go": (
+        "lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)",
+        "lambda_return(reward, value, truncated, terminated, valid, gamma, 1.0)",
+    ),
+}
+
+POLICY_GRADIENT: Mistakes = {
+    "score-function loss of the other sign": ("return -log_prob * advantage", "return log_prob * advantage"),
+    "gradient through the advantage": ("advantage.detach()", "advantage"),
+    "no gradient through the log-probability": ("return -log_prob * ", "return -log_prob.detach() * "),
+}
+
+TRUST_REGION: Mistakes = {
+    "surrogate of the other sign": ("return -torch.minimum(ratio", "return torch.minimum(ratio"),
+    "the optimistic surrogate": ("return -torch.minimum(ratio", "return -torch.maximum(ratio"),
+    "clipped whatever the sign of the advantage": (
+        "return -torch.minimum(ratio * advantage, clipped * advantage)",
+        "return -clipped * advantage",
+    ),
+    "ratio upside down": ("log_prob - old_log_prob.detach()", "old_log_prob.detach() - log_prob"),
+    "gradient through the old policy": ("old_log_prob.detach()", "old_log_prob"),
+    "no gradient through the ratio": ("torch.exp(log_prob - old", "torch.exp(log_prob.detach() - old"),
+    "gradient through the surrogate's advantage": ("    advantage = advantage.detach()\n", ""),
+    "clipped from above only": ("torch.maximum(ratio, 1.0 - epsilon)", "ratio"),
+    "clipped from below only": (
+        "torch.minimum(torch.maximum(ratio, 1.0 - epsilon), 1.0 + epsilon)",
+        "torch.maximum(ratio, 1.0 - epsilon)",
+    ),
+    "KL estimate of the exchanged policies": (
+        "x = log_prob - old_log_prob\n    return",
+        "x = old_log_prob - log_prob\n    return",
+    ),
+    "KL estimate k1": ("return torch.expm1(x) - x", "return -x"),
+    "KL estimate k2": ("return torch.expm1(x) - x", "return 0.5 * x.square()"),
+}
+
+VALUE: Mistakes = {
+    "no half in the value loss": ("return 0.5 * (value", "return (value"),
+    "gradient through the target": ("target.detach()", "target"),
+    "gradient through the old value": ("old_value = old_value.detach()", "old_value = old_value"),
+    "the optimistic clipped value loss": ("torch.maximum(value_loss", "torch.minimum(value_loss"),
+    "value clipped from above only": ("torch.maximum(value - old_value, -c)", "value - old_value"),
+    "difference clipped, old value forgotten": ("clipped = old_value + ", "clipped = "),
+}
+
+DISTRIBUTIONS: Mistakes = {
+    "mask forgotten before the softmax": (
+        "    if mask is not None:\n        logits = masked_logits(logits, mask)\n",
+        "",
+    ),
+    "floor lifts illegal actions": ("return masked_logits(mixed, mask)", "return mixed"),
+    "floor shared with illegal actions": ("(1.0 - legal * floor)", "(1.0 - k * floor)"),
+    "floor added without making room": ("floor + (1.0 - k * floor) * log_probs.exp()", "floor + log_probs.exp()"),
+    "floor of the deviation, not of the variance": ("2.0 * math.log(min_std)", "math.log(min_std)"),
+    "noise added to probabilities": ("(self.log_probs + noise)", "(self.log_probs.exp() + noise)"),
+    "noise subtracted": ("(self.log_probs + noise)", "(self.log_probs - noise)"),
+    "entropy of the other sign": ("return -(self.log_probs.exp()", "return (self.log_probs.exp()"),
+    "KL under the other distribution": (
+        "(self.log_probs.exp() * (self.log_probs - other.log_probs))",
+        "(other.log_probs.exp() * (self.log_probs - other.log_probs))",
+    ),
+    "mean entropy of the components, not the sum": (
+        "entropy().sum(-1)\n\n    def kl(self, other: Factored)",
+        "entropy().mean(-1)\n\n    def kl(self, other: Factored)",
+    ),
+    "log-deviation as the deviation": ("self.mean + self.log_std.exp() * noise", "self.mean + self.log_std * noise"),
+    "variance for deviation in the density": (
+        "(action - self.mean) * torch.exp(-self.log_std)",
+        "(action - self.mean) * torch.exp(-2.0 * self.log_std)",
+    ),
+    "density not normalised by the deviation": ("z.square() - self.log_std - 0.5", "z.square() - 0.5"),
+    "log 2 pi not halved": ("- self.log_std - 0.5 * LOG_2PI)", "- self.log_std - LOG_2PI)"),
+    "Gaussian entropy without its 1": (
+        "self.log_std.expand_as(self.mean) + 0.5 * (1.0 + LOG_2PI)",
+        "self.log_std.expand_as(self.mean) + 0.5 * LOG_2PI",
+    ),
+    "KL scaled by the wrong deviation": ("torch.exp(-other.log_std)\n", "torch.exp(-self.log_std)\n"),
+    "KL's log-ratio of the other sign": ("- 1.0) - log_ratio).sum", "- 1.0) + log_ratio).sum"),
+    "covariance transposed in the draw": ("(self.scale_tril @ noise", "(self.scale_tril.mT @ noise"),
+    "no determinant in the density": ("sum(-1) - self._log_det() - 0.5 * d", "sum(-1) - 0.5 * d"),
+    "KL's determinants exchanged": (
+        "other._log_det() - self._log_det()",
+        "self._log_det() - other._log_det()",
+    ),
+    "no change of variables under tanh": (
+        "return self.base.log_prob(action) - log_tanh_derivative(action).sum(-1)",
+        "return self.base.log_prob(action)",
+    ),
+    "change of variables of the other sign": ("(action) - log_tanh_derivative", "(action) + log_tanh_derivative"),
+    "entropy before the squashing": (
+        "return self.base.entropy() + (log_tanh_derivative(u) * weights).sum((-2, -1))",
+        "return self.base.entropy()",
+    ),
+    "softplus of the other sign": ("F.softplus(-2.0 * u)", "F.softplus(2.0 * u)"),
+    "minus Gumbel noise": ("return -torch.empty(shape", "return torch.empty(shape"),
+}
+
+NUMERICS: Mistakes = {
+    "mean over the undecided rows too": (
+        "weight.sum().clamp(min=1.0)\n\n\ndef weighted_var",
+        "weight.numel()\n\n\ndef weighted_var",
+    ),
+    "no guard for a mean of nothing": (
+        "(x * weight).sum() / weight.sum().clamp(min=1.0)",
+        "(x * weight).sum() / weight.sum()",
+    ),
+    "weight forgotten in the mean": ("(x * weight).sum()", "x.sum()"),
+    "variance around the unweighted mean": ("(x - weighted_mean(x, weight)).square()", "(x - x.mean()).square()"),
+    "divided by the variance": ("weighted_variance(x, weight).sqrt()", "weighted_variance(x, weight)"),
+    "scaled but not centred": ("return (x - weighted_mean(x, weight)) / (", "return x / ("),
+    "merged variance without the means' distance": (" + delta.square() * (count * n / total)) / total", ") / total"),
+    "merged mean weighted the wrong way": ("delta * (n / total)", "delta * (count / total)"),
+    "batch variance around the running mean": ("(x - batch_mean).square()", "(x - mean).square()"),
+    "nothing seen forgets the variance": ("torch.where(seen, new_variance, variance)", "new_variance"),
+    "recurrence's coefficient a row late": ("c[:-shift] * x[shift:]", "c[shift:] * x[shift:]"),
+    "recurrence's coefficients not composed": ("c = torch.cat([c[:-shift] * c[shift:], c[-shift:]])\n        ", ""),
+    "recurrence stops one doubling early": ("while shift < steps:", "while shift < steps // 2:"),
+    "initial value not discounted": ("x[0] + c[0] * initial", "x[0] + initial"),
+}
+
+ON_POLICY: Mistakes = {
+    "running return crosses truncation": (
+        "done = rollout.terminated | rollout.truncated\n    alive",
+        "done = rollout.terminated\n    alive",
+    ),
+    "running return cut at the end itself, not after it": (
+        "torch.cat([torch.ones_like(done[:1]), ~done[:-1]])",
+        "(~done)",
+    ),
+    "running return discounted in undecided rows": (
+        "torch.where(rollout.valid, gamma, torch.ones_like(gamma)) * alive",
+        "gamma * alive",
+    ),
+    "running return carried over an end": ("returns[-1] * (~done[-1]).to(returns.dtype)", "returns[-1]"),
+    "running return not carried": ('discount, state["return_carry"])', 'discount, 0.0 * state["return_carry"])'),
+    "rewards divided by the variance": ("torch.rsqrt(variance + 1e-8)", "torch.reciprocal(variance + 1e-8)"),
+    "rewards centred": ("new, rollout.reward * torch", "new, (rollout.reward - mean) * torch"),
+    "undecided rows in the return's statistics": (
+        "weight = rollout.valid.to(rollout.reward.dtype)",
+        "weight = torch.ones_like(rollout.reward)",
+    ),
+    "statistics of the observations that follow": ("rollout.obs[name][:-1]", "rollout.obs[name][1:]"),
+    "undecided rows in the observations' statistics": (
+        "rollout.valid.to(torch.float32).flatten()",
+        "torch.ones_like(rollout.valid, dtype=torch.float32).flatten()",
+    ),
+    "actions scored by the next row's policy": (
+        "(*(x[:steps] for x in output.distribution))",
+        "(*(x[-steps:] for x in output.distribution))",
+    ),
+    "every sequence starts from the first one's memory": ("rollout.memory[first // length]", "rollout.memory[0]"),
+    "last value from a sequence's starting memory": (
+        "torch.ones_like(rollout.valid[-1:]), memory))",
+        "torch.ones_like(rollout.valid[-1:]), rollout.memory[-1]))",
+    ),
+    "memory forgotten a step late": ("rollout.episode_step[rows] == 0", "rollout.episode_step[rows] == 1"),
+    "old values a row late": ('"value": value[:-1],', '"value": value[1:],'),
+    "undecided rows weigh as much": ("rollout.valid.to(value.dtype)", "torch.ones_like(advantage)"),
+    "action masks a row late": ("rollout.action_mask[:-1]", "rollout.action_mask[1:]"),
+    "episode starts a row late": ("rollout.episode_step[:-1] == 0", "rollout.episode_step[1:] == 0"),
+    "observations a row late": (
+        "to_sequences(x[:-1], length) for k, x in obs",
+        "to_sequences(x[1:], length) for k, x in obs",
+    ),
+    "explained variance without its 1": ('"explained_variance": 1.0 - error', '"explained_variance": error'),
+    "environments mixed within a sequence": (
+        ".transpose(1, 2).flatten(0, 1)",
+        ".reshape(-1, length, *x.shape[2:])",
+    ),
+    "the same order in every epoch": (
+        "[torch.randperm(sequences, generator=generator) for _ in range(epochs)]",
+        "[torch.randperm(sequences, generator=generator)] * epochs",
+    ),
+    "memory transposed like the steps": ('x if k == "memory" else x.transpose(0, 1)', "x.transpose(0, 1)"),
+}
+
+PPO: Mistakes = {
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
+    "target with the next value": ("target = advantage + value[:-1]", "target = advantage + value[1:]"),
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "gamma and lambda exchanged": ('hyper["gamma"], hyper["gae_lambda"])', 'hyper["gae_lambda"], hyper["gamma"])'),
+    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "undecided rows in the standardisation": (
+        "standardize(advantage, weight)",
+        "standardize(advantage, weight.new_ones(weight.shape))",
+    ),
+    "old and new log-probability exchanged": (
+        "clipped_surrogate_loss(log_prob, old_log_prob,",
+        "clipped_surrogate_loss(old_log_prob, log_prob,",
+    ),
+    "value clipped around the target": (
+        'clipped_value_loss(value, batch["value"], batch["target"],',
+        'clipped_value_loss(value, batch["target"], batch["value"],',
+    ),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "health figure: KL the wrong way round": (
+        "kl_estimate(log_prob, old_log_prob)",
+        "kl_estimate(old_log_prob, log_prob)",
+    ),
+    "health figure: clip fraction counts one side": ("(ratio - 1.0).abs() >", "(ratio - 1.0) >"),
+    "target KL stops while it is kept": (
+        'metrics["approx_kl"] <= hyper["kl_limit"]',
+        'metrics["approx_kl"] > hyper["kl_limit"]',
+    ),
+    "a stopped rollout starts again": ('active = state["active"] * (metrics', "active = (metrics"),
+    "moments move on after the stop": (
+        '_MOVED = ("params", "adam_mean", "adam_square", "adam_count")',
+        '_MOVED = ("params",)',
+    ),
+    "target KL without its factor": ("1.5 * config.target_kl", "config.target_kl"),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "clip range on the learning rate's schedule": (
+        "schedule_factor(config.clip_schedule, progress)",
+        "schedule_factor(config.learning_rate_schedule, progress)",
+    ),
+    "observation statistics never merged": (
+        "self.state = self._merge(state, rollout, hyper)",
+        "self.state = state",
+    ),
+    "every step on the first minibatch": (
+        "batch=gather(batch, index)",
+        "batch=gather(batch, indices[0])",
+    ),
+}
+
+REINFORCE: Mistakes = {
+    "no baseline": ("advantage = target - baseline[:-1]", "advantage = target"),
+    "baseline of the next state": ("target - baseline[:-1]", "target - baseline[1:]"),
+    "baseline added": ("target - baseline[:-1]", "target + baseline[:-1]"),
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "returns of the unscaled rewards": ("reward_to_go(reward,", "reward_to_go(rollout.reward,"),
+    "undecided rows in the standardisation": (
+        "standardize(advantage, weight)",
+        "standardize(advantage, weight.new_ones(weight.shape))",
+    ),
+    "baseline regressed on the advantage": (
+        'value_loss(value, batch["target"])',
+        'value_loss(value, batch["advantage"])',
+    ),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "observation statistics never merged": (
+        "self.state = self._merge(state, rollout, hyper)",
+        "self.state = state",
+    ),
+}
+
+ADAM: Mistakes = {
+    "climbs instead of descending": (
+        'state["params"] - learning_rate * step',
+        'state["params"] + learning_rate * step',
+    ),
+    "no bias correction of the mean": ("(mean / (1.0 - beta1**count))", "mean"),
+    "step counted after it is used": (
+        'count = state["adam_count"] + 1.0',
+        'count = state["adam_count"] + 2.0',
+    ),
+    "short gradients stretched to the limit": (
+        "torch.clamp(max_gradient_norm / (norm + 1e-12), max=1.0)",
+        "(max_gradient_norm / (norm + 1e-12))",
+    ),
+}
+
+
+class Suspect(NamedTuple):
+    """A source file, the mistakes in it, and the tests that should notice them (the others run where they do not)."""
+
+    mistakes: Mistakes
+    tests: tuple[str, ...]
+
+
+SUSPECTS: dict[str, Suspect] = {
+    "returns.py": Suspect(RETURNS, ("unit/test_returns.py", "exact/test_returns.py")),
+    "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
+    "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py",)),
+    "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
+    "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
+    "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
+    "on_policy.py": Suspect(ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py")),
+    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py")),
+    "algorithms/reinforce.py": Suspect(REINFORCE, ("exact/test_reinforce.py", "exact/test_updates.py")),
+    "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
+}
+
+IMPORTS = re.compile(
+    rf"^from steepest\.({'|'.join(sorted({file.partition('/')[0].removesuffix('.py') for file in SUSPECTS}))})\b",
+    re.MULTILINE,
+)
+"""What a test says that uses any of these files; the other tests cannot notice."""
+
+
+class Found(NamedTuple):
+    """What became of one mutation."""
+
+    file: str
+    mistake: str
+    caught_by: str  # a test, "(time limit)", or nothing
+    seconds: float
+
+
+def mutate(source: str, old: str, new: str) -> str:
+    """The source with the mistake. ValueError unless the text occurs exactly once and changes."""
+    count = source.count(old)
+    if count != 1 or old == new:
+        raise ValueError(f"the text occurs {count} times instead of once: {old!r}")
+    return source.replace(old, new)
+
+
+def mutations(only: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(file, mistake, old, new) of every mutation whose file or name contains the text."""
+    for file, suspect in SUSPECTS.items():
+        for mistake, (old, new) in suspect.mistakes.items():
+            if only in f"{file}: {mistake}":
+                yield file, mistake, old, new
+
+
+class Watch:
+    """A pytest plugin that notes the first failure."""
+
+    def __init__(self) -> None:
+        self.failed = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+
+def run_tests(copy: Path, files: list[str], result: Any, log: Path) -> None:
+    """Run pytest over these files of a copy, in a process of its own, and send (exit code, first failure)."""
+    if "steepest" in sys.modules:
+        raise RuntimeError("steepest was imported before the copy could be")
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.chdir(copy)
+    sys.path.insert(0, str(copy / "src"))
+    sys.path_importer_cache.clear()
+    watch = Watch()
+    marks = "not slow and not compiles and not learning"
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "--tb=no", "-m", marks]
+    code = int(pytest.main([*arguments, *(f"tests/{file}" for file in files)], plugins=[watch]))
+    where = Path(sys.modules["steepest"].__file__ or "") if "steepest" in sys.modules else copy
+    if copy not in (where, *where.parents):
+        raise RuntimeError(f"the tests imported {where}, not the copy in {copy}")
+    result.send((code, watch.failed))
+    result.close()
+
+
+def caught_by(copy: Path, stages: list[list[str]]) -> str:
+    """The first test that fails, or nothing. RuntimeError where the tests do not even start."""
+    log = copy / "log"
+    for files in stages:
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        child = CONTEXT.Process(target=run_tests, args=(copy, files, sender, log))
+        child.start()
+        sender.close()
+        try:
+            code, failed = receiver.recv()
+        except EOFError:
+            code, failed = -1, ""
+        child.join()
+        if child.exitcode == -signal.SIGXCPU:
+            return "(time limit)"
+        if (code == 1 and not failed) or code not in (0, 1):
+            raise RuntimeError(f"the tests did not run (exit code {code}):\n{log.read_text()[-3000:]}")
+        if failed:
+            return failed
+    return ""
+
+
+def make_copy(folder: Path) -> Path:
+    """Sources and tests in a folder of their own."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in ("src", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def stages_of(file: str, copy: Path) -> list[list[str]]:
+    """The files that should notice a mistake in a source file, then all others that could."""
+    first = list(SUSPECTS[file].tests)
+    paths = sorted(p for kind in ("exact", "unit") for p in (copy / "tests" / kind).glob("test_*.py"))
+    others = [p.relative_to(copy / "tests").as_posix() for p in paths if IMPORTS.search(p.read_text())]
+    return [first, [f for f in others if f not in first]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutations whose file or name contains this")
+    parser.add_argument("--json", type=Path, help="write the summary here")
+    arguments = parser.parse_args()
+    chosen = list(mutations(arguments.only))
+    if not chosen:
+        parser.error(f"no mutation's file or name contains {arguments.only!r}")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("PYTEST_ADDOPTS", None)
+    sys.dont_write_bytecode = True
+    for name in HEAVY:
+        importlib.import_module(name)
+    found: list[Found] = []
+    with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
+        copy = make_copy(Path(temporary).resolve())
+        suspects = sorted({file for file, *_ in chosen})
+        used = sorted({f for file in suspects for stage in stages_of(file, copy) for f in stage})
+        failing = caught_by(copy, [used])
+        if failing:
+            raise RuntimeError(f"{failing} fails without any mutation, so it can catch none")
+        for file, mistake, old, new in chosen:
+            began = time.monotonic()
+            path = copy / "src" / "steepest" / file
+            source = path.read_text()
+            try:
+                path.write_text(mutate(source, old, new))
+                test = caught_by(copy, stages_of(file, copy))
+            except (RuntimeError, ValueError) as error:
+                raise type(error)(f"{file}, {mistake}: {error}") from error
+            finally:
+                path.write_text(source)
+            found.append(Found(file, mistake, test, round(time.monotonic() - began, 1)))
+            print(f"{file:27} {mistake:55} {test or 'SURVIVED'}", flush=True)
+    caught = sum(bool(f.caught_by) for f in found)
+    rate = caught / len(found)
+    print(f"{caught} of {len(found)} caught ({rate:.1%}); at least {THRESHOLD:.0%} are wanted")
+    if arguments.json:
+        summary = {"caught": caught, "mutations": len(found), "found": [f._asdict() for f in found]}
+        arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
+    return 0 if rate >= THRESHOLD else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""`steepest verify`: every row passes, a broken function is found, and what the command prints and returns."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import steepest
+from steepest import cli, distributions, losses, numerics, returns, verification
+from steepest.algorithms import ppo, reinforce
+from steepest.exact.theorems import Sides, Statement
+from steepest.verification import SHIPPED, Result, check, statements, verify
+
+
+def failing(rows: list[Result]) -> set[str]:
+    return {f"{r.section} {r.statement}" for r in rows if not r.passed}
+
+
+def test_everything_passes() -> None:
+    rows = verify(seeds=3)
+    assert failing(rows) == set()
+    assert len(rows) > 150
+    assert {r.kind for r in rows} == {"equality", "inequality", "negative control"}
+    assert [r.section for r in rows] == sorted((r.section for r in rows), key=lambda s: [int(x) for x in s.split(".")])
+    assert steepest.verify is verify
+
+
+def test_rows_are_all_different() -> None:
+    rows = [(s.section, s.claim, s.tested) for s in statements()]
+    assert len(set(rows)) == len(rows)
+
+
+def test_tested_names_exist() -> None:
+    """What a row says it tests can be found under that name."""
+    for statement in SHIPPED:
+        owner: Any = steepest
+        module, *rest = statement.tested.split(".")
+        owner = __import__(f"steepest.{module}", fromlist=["_"])
+        if module == "algorithms":
+            owner, rest = __import__(f"steepest.algorithms.{rest[0]}", fromlist=["_"]), rest[1:]
+        for name in rest:
+            owner = getattr(owner, name)
+        assert callable(owner)
+
+
+def negated(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: -function(*args, **kwargs)
+
+
+def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: (1.0 + 1e-6) * function(*args, **kwargs)
+
+
+def without_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The mistake that half the field makes: bootstrapping past termination."""
+
+    def wrong(reward: Any, value: Any, next_value: Any, terminated: Any, gamma: Any) -> Any:
+        return function(reward, value, next_value, torch.zeros_like(terminated), gamma)
+
+    return wrong
+
+
+BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
+    (losses, "score_function_loss", negated, "1.2 full return"),
+    (losses, "score_function_loss", scaled, "1.4 baseline b(s_t), arbitrary"),
+    (losses, "clipped_surrogate_loss", negated, "1.10 clipped surrogate at ratio 1: grad V"),
+    (losses, "clipped_surrogate_loss", scaled, "1.10 clipped surrogate by cases"),
+    (losses, "kl_estimate", scaled, "1.10 E_old[k3] = KL(old||new)"),
+    (losses, "value_loss", scaled, "1.5 Monte-Carlo critic"),
+    (returns, "reward_to_go", scaled, "1.3 reward-to-go with gamma^t"),
+    (returns, "td_error", without_the_end, "1.5 bootstrapped critic, target fixed"),
+    (returns, "td_error", without_the_end, "1.10 GAE within episodes"),
+    (returns, "generalized_advantage", scaled, "1.10 GAE = mixture of A^(k)"),
+    (returns, "lambda_return", scaled, "1.10 lambda-return by its recursion"),
+    (numerics, "standardize", scaled, "1.5 standardised advantages"),
+    (ppo, "clipped_surrogate_loss", negated, "1.10 PPO, gamma = 1, V exact, lambda 0.7"),
+    (ppo, "value_loss", scaled, "1.10 PPO's critic is pulled to V^pi"),
+    (ppo, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
+    (reinforce, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),
+    (reinforce, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
+    (distributions.Categorical, "entropy", scaled, "1 Categorical: H = -E[log p], KL = E[log p - log q]"),
+    (distributions.Factored, "log_prob", scaled, "1 Factored: log_prob is the log-density"),
+    (distributions.Bernoulli, "kl", negated, "1 Bernoulli: H = -E[log p], KL = E[log p - log q]"),
+    (distributions.DiagonalGaussian, "log_prob", scaled, "1.7 reparametrised gradient"),
+    (distributions.FullGaussian, "kl", scaled, "1 FullGaussian: H = -E[log p], KL = E[log p - log q]"),
+    (distributions.TanhGaussian, "log_prob", scaled, "1 TanhGaussian: density and KL"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "wrong", "row"), BROKEN, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_broken_function_fails_its_rows(
+    owner: Any, name: str, wrong: Callable[..., Any], row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (statement,) = [s for s in statements() if f"{s.section} {s.claim}" == row]
+    assert check(statement, 2).passed
+    monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
+    result = check(statement, 2)
+    assert not result.passed
+    assert result.figure > 1e-9
+
+
+def test_the_command_fails_when_a_function_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", "--section", "1.2", "--seeds", "2"]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+    monkeypatch.setattr(losses, "score_function_loss", negated(losses.score_function_loss))
+    assert cli.main(["verify", "--section", "1.2", "--seeds", "2"]) == 1
+    out = capsys.readouterr().out
+    assert any(line.startswith("1.2    FAIL     full return ") for line in out.splitlines())
+    assert "2 failed" in out
+    assert cli.main(["verify", "--section", "1.2", "--seeds", "2", "--json"]) == 1
+    assert not json.loads(capsys.readouterr().out)[0]["passed"]
+
+
+def test_a_function_that_raises_fails_its_row_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a bug\nover two lines")
+
+    monkeypatch.setattr(losses, "kl_estimate", broken)
+    assert cli.main(["verify", "--section", "1.10", "--seeds", "2", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    bad = [r for r in rows if not r["passed"]]
+    assert {r["tested"] for r in bad} == {"losses.kl_estimate"}
+    assert bad[0]["message"] == "RuntimeError: a bug over two lines"
+    assert bad[0]["figure"] is None
+    assert cli.main(["verify", "--section", "1.10", "--seeds", "2"]) == 1
+    assert "RuntimeError: a bug over two lines" in capsys.readouterr().out
+
+
+def test_sections_are_chosen_with_their_subsections(capsys: pytest.CaptureFixture[str]) -> None:
+    def sections(section: str) -> set[str]:
+        return {s.section for s in statements(section)}
+
+    assert sections("1.1") == {"1.1"}
+    assert sections("1.10") == {"1.10"}
+    assert sections("2.1") == {"2.1", "2.1.1", "2.1.2"}
+    assert sections("2") == {"2.1", "2.1.1", "2.1.2", "2.2.1", "2.2.2"}
+    assert "1.11" in sections("1")
+    assert cli.main(["verify", "--section", "1.9", "--seeds", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {r["section"] for r in rows} == {"1.9"}
+    assert any("Theorem 6" in r["statement"] for r in rows)
+
+
+@pytest.mark.parametrize("arguments", [["--section", "3"], ["--section", "1."], ["--section", ""], ["--seeds", "0"]])
+def test_misuse_is_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "1.10" in message if "--section" in arguments else "seeds is 0" in message
+
+
+def test_json_says_what_the_python_call_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", "--section", "2.2", "--seeds", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == [r.as_dict() for r in verify("2.2", seeds=2)]
+    assert set(rows[0]) == {
+        *("section", "statement", "kind", "tested", "seeds", "passed", "figure", "share", "message")
+    }
+
+
+def test_lines_are_one_per_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", "--section", "1.9", "--seeds", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = statements("1.9")
+    for line, row in zip(lines, rows, strict=False):
+        assert line.startswith("1.9 ")
+        assert row.claim in line
+        assert row.tested in line
+        assert {"equality": "error", "inequality": "ratio", "negative control": "off"}[row.kind] in line
+    assert lines[-1].startswith(f"{len(rows)} statements on 2 random problems each: {len(rows)} as they should be")
+
+
+def test_a_terminal_sees_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["verify", "--section", "1.9", "--seeds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "│" in out
+    for word in ("statement", "tested", "Theorem 6: performance difference", "rejected", "pass"):
+        assert word in out
+
+
+def sides(kind: Any, *pairs: tuple[float, float]) -> Statement:
+    def problem(seed: int) -> Sides:
+        return Sides(*(torch.tensor(x, dtype=torch.float64) for x in pairs[seed]))
+
+    return Statement("1", "made up", kind, problem, lambda s: s)
+
+
+def test_the_rules_by_which_rows_pass() -> None:
+    assert check(sides("equality", (1.0, 1.0), (1.0, 1.0 + 9e-10)), 2).passed
+    bad = check(sides("equality", (1.0, 1.0), (1.0, 1.0 + 3e-9)), 2)
+    assert not bad.passed
+    assert bad.share == 0.5
+    assert bad.figure == pytest.approx(3e-9, rel=1e-3)
+    assert check(sides("inequality", (1.0, 2.0), (2.0, 2.0)), 2).figure == pytest.approx(1.0)
+    assert not check(sides("inequality", (1.0, 2.0), (2.0, 1.99)), 2).passed
+    most = [(1.0, 2.0)] * 9 + [(1.0, 1.0)]
+    assert check(sides("negative control", *most), 10).passed
+    assert check(sides("negative control", *most), 10).share == 0.9
+    assert not check(sides("negative control", *most[1:], (1.0, 1.0 + 5e-4)), 10).passed
+    for kind in ("equality", "inequality", "negative control"):
+        result = check(sides(kind, (1.0, 2.0), (1.0, math.nan)), 2)
+        assert not result.passed
+        assert math.isnan(result.figure)
+        assert result.as_dict()["figure"] is None
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ("--section", "--seeds", "--json"))
+    assert cli.main(["--help"]) == 0
+    assert "verify" in capsys.readouterr().out
+
+
+def test_help_of_the_command_stays_light() -> None:
+    code = "import sys; from steepest import cli; cli.main(['--help']); print('steepest.verification' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip().endswith("False")
+
+
+def test_what_is_tested_is_looked_up_when_it_runs() -> None:
+    """The rows reach shipped functions through their modules, or a monkeypatch would test a copy."""
+    names = {"score_function_loss", "clipped_surrogate_loss", "generalized_advantage", "td_error", "standardize"}
+    assert not names & set(vars(verification))
