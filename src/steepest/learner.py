@@ -424,7 +424,7 @@ def _library_path(graph: torch.fx.GraphModule, leaves: tuple[Tensor, ...]) -> Pa
     key = hashlib.sha256(repr((machine, kinds, sorted(_COMPILER.items()), code)).encode())
     for name, constant in sorted(graph.state_dict().items()):
         key.update(f"{name} {constant.dtype} {tuple(constant.shape)}".encode())
-        key.update(constant.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        key.update(constant.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return Path(cache) / "steepest" / f"{key.hexdigest()[:32]}.pt2"
 
 
