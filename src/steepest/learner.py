@@ -123,11 +123,14 @@ def adam_step(
     Verified:  tests/unit/test_learner.py::test_adam_step_equals_torch_optim
     """
     norm = torch.linalg.vector_norm(gradient)
-    gradient = gradient * torch.clamp(max_gradient_norm / (norm + 1e-12), max=1.0)
+    count = state["adam_count"] + 1.0
+    shrink = torch.clamp(max_gradient_norm / (norm + 1e-12), max=1.0)
+    # Stacked, since the compiler would inline what they are made of, two powers among it, into the loop over parameters.
+    shrink, correction1, correction2 = torch.stack((shrink, 1.0 - beta1**count, 1.0 - beta2**count)).unbind(0)
+    gradient = gradient * shrink
     mean = torch.lerp(state["adam_mean"], gradient, 1.0 - beta1)
     square = beta2 * state["adam_square"] + (1.0 - beta2) * gradient.square()
-    count = state["adam_count"] + 1.0
-    step = (mean / (1.0 - beta1**count)) / ((square / (1.0 - beta2**count)).sqrt() + epsilon)
+    step = (mean / correction1) / ((square / correction2).sqrt() + epsilon)
     new = {
         "params": state["params"] - learning_rate * step,
         "adam_mean": mean,
@@ -172,13 +175,14 @@ def tree_leaves(tree: Any) -> list[Tensor]:
 
 
 def _collect(tree: Any, leaves: list[Tensor]) -> None:
-    if isinstance(tree, Tensor):
-        leaves.append(tree)
-    elif isinstance(tree, dict):
-        for branch in cast(dict[str, Any], tree).values():
-            _collect(branch, leaves)
-    elif isinstance(tree, (tuple, list)):
-        for branch in cast(list[Any], tree):
+    # Acting calls this for every environment step: branches that are tensors or None are not worth a call.
+    branches: Any = cast(dict[str, Any], tree).values() if isinstance(tree, dict) else (tree,)
+    if isinstance(tree, (tuple, list)):
+        branches = cast(list[Any], tree)
+    for branch in branches:
+        if isinstance(branch, Tensor):
+            leaves.append(branch)
+        elif isinstance(branch, (dict, tuple, list)):
             _collect(branch, leaves)
 
 

@@ -144,7 +144,7 @@ class Collector:
             self.counters[self.waiting] = 0
             self.waiting = None
         done = result.terminated | result.truncated
-        if done.any():
+        if np.count_nonzero(done):
             self.waiting = done.copy()
             for i in np.flatnonzero(done):
                 episodes.append(Episode(int(i) // self.shape[1], float(self.returns[i]), int(self.counters[i])))
