@@ -125,7 +125,7 @@ def adam_step(
     norm = torch.linalg.vector_norm(gradient)
     count = state["adam_count"] + 1.0
     shrink = torch.clamp(max_gradient_norm / (norm + 1e-12), max=1.0)
-    # Stacked, since the compiler would inline what they are made of, two powers among it, into the loop over parameters.
+    # Stacked, since the compiler would inline what they are made of, two powers too, into the loop over parameters.
     shrink, correction1, correction2 = torch.stack((shrink, 1.0 - beta1**count, 1.0 - beta2**count)).unbind(0)
     gradient = gradient * shrink
     mean = torch.lerp(state["adam_mean"], gradient, 1.0 - beta1)
