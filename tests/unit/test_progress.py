@@ -107,6 +107,15 @@ def test_no_return_yet_and_own_rate(clock: Clock) -> None:
     assert stream.getvalue().splitlines()[1] == "step 3,000/4,000  1,000 steps/s  0:01 left"
 
 
+def test_the_remaining_time_is_that_of_all_seeds(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress(1_000_000, title="t", stream=stream) as progress:
+        for seed in range(5):  # 5,000 steps/s for all of them, so 1,000 for each
+            clock.now += 10
+            progress.update(row(40_000, seed=seed, **{"time/steps_per_second": 5000.0}))
+    assert "5,000 steps/s  16:00 left" in stream.getvalue()
+
+
 def test_several_seeds_are_averaged(clock: Clock) -> None:
     stream = io.StringIO()
     with Progress(100, title="t", stream=stream) as progress:

@@ -119,16 +119,20 @@ class Progress:
         return max((int(row["step"]) for row in self._rows.values()), default=self._start_step)
 
     def _rate(self) -> float | None:
-        """Environment steps per second of one member."""
+        """Environment steps per second of all members together."""
         rate = self._mean("time/steps_per_second")
         if rate is None:
             elapsed = time.monotonic() - self._began
-            rate = (self._step() - self._start_step) / elapsed if elapsed > 0 else None
+            rate = (self._step() - self._start_step) * self._members() / elapsed if elapsed > 0 else None
         return rate if rate else None
 
     def _remaining(self) -> str | None:
         rate = self._rate()
-        return None if rate is None else _duration(max(0, self.total_steps - self._step()) / rate)
+        left = max(0, self.total_steps - self._step()) * self._members()
+        return None if rate is None else _duration(left / rate)
+
+    def _members(self) -> int:
+        return max(1, len(self._rows))
 
     # -- plain lines --------------------------------------------------------------------------------------------------
 
