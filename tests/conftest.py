@@ -1,7 +1,7 @@
 """Shape annotations are enforced in the test run.
 
 The import hook wraps the pure modules with jaxtyping and beartype before anything imports them. A wrapped function
-cannot be traced whole by ``torch.compile``, so a test that compiles carries ``@pytest.mark.compiles``, for which the
+cannot be traced for the compiler, so a test that compiles carries ``@pytest.mark.compiles``, for which the
 checks are switched off. Nothing is checked in tests/integration and tests/learning, where compiling is the agent's
 choice. STEEPEST_TYPECHECK=0 leaves the hook out altogether.
 """
@@ -29,7 +29,7 @@ if ENFORCED:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "compiles: runs torch.compile, hence without shape checks")
+    config.addinivalue_line("markers", "compiles: compiles functions, hence without shape checks")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,7 +20,9 @@ import platform
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,13 +31,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 State = dict[str, Tensor]
 Hyper = dict[str, Tensor]
 Metrics = dict[str, Tensor]
-Kind = tuple[torch.Size, torch.dtype]
+Kind = tuple[torch.Size, torch.dtype, torch.device]
 
 
 class Layout:
@@ -168,7 +170,7 @@ def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
 
 
 def tree_leaves(tree: Any) -> list[Tensor]:
-    """The tensors that ``tree_map`` visits, in its order."""
+    """The tensors of a tree; those of a dict by its sorted keys, in whatever order it was filled."""
     leaves: list[Tensor] = []
     _collect(tree, leaves)
     return leaves
@@ -176,8 +178,11 @@ def tree_leaves(tree: Any) -> list[Tensor]:
 
 def _collect(tree: Any, leaves: list[Tensor]) -> None:
     # Acting calls this for every environment step: branches that are tensors or None are not worth a call.
-    branches: Any = cast(dict[str, Any], tree).values() if isinstance(tree, dict) else (tree,)
-    if isinstance(tree, (tuple, list)):
+    branches: Any = (tree,)
+    if isinstance(tree, dict):
+        named = cast(dict[str, Any], tree)
+        branches = named.values() if len(named) == 1 else [named[key] for key in sorted(named)]
+    elif isinstance(tree, (tuple, list)):
         branches = cast(list[Any], tree)
     for branch in branches:
         if isinstance(branch, Tensor):
@@ -186,12 +191,25 @@ def _collect(tree: Any, leaves: list[Tensor]) -> None:
             _collect(branch, leaves)
 
 
+def tree_like(tree: Any, leaves: Iterator[Tensor]) -> Any:
+    """The tree with its tensors replaced by others, in the order of ``tree_leaves``."""
+    if isinstance(tree, dict):
+        branches = cast(dict[str, Any], tree)
+        new = {key: tree_like(branches[key], leaves) for key in sorted(branches)}
+        return {key: new[key] for key in branches}
+    if isinstance(tree, (tuple, list)):
+        parts = [tree_like(branch, leaves) for branch in cast(list[Any], tree)]
+        return type(cast(Any, tree))(*parts) if hasattr(tree, "_fields") else type(cast(Any, tree))(parts)
+    return next(leaves) if isinstance(tree, Tensor) else tree
+
+
 class FunctionalModule:
     """A module called with the parameters of a vector and the buffers of a state, instead of its own.
 
-    ``torch.func.functional_call`` does this and is what the compiler understands; but it walks the module tree on every
-    call, which costs more than a small network's forward pass. In eager mode the owners of every tensor are looked up
-    once and their entries exchanged directly.
+    ``torch.func.functional_call`` does this, but it walks the module tree on every call, which costs more than a small
+    network's forward pass. Here the owners of every tensor are looked up once and their entries exchanged directly.
+
+    A buffer that the module assigns anew as it runs is written into the state, as one that it changes in place is.
     """
 
     def __init__(self, module: nn.Module, layout: Layout) -> None:
@@ -223,9 +241,12 @@ class FunctionalModule:
         return self.module
 
     def __call__(self, vector: Tensor, state: State, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            buffers = {key.removeprefix("buffers/"): state[key] for key, _, _ in self.buffer_owners}
-            return functional_call(self.module, {**self.layout.unflatten(vector), **buffers}, arguments)
+        if get_proxy_mode() is not None:
+            with self._attributes_kept():
+                return self._call(vector, state, *arguments)
+        return self._call(vector, state, *arguments)
+
+    def _call(self, vector: Tensor, state: State, *arguments: Any) -> Any:
         parameters = self.layout.unflatten(vector)
         new = [(owner, key, parameters[name]) for name, owner, key in self.parameter_owners]
         new += [(owner, key, state[name]) for name, owner, key in self.buffer_owners]
@@ -233,10 +254,34 @@ class FunctionalModule:
         try:
             for owner, key, tensor in new:
                 owner[key] = tensor
-            return self.module(*arguments)
+            result = self.module(*arguments)
+            for name, owner, key in self.buffer_owners:
+                # Of another shape it is something that the module keeps for itself, such as a mask for this batch.
+                if owner[key] is not state[name] and owner[key].shape == state[name].shape:
+                    state[name].copy_(owner[key].detach())
+            return result
         finally:
             for (owner, key, _), tensor in zip(new, old, strict=True):
                 owner[key] = tensor
+
+    @contextmanager
+    def _attributes_kept(self) -> Generator[None]:
+        """Refuse to trace a module that sets attributes as it runs: compiled code would never set them again.
+
+        Whatever it has set is undone, since what it computes while it is traced are no values.
+        """
+        before = [(part, dict(part.__dict__)) for part in self.module.modules()]
+        changed: list[str] = []
+        try:
+            yield
+        finally:
+            for part, attributes in before:
+                now = part.__dict__
+                changed += [f"{type(part).__name__}.{k}" for k, v in now.items() if attributes.get(k, part) is not v]
+                now.clear()
+                now.update(attributes)
+        if changed:
+            raise TypeError(f"{', '.join(changed)} is assigned in the network's forward pass")
 
 
 def keep_freed_memory() -> None:
@@ -259,7 +304,14 @@ class Learner:
         self.members = members
         self.compile = compile
         self.device = device
-        self.note = note
+        self._note = note
+        self._noted: set[str] = set()
+
+    def note(self, line: str) -> None:
+        """Say something once, however many functions it is true of."""
+        if line not in self._noted:
+            self._noted.add(line)
+            self._note(line)
 
     def lift(self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True) -> Lifted:
         """A function of member-stacked trees from a function of one member's trees.
@@ -342,9 +394,16 @@ class Lifted:
 
 def _same_kind(expected: list[Kind], leaves: list[Tensor]) -> None:
     """Compiled code that checks nothing must not see other shapes or types than it was compiled for."""
-    kinds = [(x.shape, x.dtype) for x in leaves]
-    if kinds != expected:
-        raise ValueError(f"compiled for {expected}, called with {kinds}")
+    kinds = [(x.shape, x.dtype, x.device) for x in leaves]
+    if kinds == expected:
+        return
+    if len(kinds) != len(expected):
+        raise ValueError(f"compiled for {len(expected)} tensors, called with {len(kinds)}")
+    known, given = next((k, g) for k, g in zip(expected, kinds, strict=True) if k != g)
+    raise ValueError(
+        f"compiled for a tensor {tuple(known[0])} of {known[1]} on {known[2]}, called with {tuple(given[0])} of "
+        f"{given[1]} on {given[2]}; other numbers of environments or steps need an agent of their own, or compile=False"
+    )
 
 
 _COMPILER: dict[str, Any] = {"cpp.use_decompose_tanh": True}
@@ -371,7 +430,7 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         if self.run is None:
             self.run = self._build(args)
-            self.expected = [(x.shape, x.dtype) for x in tree_leaves(args)]
+            self.expected = [(x.shape, x.dtype, x.device) for x in tree_leaves(args)]
         return self.bind(args[0])(*args[1:])
 
     def bind(self, first: Any) -> Callable[..., Any]:
@@ -389,47 +448,78 @@ class Compiled:
             results = run(fixed + leaves)
             if flat:
                 return tuple(results)
-            remaining = iter(results)
-            return tree_map(lambda _: next(remaining), self.outputs)
+            return tree_like(self.outputs, iter(results))
 
         return call
 
     def _build(self, args: tuple[Any, ...]) -> Callable[[list[Tensor]], list[Tensor]]:
         def flat(*leaves: Tensor) -> list[Tensor]:
-            replacements = iter(leaves)
-            self.outputs = self.function(*tree_map(lambda _: next(replacements), args))
+            self.outputs = self.function(*tree_like(args, iter(leaves)))
             return tree_leaves(self.outputs)
 
+        folder = _library_folder()
         inductor = importlib.import_module("torch._inductor")
         leaves = tuple(x.contiguous() for x in tree_leaves(args))
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own future
             # Traced here, since the exporter cannot trace through torch.func.grad; with fake tensors, so that a branch
             # on a value is an error instead of being decided for good.
-            graph = make_fx(flat, tracing_mode="fake")(*leaves)
-            library = _library_path(graph, leaves)
-            if not library.is_file():
-                library.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            try:
+                graph = make_fx(flat, tracing_mode="fake")(*leaves)
+            except AssertionError as error:
+                if "allow_non_fake_inputs" not in str(error):
+                    raise
+                raise TypeError("it uses a tensor that is no parameter or buffer (see register_buffer)") from error
+            library = folder / f"{_library_key(graph, leaves)}.pt2"
+            if not _is_whole(library):
+                with tempfile.TemporaryDirectory(dir=folder) as temporary:
                     program = torch.export.export(graph, leaves)
                     package = inductor.aoti_compile_and_package(
-                        program, package_path=f"{folder}/function.pt2", inductor_configs=dict(_COMPILER)
+                        program, package_path=f"{temporary}/function.pt2", inductor_configs=dict(_COMPILER)
                     )
                     os.replace(package, library)
             return inductor.aoti_load_package(str(library)).loader.run
 
 
-def _library_path(graph: torch.fx.GraphModule, leaves: tuple[Tensor, ...]) -> Path:
-    """Where the compiler's cache keeps the library of this graph, for these shapes, this PyTorch and this machine."""
-    cache = importlib.import_module("torch._inductor.runtime.cache_dir_utils").cache_dir()
+def _library_folder() -> Path:
+    """The folder of libraries in the compiler's cache, made if need be. OSError, for a person, if it cannot be used."""
+    cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", "of PyTorch's compiler")
+    try:
+        cache = importlib.import_module("torch._inductor.runtime.cache_dir_utils").cache_dir()
+        folder = Path(cache) / "steepest"
+        folder.mkdir(parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK)
+    except OSError:
+        usable, folder = False, Path()
+    if not usable:
+        raise OSError(f"the cache folder {cache} cannot be written to; TORCHINDUCTOR_CACHE_DIR sets another")
+    return folder
+
+
+def _library_key(graph: torch.fx.GraphModule, leaves: tuple[Tensor, ...]) -> str:
+    """What the library of this graph is kept under, for these shapes, this PyTorch and this machine."""
     machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), platform.node())
     kinds = [(tuple(x.shape), str(x.dtype), str(x.device)) for x in leaves]
-    code = [f"{n.op} {n.name} {n.target} {n.args} {n.kwargs}" for n in graph.graph.nodes]
+    code = [
+        f"{path} {n.op} {n.name} {n.target} {n.args} {n.kwargs}"
+        for path, part in graph.named_modules()  # its own graph, and the branches of torch.cond
+        if isinstance(part, torch.fx.GraphModule)
+        for n in part.graph.nodes
+    ]
     key = hashlib.sha256(repr((machine, kinds, sorted(_COMPILER.items()), code)).encode())
     for name, constant in sorted(graph.state_dict().items()):
         key.update(f"{name} {constant.dtype} {tuple(constant.shape)}".encode())
         key.update(constant.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return Path(cache) / "steepest" / f"{key.hexdigest()[:32]}.pt2"
+    return key.hexdigest()[:32]
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there and as it was written: one with damaged code must not be loaded, but built again."""
+    try:
+        with zipfile.ZipFile(library) as package:
+            return package.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 class CudaGraphed:

@@ -135,7 +135,9 @@ def preprocess(spec: ObsSpec, obs: Obs, normalization: Normalization) -> Obs:
             out[field.name] = x.to(torch.float32) / 255.0 if field.dtype == "uint8" else x
         elif field.kind == "discrete":
             parts = x.reshape(*x.shape[: x.ndim - len(field.shape)], -1).unbind(-1)
-            hot = [F.one_hot(part, size) for part, size in zip(parts, field.sizes, strict=True)]
+            # Not F.one_hot, which looks at the values and so cannot be traced inside a gradient.
+            choices = [torch.arange(size, device=x.device) for size in field.sizes]
+            hot = [part.unsqueeze(-1) == choice for part, choice in zip(parts, choices, strict=True)]
             out[field.name] = torch.cat(hot, dim=-1).to(torch.float32)
         elif field.name in normalization.mean:
             scaled = (x - normalization.mean[field.name]) * torch.rsqrt(normalization.variance[field.name] + 1e-8)

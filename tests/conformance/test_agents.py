@@ -19,7 +19,7 @@ from helpers import F64, to_float64
 from steepest import Run, UsageError
 from steepest.algorithms import ALGORITHMS, find
 from steepest.environments import make_env
-from steepest.learner import tree_map
+from steepest.learner import tree_leaves, tree_map
 from steepest.rollout import Collector
 from steepest.runs.config import RunConfig
 from steepest.runs.metrics import read_metrics
@@ -444,6 +444,70 @@ def test_compiled_learns_as_eager(algorithm: str, seeds: tuple[int, ...], dtype:
     assert not torch.equal(compiled.state["params"], before)
     assert_close_states(agent.state, compiled.state, dtype)
     assert_close_figures(expected, found, dtype)
+
+
+COMPILED: dict[str, tuple[Any, str, str, torch.dtype, dict[str, Any]]] = {
+    "lstm, dictionary, masks": (PARTLY_SEEN, "multi-discrete ragged", "info", F64, {"recurrent": "lstm"}),
+    "gru, shared torso": (VECTOR, "box tanh", "none", F64, {"recurrent": "gru", "shared_torso": True}),
+    "multi-binary": (OBSERVATIONS["multi-discrete"], "multi-binary", "none", torch.float32, {}),
+    "image, full covariance": (OBSERVATIONS["dict nested"], "box full covariance", "none", torch.float32, {}),
+}
+"""Observations, actions, masks, precision and options of agents that compile."""
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(
+    "name", [pytest.param(k, marks=[pytest.mark.slow] if k.startswith(("gru", "multi")) else []) for k in COMPILED]
+)
+def test_every_kind_of_policy_compiles(name: str) -> None:
+    """Acting, the preparation of a rollout and the gradient steps, each against its eager self."""
+    observation, action, masks, dtype, options = COMPILED[name]
+    space, needed = ACTIONS[action]
+    agent_class = find("ppo")
+    config = agent_class.Config(**{**TINY, "recurrent_size": 4, "sequence_length": 2, **needed, **options})
+    agents, rollouts = [], []
+    for compile in (False, True):
+        env = make_env(lambda: AnySpace(observation, space, masks), 2)
+        agent = agent_class(config, env.obs_spec, env.action_spec, num_envs=2, compile=compile, note=no_falling_back)
+        collector = Collector(env, agent, config.rollout_steps)
+        collector.reset(0)
+        rollouts.append(tree_map(torch.clone, collector.collect()[0]))
+        env.close()
+        agents.append(to_float64(agent) if dtype == F64 else agent)
+    eager, compiled = agents
+    assert compiled.modes() == {"act, fused": "compiled"}
+    for mine, others in zip(tree_leaves(rollouts[0]), tree_leaves(rollouts[1]), strict=True):
+        torch.testing.assert_close(mine, others, rtol=1e-5, atol=1e-5)
+    rollout = tree_map(lambda x: x.to(dtype) if x.is_floating_point() else x, rollouts[0])
+    before = eager.state["params"].clone()
+    for progress in (0.0, 0.5):
+        expected, found = (agent.update(rollout, progress) for agent in agents)
+    assert compiled.modes()["steps"] == "compiled"
+    assert not torch.allclose(compiled.state["params"], before, rtol=1e-3)
+    assert_close_states(eager.state, compiled.state, dtype)
+    assert_close_figures(expected, found, dtype)
+
+
+@pytest.mark.compiles
+def test_a_compiled_population_resumes_to_the_same_bits(tmp_path: Any) -> None:
+    settings = {**TINY, "num_envs": 2, "seeds": 3, "compile": "on", "eval_episodes": 2, "total_steps": 160}
+    settings |= {"checkpoint_every": 48, "tensorboard": False, "normalize_obs": True, "normalize_reward": True}
+    with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **settings) as run:
+        rows = len(list(run))
+    assert run.modes["steps"] == run.modes["act, fused"] == "compiled"
+    with Run("ppo", "CartPole-v1", out=tmp_path / "left", **settings) as run:
+        for _ in range(rows * 2 // 3):
+            run.iterate()
+    with Run.resume(tmp_path / "left", note=no_bits_differ) as run:
+        assert 0 < run.step < settings["total_steps"]
+        list(run)
+    for which in ("latest", "best"):
+        one, other = (steepest.load(tmp_path / name, which=which).tensors() for name in ("alone", "left"))
+        assert all(torch.equal(one[k], other[k]) for k in one.keys() | other.keys())
+
+
+def no_bits_differ(note: str) -> None:
+    assert "bits may differ" not in note
 
 
 # Bad configuration

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,14 +273,74 @@ def test_a_module_that_vmap_refuses_runs_member_by_member(network: Any) -> None:
         assert (agent.state[key] - before[key] == 2 * (steps + 1)).all()
 
 
+class Counting(nn.Module):
+    """Keeps something in an attribute, which compiled code would neither read again nor write."""
+
+    def __init__(self, spec: ObsSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.fields[0].shape[0], 8)
+        self.calls = 0
+        self.features = torch.zeros(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.features = torch.tanh(self.linear(x))
+        return self.features
+
+
+class Constant(nn.Module):
+    """Has a tensor that is neither parameter nor buffer, so that nobody could tell if it changed."""
+
+    def __init__(self, spec: ObsSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.fields[0].shape[0], 8)
+        self.scale = torch.arange(8.0, dtype=F64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x) * self.scale.to(x.dtype))
+
+
+class Reassigning(nn.Module):
+    """A running mean in a buffer that every pass assigns anew, instead of writing it in place."""
+
+    mean: Tensor
+
+    def __init__(self, spec: ObsSpec) -> None:
+        super().__init__()
+        self.linear = nn.Linear(spec.fields[0].shape[0], 8)
+        self.register_buffer("mean", torch.zeros(spec.fields[0].shape[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return torch.tanh(self.linear(x - self.mean))
+
+
+class InPlace(Reassigning):
+    """The same, written in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.copy_(0.9 * self.mean + 0.1 * x.mean(0))
+        return torch.tanh(self.linear(x - self.mean))
+
+
+@pytest.mark.parametrize("seeds", [(3,), SEEDS])
+def test_a_buffer_that_is_assigned_is_kept_like_one_written_in_place(seeds: tuple[int, ...]) -> None:
+    agents = [make(seeds, F64, network=network) for network in (Reassigning, InPlace)]
+    data = rollouts(agents[0], F64)
+    assigned, written = (updates(agent, data) for agent in agents)
+    assert (written[0]["buffers/policy_torso.mean"].abs() > 1e-2).any()
+    assert_same(assigned, written, F64)
+
+
 @pytest.mark.compiles
-@pytest.mark.parametrize("network", [Branching, averaging])
+@pytest.mark.parametrize("network", [Branching, averaging, Counting, Constant, Reassigning])
 def test_a_module_that_does_not_compile_runs_eagerly(network: Any) -> None:
     notes: list[str] = []
     agent = make((3,), F64, notes, compile=True, network=network)
     data = rollouts(agent, F64)
     found = updates(agent, data)
     assert notes
+    assert len(set(notes)) == len(notes)
     assert all(n.startswith("not compiled: ") and n.endswith("going on with ordinary autograd") for n in notes)
     assert_same(found, one_by_one((3,), data, F64, network=network), F64)
 
@@ -290,3 +354,170 @@ def test_the_last_way_raises_its_own_error() -> None:
     with pytest.raises(RuntimeError, match="no way at all"):
         learner.lift(broken)(torch.zeros(2, 3), None)
     assert notes == ["not vmapped: no way at all; going on with one member at a time"]
+
+
+# Libraries on disk
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for the compiler."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "steepest"
+
+
+def compiled(function: Any, *args: Any, notes: list[str] | None = None) -> tuple[Any, Any]:
+    """A function lifted in compiled mode, called once: the lifted function and its result."""
+    learner = Learner(1, compile=True, device=torch.device("cpu"), note=(notes if notes is not None else []).append)
+    lifted = learner.lift(function)
+    return lifted, lifted(*args)
+
+
+def times(factor: Any) -> Any:
+    return lambda x, hyper: x * torch.tensor(factor, dtype=F64) + hyper["shift"]
+
+
+def plus(number: float) -> Any:
+    return lambda x, hyper: x + number * hyper["shift"]
+
+
+ROW = torch.arange(3.0, dtype=F64)[None]
+SHIFT = {"shift": torch.tensor(1.0, dtype=F64)}
+
+
+@pytest.mark.compiles
+def test_constants_of_a_function_are_its_own(cache: Path) -> None:
+    """Functions that differ in nothing but a tensor's values or a number."""
+    factors: list[Any] = [3.0, 4.0, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0]]
+    functions = [(times(f), ROW * torch.tensor(f, dtype=F64) + 1.0) for f in factors]
+    functions += [(plus(number), ROW + number) for number in (3.0, 4.0)]
+    for function, expected in functions:
+        lifted, result = compiled(function, ROW, SHIFT)
+        assert lifted.modes[0][0] == "compiled"
+        torch.testing.assert_close(result, expected, rtol=1e-12, atol=0)
+    libraries = sorted(cache.iterdir())
+    assert [path.suffix for path in libraries] == [".pt2"] * len(functions)  # and nothing was left beside them
+    for function, expected in functions:
+        torch.testing.assert_close(compiled(function, ROW, SHIFT)[1], expected, rtol=1e-12, atol=0)
+    assert sorted(cache.iterdir()) == libraries  # found again
+
+
+@pytest.mark.compiles
+def test_the_branches_of_a_traced_condition_are_part_of_the_key(cache: Path) -> None:
+    del cache
+
+    def choosing(factor: float) -> Any:
+        def function(x: Tensor, hyper: dict[str, Tensor]) -> Tensor:
+            return torch.cond(x.sum() > hyper["shift"], lambda x: x * factor, lambda x: x - factor, (x,))
+
+        return function
+
+    for factor in (2.0, 3.0):
+        lifted, result = compiled(choosing(factor), ROW, SHIFT)
+        assert lifted.modes[0][0] == "compiled"
+        torch.testing.assert_close(result, ROW * factor, rtol=1e-12, atol=0)
+        torch.testing.assert_close(lifted(-ROW, SHIFT), -ROW - factor, rtol=1e-12, atol=0)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_library_is_built_again(cache: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    compiled(times(2.0), ROW, SHIFT)
+    (library,) = cache.glob("*.pt2")
+    whole = library.read_bytes()
+    middle = len(whole) // 2
+    flipped = bytes(x ^ 0xFF for x in whole[middle : middle + 64])
+    library.unlink()  # its code is in use
+    library.write_bytes(
+        {"truncated": whole[:middle], "flipped": whole[:middle] + flipped + whole[middle + 64 :], "empty": b""}[damage]
+    )
+    notes: list[str] = []
+    lifted, result = compiled(times(2.0), ROW, SHIFT, notes=notes)
+    assert lifted.modes[0][0] == "compiled"
+    assert notes == []
+    assert capfd.readouterr().err == ""
+    torch.testing.assert_close(result, 2.0 * ROW + 1.0, rtol=1e-12, atol=0)
+    assert len(library.read_bytes()) > middle
+
+
+ONE_RUN = """
+import torch
+from steepest.learner import Learner
+learner = Learner(1, compile=True, device=torch.device("cpu"), note=print)
+for factor in (2.0, 3.0):
+    lifted = learner.lift(lambda x, hyper: torch.tanh(x) * factor)
+    assert torch.allclose(lifted(torch.ones(1, 3), None), factor * torch.ones(1, 3).tanh())
+print(lifted.modes[0][0])
+"""
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("missing", ["folder", "compiler"])
+def test_without_a_folder_or_a_compiler_the_learner_says_so_once(tmp_path: Path, missing: str) -> None:
+    (tmp_path / "file").write_text("where the cache should be\n")
+    folder = tmp_path / ("file" if missing == "folder" else "cache")
+    compiler = {"CXX": "no-such-compiler"} if missing == "compiler" else {}
+    environment = {**os.environ, **compiler, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_RUN], env=environment, capture_output=True, text=True, timeout=200, check=True
+    )
+    note, mode = done.stdout.splitlines()
+    assert note.startswith("not compiled: ")
+    assert note.endswith("; going on with ordinary autograd")
+    assert ("no-such-compiler" if missing == "compiler" else str(folder)) in note
+    assert mode == "ordinary autograd"
+    assert done.stderr == ""
+
+
+@pytest.mark.compiles
+def test_two_processes_may_build_the_same_library(cache: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", ONE_RUN], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=200)[0] for process in processes] == ["compiled\n", "compiled\n"]
+    assert [path.suffix for path in cache.iterdir()] == [".pt2", ".pt2"]
+
+
+@pytest.mark.compiles
+def test_compiled_code_takes_dicts_in_any_order_and_refuses_other_kinds() -> None:
+    def function(state: dict[str, Tensor], x: Tensor | None, hyper: None) -> dict[str, Tensor]:
+        return {"b": state["a"] - state["b"], "a": state["a"] * (1.0 if x is None else x)}
+
+    one, two = torch.full((1, 2), 1.0, dtype=F64), torch.full((1, 2), 2.0, dtype=F64)
+    lifted, first = compiled(function, {"a": one, "b": two}, None, None)
+    assert lifted.modes[0][0] == "compiled"
+    for call in (lambda s, x: lifted(s, x, None), lambda s, x: lifted.bind(s)(x, None)):
+        for state in ({"a": one, "b": two}, {"b": two, "a": one}):
+            result = call(state, None)
+            assert list(result) == ["b", "a"] == list(first)
+            assert torch.equal(result["b"], one - two)
+            assert torch.equal(result["a"], one)
+        for wrong in (torch.ones(1, 3, dtype=F64), torch.ones(1, 2)):
+            with pytest.raises(ValueError, match=r"compiled for a tensor \(1, 2\) of torch.float64.*called with"):
+                call({"a": wrong, "b": two}, None)
+        with pytest.raises(ValueError, match="compiled for"):
+            call({"a": one, "b": two}, one)
+
+
+@pytest.mark.compiles
+def test_a_bound_function_may_be_called_before_any_other() -> None:
+    learner = Learner(1, compile=True, device=torch.device("cpu"), note=lambda _: None)
+    lifted = learner.lift(lambda state, x, hyper: state["a"] * x)
+    early = lifted.bind({"a": ROW})
+    assert torch.equal(early(ROW, None), ROW.square())
+    assert lifted.modes[0][0] == "compiled"
+    assert torch.equal(early(2.0 * ROW, None), 2.0 * ROW.square())
+    assert torch.equal(lifted.bind({"a": 3.0 * ROW})(ROW, None), 3.0 * ROW.square())
+
+
+@pytest.mark.compiles
+def test_a_compiled_agent_acts_on_any_number_of_observations() -> None:
+    agent = make((3,), torch.float32, compile=True, changes=FIVE_CALLS)
+    noise = agent.draw_noise((1, NUM_ENVS))[0]
+    obs = {k: x[:, 0] for k, x in rollouts(agent, torch.float32)[0].obs.items()}
+    with torch.no_grad():
+        together, _ = agent.actor(fused=True)(obs, noise, None, None, None)
+        apart, _ = agent.actor()(obs, noise, None, None, None)
+    assert torch.equal(together, apart)
+    one, _ = agent.act(np.zeros(3, dtype=np.float32))
+    many, _ = agent.act(np.zeros((7, 3), dtype=np.float32))
+    assert np.shape(one) == ()
+    assert np.shape(many) == (7,)

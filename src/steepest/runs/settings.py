@@ -27,7 +27,8 @@ EPISODES_PER_CHECKPOINT = 4
 GRADIENT_SECONDS_SAVED = 0.7e-3
 ACTING_SECONDS_SAVED = 0.1e-3
 COMPILE_SECONDS = 25.0
-"""Measured for 64-64 networks on two cores (docs/speed.md); only the order of magnitude matters."""
+"""Measured for 64-64 networks on two cores (docs/speed.md): a gradient step on 64 rows takes 0.8 to 1.0 ms eagerly and
+0.12 compiled, and PPO compiles in 25 to 30 s, unless the libraries are cached. Only the order of magnitude matters."""
 
 
 def resolve_options(
@@ -112,7 +113,7 @@ def _time_limit(env_name: str, settings: RunConfig) -> int:
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile finds what it needs on a CPU: a C++ compiler, and Python's headers."""
+    """Whether PyTorch's compiler finds what it needs on a CPU: a C++ compiler, and Python's headers."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return header.is_file() and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
