@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steepest import estimators as estimators
     from steepest.agent import Agent as Agent
     from steepest.api import evaluate as evaluate
     from steepest.api import load as load
@@ -50,6 +51,7 @@ __all__ = [
     "RunError",
     "SteepestError",
     "UsageError",
+    "estimators",
     "evaluate",
     "load",
     "make_env",
@@ -62,10 +64,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "estimators":  # a module of its own: steepest.estimators.compare
+        return importlib.import_module("steepest.estimators")
     if name not in _HOME:
         raise AttributeError(f"module 'steepest' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, "__version__"])
+    return sorted([*_HOME, "estimators", "__version__"])

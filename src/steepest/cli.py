@@ -27,6 +27,7 @@ usage: steepest VERB ...
   evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
   plot RUN... [options]           learning curves of several runs and seeds in one picture
   verify [--section 1.9]          check every formula of the notes against exact solutions
+  estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient
   list                            algorithms and environment families
 
   steepest VERB --help            what a verb takes
@@ -94,6 +95,26 @@ class VerifyOptions:
     """Print JSON."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimatorsOptions:
+    """Bias and variance of policy-gradient estimators against the exact gradient, at equal numbers of steps."""
+
+    problem: tuple[str, ...] = ("walk", "cliff_walking")
+    """Problems: walk, cliff_walking, garnet (with an end), riverswim, two_state, access_control (without)."""
+    objective: Literal["discounted", "undiscounted", "average"] | None = None
+    """What is estimated; by default the average reward's gradient without an end, the discounted return's with one."""
+    repeats: int = 1000
+    """Independent estimates."""
+    steps: int = 250
+    """Environment steps per estimate."""
+    seed: int = 0
+    """Where the randomness starts."""
+    json: bool = False
+    """Print JSON."""
+    out: Path | None = None
+    """The picture (.png, .pdf or .svg); by default estimators.png, and none with --json."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -159,7 +180,14 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 
 
 def _dispatch(argv: list[str]) -> int:
-    verbs = {"train": _train, "evaluate": _evaluate, "plot": _plot, "verify": _verify, "list": _list}
+    verbs = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "plot": _plot,
+        "verify": _verify,
+        "estimators": _estimators,
+        "list": _list,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
@@ -419,6 +447,32 @@ def _verify(argv: list[str]) -> int:
     else:
         found = show(rows)
     return 0 if all(r.passed for r in found) else 1
+
+
+def _estimators(argv: list[str]) -> int:
+    options: EstimatorsOptions = _parse(EstimatorsOptions, argv, "steepest estimators")
+    if not options.problem:
+        raise UsageError("--problem needs at least one name, such as walk")
+    from steepest import estimators
+
+    out = options.out or (None if options.json else Path("estimators.png"))
+    if out is not None:
+        estimators.check_picture(out)
+    found = [
+        estimators.compare(
+            name, objective=options.objective, repeats=options.repeats, steps=options.steps, seed=options.seed
+        )
+        for name in options.problem
+    ]
+    if options.json:
+        print(json.dumps([comparison.to_json() for comparison in found]))
+    else:
+        estimators.show(found)
+    if out is not None:
+        path = estimators.plot(found, out)
+        if not options.json:
+            print(f"picture: {path}")
+    return 0
 
 
 def _list(argv: list[str]) -> int:

@@ -361,6 +361,8 @@ def test_undiscounted_weighting_is_not_the_gradient() -> None:
     )
     with pytest.raises(UsageError, match="never ends"):
         exact.undiscounted_weighting_gradient(garnet(0), softmax_policy, logits(garnet(0), 0))
+    with pytest.raises(UsageError, match="horizon is -1"):
+        exact.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=-1)
 
 
 # Average reward
@@ -493,6 +495,8 @@ def test_soft_optimum(temperature: float) -> None:
             near = softmax_policy(found.policy.log() + 0.1 * logits(mdp, seed))
             assert float(worth(near)) < float(worth(found.policy))
     assert bool((exact.soft_state_value(mdp, uniform(mdp), temperature)[mdp.absorbing] == 0.0).all())
+    certain = deterministic(garnet(1), (0,) * garnet(1).num_states)  # no entropy, and 0 log 0 is 0
+    assert close(exact.soft_state_value(garnet(1), certain, temperature), exact.state_value(garnet(1), certain))
 
 
 def test_soft_optimum_grows_into_the_optimum() -> None:
@@ -525,6 +529,8 @@ def test_off_policy_gradients(seed: int, weighting: exact.Weighting) -> None:
     ones = torch.ones(mdp.num_states, dtype=F64)
     wrong = exact.emphatic_gradient(mdp, behaviour, softmax_policy, theta, weighting, interest=ones)
     assert far(wrong / wrong.norm(), true / true.norm(), 0.01)
+    with pytest.raises(UsageError, match=r"interest has shape \(1,\)"):
+        exact.emphasis(mdp, behaviour, softmax_policy(theta), weighting, interest=ones[:1])
     m = exact.emphasis(mdp, behaviour, softmax_policy(theta), weighting)
     assert close(m, weight + 0.9 * exact.policy_transition(mdp, softmax_policy(theta)).T @ m)
     # What is dropped is grad Q: the approximation is the gradient at Q held fixed, in its own product rule.
@@ -624,13 +630,23 @@ def test_empirical_model() -> None:
     assert torch.equal(model.reward, mdp.reward)
     assert torch.equal(model.absorbing, mdp.absorbing)
     observed = mdp.reward + 1.0
-    observed[-1] = 0.0
-    assert torch.equal(exact.empirical_model(mdp, counts, observed)[0].reward, observed)
+    model = exact.empirical_model(mdp, counts, observed)[0]
+    assert torch.equal(model.reward[:4], observed[:4])
+    assert torch.equal(model.absorbing, mdp.absorbing), "the end pays nothing, whatever was recorded there"
+    with pytest.raises(UsageError, match=r"reward has shape \(5, 1\)"):
+        exact.empirical_model(mdp, counts, observed[:, :1])
 
     # Counted from a list of transitions; and exact where the counts are the probabilities.
     where = counts.nonzero()
     listed = where.repeat_interleave(counts[tuple(where.T)].to(torch.int64), 0)
     assert torch.equal(exact.transition_counts(mdp, *listed.T), counts)
+    state, action, following = listed.T
+    with pytest.raises(UsageError, match=r"state goes from -1 to 2; it must lie in 0 to 4"):
+        exact.transition_counts(mdp, state - 1, action, following)
+    with pytest.raises(UsageError, match=r"action goes from 0 to 2; it must lie in 0 to 1"):
+        exact.transition_counts(mdp, state, 2 * action, following)
+    with pytest.raises(UsageError, match=r"action has shape \(1,\)"):
+        exact.transition_counts(mdp, state, action[:1], following)
     policy = policy_of(mdp, 0)
     visits = 1e6 * policy.unsqueeze(-1) * mdp.transition
     model, behaviour = exact.empirical_model(mdp, visits)

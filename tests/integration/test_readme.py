@@ -89,13 +89,14 @@ def command_lines() -> Iterator[Any]:
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
-    from steepest import api, cli
+    from steepest import api, cli, estimators, verification
     from steepest.runs import plots
 
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
-    for module, name in ((api, "drive"), (api, "load"), (plots, "plot_runs")):
+    work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (verification, "check"), (estimators, "compare"))
+    for module, name in work:
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
@@ -141,7 +142,7 @@ def test_named_tests_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_functions_exist(page: Path) -> None:
     """`module.name` in a page's tables is a name of that module of steepest."""
-    modules = "distributions|learner|losses|networks|numerics|on_policy|presets|returns|rollout"
+    modules = "distributions|estimators|learner|losses|networks|numerics|on_policy|presets|returns|rollout"
     for dotted in re.findall(rf"`((?:steepest\.)?(?:{modules})(?:\.\w+)+)`", page.read_text()):
         *path, name = dotted.removeprefix("steepest.").split(".")
         if name == "py":

@@ -77,7 +77,7 @@ NEVER = {
 }
 ABOVE = ["losses", "algorithms", "runs", "cli"]  # each knows only what stands before it
 TOP = {"cli", "api", "runs", "presets"}
-VERIFIERS = {"cli", "verification"}  # what compares shipped functions with the exact solutions
+VERIFIERS = {"cli", "verification", "estimators"}  # what compares shipped functions with the exact solutions
 VERIFICATION = {*PURE, "errors", "losses", "algorithms", "exact"}  # what `steepest verify` may look at
 
 
@@ -111,6 +111,11 @@ def test_layers_are_ordered(module: str) -> None:
 def test_verification_stands_between_what_learns_and_what_is_exact() -> None:
     assert used("steepest.verification") - {"steepest"} <= VERIFICATION  # it takes whole modules from the package
     assert {m for m in MODULES if "verification" in used(m)} <= {"steepest.cli", "steepest.api"}
+
+
+def test_estimators_stand_between_what_learns_and_what_is_exact() -> None:
+    assert used("steepest.estimators") - {"steepest"} <= {*PURE, "errors", "files", "losses", "problems", "exact"}
+    assert {m for m in MODULES if "estimators" in used(m)} <= {"steepest.cli"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("steepest.algorithms.")])

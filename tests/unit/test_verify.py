@@ -216,6 +216,14 @@ def test_the_rules_by_which_rows_pass() -> None:
         assert result.as_dict()["figure"] is None
 
 
+def test_a_single_figure_that_is_no_number_fails_a_control() -> None:
+    """However many problems the others are: something is undefined there."""
+    result = check(sides("negative control", *[(1.0, 2.0)] * 19, (1.0, math.nan)), 20)
+    assert result.share == 0.95
+    assert not result.passed
+    assert math.isnan(result.figure)
+
+
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "--help"]) == 0
     text = capsys.readouterr().out

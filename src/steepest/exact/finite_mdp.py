@@ -466,13 +466,13 @@ def optimal_gain(mdp: FiniteMDP) -> tuple[Tensor, Tensor]:
 
 
 def soft_state_value(mdp: FiniteMDP, policy: Tensor, temperature: float) -> Tensor:
-    """(S,) discounted values with an entropy bonus at every decision; differentiable. Needs policy > 0.
+    """(S,) discounted values with an entropy bonus at every decision; differentiable where policy > 0.
 
     Equation:  V[s] = E sum_t gamma^t (r_t + temperature H(pi(.|s_t))), with no bonus where the process is over
     Source:    notes 1.7.
     Verified:  tests/exact/test_finite_mdp.py::test_soft_optimum
     """
-    entropy = -(policy * policy.log()).sum(-1)
+    entropy = torch.special.entr(policy).sum(-1)  # -p log p, which is 0 at 0
     return _evaluate(mdp, policy, policy_reward(mdp, policy) + temperature * entropy)
 
 
@@ -619,12 +619,14 @@ def undiscounted_weighting_gradient(
 
     Equation:  sum_{t < horizon} sum_s P(s_t = s) sum_a grad pi(a|s) Q[s, a], Q discounted; horizon None: until the end
     Source:    Nota & Thomas 2020; the default of every common implementation.
-    Raises:    UsageError without a horizon, if the policy does not surely terminate
+    Raises:    UsageError if horizon < 0, or without one if the policy does not surely terminate
     Verified:  tests/exact/test_finite_mdp.py::test_undiscounted_weighting_is_not_the_gradient
     """
     policy = policy_fn(theta.detach())
     if horizon is None:
         visits = expected_visits(mdp.with_gamma(1.0), policy)
+    elif horizon < 0:
+        raise UsageError(f"horizon is {horizon}; it must be a number of steps, at least 0, or None.")
     else:
         p, now, visits = policy_transition(mdp, policy), mdp.initial, torch.zeros(mdp.num_states, dtype=F64)
         for _ in range(horizon):
@@ -730,10 +732,13 @@ def emphasis(
     Equation:  m = (I - gamma P_pi^T)^-1 i,  i = d^beta (or p^beta for "discounted") unless ``interest`` (S,) is given
     Source:    Imani, Graves & White 2018, Eq. 5. i already contains the behaviour's weighting: per-state interest 1
                with states met as often as under d^beta, or met at time t with weight gamma^t.
+    Raises:    UsageError on an interest of another shape
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
     """
     if interest is None:
         interest = behaviour_weighting(mdp, behaviour, weighting)
+    elif tuple(interest.shape) != (mdp.num_states,):
+        raise UsageError(f"{mdp.name}: interest has shape {tuple(interest.shape)}; it must be ({mdp.num_states},).")
     return _propagate(mdp, policy, interest)
 
 
@@ -814,10 +819,24 @@ def _density_ratio(mdp: FiniteMDP, mu: Tensor, behaviour: Tensor) -> Tensor:
 def transition_counts(mdp: FiniteMDP, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
     """(S, A, S) how often each transition occurs in a dataset of int64 ``state``, ``action``, ``next_state`` (N,).
 
+    Raises:    UsageError on different lengths, or states and actions that the process does not have
     Verified:  tests/exact/test_finite_mdp.py::test_empirical_model
     """
+    size = len(state)
+    for what, index, bound in (
+        ("state", state, mdp.num_states),
+        ("action", action, mdp.num_actions),
+        ("next_state", next_state, mdp.num_states),
+    ):
+        if tuple(index.shape) != (size,):
+            raise UsageError(f"{mdp.name}: {what} has shape {tuple(index.shape)}; all three must have shape ({size},).")
+        if size and not 0 <= int(index.min()) <= int(index.max()) < bound:
+            raise UsageError(
+                f"{mdp.name}: {what} goes from {int(index.min())} to {int(index.max())}; "
+                f"it must lie in 0 to {bound - 1}."
+            )
     counts = torch.zeros_like(mdp.transition)
-    return counts.index_put((state, action, next_state), torch.ones(len(state), dtype=F64), accumulate=True)
+    return counts.index_put((state, action, next_state), torch.ones(size, dtype=F64), accumulate=True)
 
 
 def empirical_model(mdp: FiniteMDP, counts: Tensor, reward: Tensor | None = None) -> tuple[FiniteMDP, Tensor]:
@@ -826,7 +845,7 @@ def empirical_model(mdp: FiniteMDP, counts: Tensor, reward: Tensor | None = None
     Equation:  P^[s, a, s'] = N(s, a, s') / N(s, a),  beta^(a|s) = N(s, a) / N(s)
     Source:    notes 2.1.1; Kumar et al. 2020, Section 3.1.
     Args:      counts (S, A, S); reward (S, A) mean observed rewards, or None where rewards are known.
-               Absorbing states need no data: they are kept, with a uniform behaviour.
+               Absorbing states need no data: they and their reward of 0 are kept, with a uniform behaviour.
     Raises:    UsageError if some action of another state never occurs: the model knows nothing of it
     Verified:  tests/exact/test_finite_mdp.py::test_empirical_model
     """
@@ -834,6 +853,11 @@ def empirical_model(mdp: FiniteMDP, counts: Tensor, reward: Tensor | None = None
         raise UsageError(
             f"{mdp.name}: counts have shape {tuple(counts.shape)}; they must be numbers of transitions, at least 0, of "
             f"shape {tuple(mdp.transition.shape)}."
+        )
+    if reward is not None and reward.shape != mdp.reward.shape:
+        raise UsageError(
+            f"{mdp.name}: reward has shape {tuple(reward.shape)}; it must be (states, actions) "
+            f"{tuple(mdp.reward.shape)}."
         )
     absorbing = mdp.absorbing
     visits = counts.to(F64).sum(-1)
@@ -851,7 +875,7 @@ def empirical_model(mdp: FiniteMDP, counts: Tensor, reward: Tensor | None = None
     model = replace(
         mdp,
         transition=transition,
-        reward=mdp.reward if reward is None else reward,
+        reward=mdp.reward if reward is None else torch.where(absorbing.unsqueeze(-1), mdp.reward, reward),
         name=f"empirical model of {mdp.name}",
     )
     return model, behaviour

@@ -116,6 +116,9 @@ HORIZON = 3
 SOFT_TEMPERATURE = 0.4
 """Reward units per nat."""
 
+TRUST_REGION = 0.01
+"""Nats: how far a step may go, as TRPO's authors chose it."""
+
 CONSERVATIVE_WEIGHT = 0.7
 """The alpha of conservative Q-learning, where no threshold decides it."""
 
@@ -402,6 +405,18 @@ def gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     return torch.autograd.grad(function(leaf), leaf)[0]
 
 
+def jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradients of a vector's entries (n,), stacked: (n, *at.shape)."""
+    leaf = at.detach().clone().requires_grad_()
+    return torch.stack([torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in function(leaf)])
+
+
+def _weighted(c: Process, weight: Tensor, q: Tensor) -> Tensor:
+    """(S, A) sum_s weight(s) sum_a q(s, a) grad pi(a|s), the form of every policy-gradient theorem."""
+    fixed = weight.unsqueeze(-1) * q
+    return gradient(lambda theta: (fixed * softmax_policy(theta)).sum(), c.theta)
+
+
 def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=F64)
 
@@ -573,9 +588,7 @@ def theorem_3_as_expectation(c: Process) -> Sides:
 
 
 def _theorem_3_under_mu(c: Process) -> Tensor:
-    mu = mdps.on_policy_distribution(c.mdp, c.policy).unsqueeze(-1)
-    q = mdps.action_value(c.mdp, c.policy)
-    return gradient(lambda theta: (mu * softmax_policy(theta) * q).sum(), c.theta)
+    return _weighted(c, mdps.on_policy_distribution(c.mdp, c.policy), mdps.action_value(c.mdp, c.policy))
 
 
 def theorem_3_constant(c: Process) -> Sides:
@@ -600,8 +613,7 @@ def theorem_3_undiscounted_states(c: Process) -> Sides:
 
 def _baseline_term(c: Process, baseline: Tensor) -> Tensor:
     """(S, A) sum_s p^pi(s) sum_a baseline(s, a) grad pi(a|s)."""
-    visits = mdps.discounted_visits(c.mdp, c.policy).unsqueeze(-1)
-    return gradient(lambda theta: (visits * baseline * softmax_policy(theta)).sum(), c.theta)
+    return _weighted(c, mdps.discounted_visits(c.mdp, c.policy), baseline)
 
 
 def baseline_has_zero_mean(c: Process) -> Sides:
@@ -722,10 +734,10 @@ def emphasis_is_followed(c: Process) -> Sides:
 
 def emphasis_with_interest_1(c: Process) -> Sides:
     """Negative control: with p^beta, a trace whose interest is 1 at every step does not give the gradient."""
-    weight = followed_trace(c, discounted_interest=False).unsqueeze(-1) * mdps.action_value(c.mdp, c.policy)
+    trace = followed_trace(c, discounted_interest=False)
     return Sides(
         mdps.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
-        gradient(lambda theta: (weight * softmax_policy(theta)).sum(), c.theta),
+        _weighted(c, trace, mdps.action_value(c.mdp, c.policy)),
     )
 
 
@@ -761,6 +773,15 @@ def soft_bellman(c: Process) -> Sides:
     return Sides(s.action_value, c.mdp.reward + c.mdp.gamma * c.mdp.transition @ value)
 
 
+def soft_bellman_past_the_end(c: Process) -> Sides:
+    """Negative control: a target that goes on after termination, where only the entropy of acting at random is left."""
+    s, gamma = c.soft, c.mdp.gamma
+    going_on = SOFT_TEMPERATURE * math.log(c.mdp.num_actions) / (1.0 - gamma)
+    value = torch.where(c.mdp.absorbing, going_on, mdps.soft_state_value(c.mdp, s.policy, SOFT_TEMPERATURE))
+    backup = c.mdp.reward + gamma * c.mdp.transition @ value
+    return Sides(s.action_value, torch.where(c.mdp.absorbing.unsqueeze(-1), 0.0, backup))
+
+
 def soft_value_gradient(c: Process) -> Sides:
     """The sampled gradient of the value loss has the right mean.
 
@@ -772,6 +793,19 @@ def soft_value_gradient(c: Process) -> Sides:
     left = gradient(lambda v: 0.5 * (v - target).square().sum(), c.baseline)
     errors = c.baseline.unsqueeze(-1) - c.function + SOFT_TEMPERATURE * c.policy.log()
     return Sides(left, (c.policy * errors).sum(-1))
+
+
+def soft_q_gradient(c: Process) -> Sides:
+    """The sampled gradient of the Q-function's loss, which sees one next state, has the right mean.
+
+    Equation:  grad J_Q = E_{s'}[Q(s, a) - r(s, a) - gamma V(s')] for a tabular Q, V(s') held fixed
+    Source:    notes 1.7.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    target = c.mdp.reward + c.mdp.gamma * c.mdp.transition @ c.baseline
+    left = gradient(lambda q: 0.5 * (q - target).square().sum(), c.function)
+    errors = (c.function - c.mdp.reward).unsqueeze(-1) - c.mdp.gamma * c.baseline
+    return Sides(left, (c.mdp.transition * errors).sum(-1))
 
 
 def soft_improvement(c: Process) -> Sides:
@@ -851,11 +885,25 @@ def theorem_4(c: Process) -> Sides:
 
 def theorem_4_with_discounted_values(c: Process) -> Sides:
     """Negative control: discounted action values in the place of differential ones."""
-    weight = mdps.stationary_distribution(c.mdp, c.policy).unsqueeze(-1) * mdps.action_value(c.mdp, c.policy)
+    mu = mdps.stationary_distribution(c.mdp, c.policy)
     return Sides(
-        mdps.gain_gradient(c.mdp, softmax_policy, c.theta),
-        gradient(lambda theta: (weight * softmax_policy(theta)).sum(), c.theta),
+        mdps.gain_gradient(c.mdp, softmax_policy, c.theta), _weighted(c, mu, mdps.action_value(c.mdp, c.policy))
     )
+
+
+def theorem_4_proof(c: Process) -> Sides:
+    """What the proof sums over s: the gradient of the gain, seen from each state by itself.
+
+    Equation:  grad r(pi) = sum_a [grad pi(a|s) q(s, a) + pi(a|s) sum_s' P(s'|s, a) grad v(s')] - grad v(s), every s
+    Source:    notes 1.8, the proof of Theorem 4; grad v by automatic differentiation.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    q = mdps.differential_action_value(c.mdp, c.policy)
+    direct = jacobian(lambda theta: (softmax_policy(theta) * q).sum(-1), c.theta)
+    slope = jacobian(lambda theta: mdps.differential_value(c.mdp, softmax_policy(theta)), c.theta)
+    carried = torch.einsum("st,tbu->sbu", mdps.policy_transition(c.mdp, c.policy), slope)
+    left = mdps.gain_gradient(c.mdp, softmax_policy, c.theta)
+    return Sides(left.expand_as(slope), direct + carried - slope)
 
 
 # 1.9: the performance difference lemma
@@ -920,6 +968,26 @@ def theorem_6_over_trajectories(c: Process) -> Sides:
     """
     a = mdps.advantage(c.mdp, c.other)[c.paths.state[:-1], c.paths.action] * c.paths.valid
     return Sides(_difference(c), c.paths.probability @ (c.discounts * a).sum(0))
+
+
+def theorem_6_proof(c: Process) -> Sides:
+    """The proof's two rewritings: the other policy's values telescope, and a step of reward and value is Q.
+
+    Equation:  V_pi(s_0) - V_pi'(s_0) = E[sum_t gamma^t (R_t + gamma V_pi'(s_{t+1})) - sum_t gamma^{t+1} V_pi'(s_{t+1})
+               - V_pi'(s_0)],  E[sum_t gamma^t (R_t + gamma V_pi'(s_{t+1}))] = E[sum_t gamma^t Q^pi'(s_t, a_t)]
+    Source:    notes 1.9, the proof of Theorem 6.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    paths, gamma = c.paths, c.mdp.gamma
+    value = mdps.state_value(c.mdp, c.other)[paths.state]
+    q = mdps.action_value(c.mdp, c.other)[paths.state[:-1], paths.action] * paths.valid
+
+    def mean(steps: Tensor) -> Tensor:
+        return paths.probability @ (c.discounts * steps).sum(0)
+
+    backed_up = mean(paths.reward + gamma * value[1:])
+    telescoped = backed_up - mean(gamma * value[1:]) - paths.probability @ value[0]
+    return Sides(torch.stack([_difference(c), backed_up]), torch.stack([telescoped, mean(q)]))
 
 
 def theorem_6_at_the_other_states(c: Process) -> Sides:
@@ -1002,8 +1070,31 @@ def total_variation_bound(c: Process) -> Sides:
     return Sides((-_difference(c) - surrogate(c, c.other)).abs(), math.sqrt(2.0) * trpo_constant(c) * mean)
 
 
+KL_WEIGHT = 2.0
+"""The beta of PPO's penalty, reward units per nat."""
+
+
+def penalised_surrogate_to_first_order(c: Process) -> Sides:
+    """PPO's penalty costs nothing to first order, whichever way round its divergence is taken.
+
+    Equation:  grad E_{s~d^pi, a~pi}[pi'/pi A^pi - beta KL] / (1 - gamma) = grad V at pi' = pi,
+               KL(pi || pi') as in Schulman et al. 2017, and KL(pi' || pi) as printed
+    Source:    notes 1.10.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    visits = mdps.discounted_visits(c.mdp, c.policy)
+
+    def penalised(theta: Tensor, *, printed: bool) -> Tensor:
+        new = softmax_policy(theta)
+        kl = _policy_kl(new, c.policy) if printed else _policy_kl(c.policy, new)
+        return surrogate(c, new) - KL_WEIGHT * visits @ kl
+
+    slopes = [gradient(lambda theta, p=p: penalised(theta, printed=p), c.theta) for p in (False, True)]
+    return Sides(torch.stack(slopes), torch.stack([c.gradient, c.gradient]))
+
+
 class SharedStep(NamedTuple):
-    """A process in which two states share one probability p of action 1, and a step from one p to another."""
+    """A process whose states share one probability p of action 1, and a step from one p to another."""
 
     mdp: FiniteMDP
     old: Tensor
@@ -1012,20 +1103,34 @@ class SharedStep(NamedTuple):
 
 @lru_cache(maxsize=256)
 def shared_step(seed: int) -> SharedStep:
-    """Action 1 earns 1 and leads to a state where it costs 3 to 5; p goes from 0.1 to 0.9."""
+    """Action 1 earns 1 and leads to where it costs 3 to 5; p starts just below the best and goes on by 0.01 nat.
+
+    V = p - gamma cost p^2, so the best p is 1 / (2 gamma cost). The surrogate is linear in p and sees only that V still
+    rises; 0.01 is the usual trust region.
+    """
     g = _generator(seed, 7)
     transition = torch.zeros((3, 2, 3), dtype=F64)
     transition[0, 1, 1] = 1.0
     transition[0, 0, 2] = transition[1, 0, 2] = transition[1, 1, 2] = 1.0
     transition[2, :, 2] = 1.0
-    reward = torch.tensor([[0.0, 1.0], [0.0, -_uniform(g, 3.0, 5.0)], [0.0, 0.0]], dtype=F64)
-    mdp = FiniteMDP(transition, reward, torch.tensor([1.0, 0.0, 0.0], dtype=F64), _uniform(g, 0.8, 0.99))
-    old, new = (torch.tensor([[1.0 - p, p]] * 3, dtype=F64) for p in (0.1, 0.9))
-    return SharedStep(mdp, old, new)
+    cost, gamma = _uniform(g, 3.0, 5.0), _uniform(g, 0.8, 0.99)
+    reward = torch.tensor([[0.0, 1.0], [0.0, -cost], [0.0, 0.0]], dtype=F64)
+    mdp = FiniteMDP(transition, reward, torch.tensor([1.0, 0.0, 0.0], dtype=F64), gamma)
+
+    def policy(p: float) -> Tensor:
+        return torch.tensor([[1.0 - p, p]] * 3, dtype=F64)
+
+    first = 0.95 / (2.0 * gamma * cost)
+    low, high = first, 0.5
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        inside = float(_policy_kl(policy(first), policy(middle))[0]) <= TRUST_REGION
+        low, high = (middle, high) if inside else (low, middle)
+    return SharedStep(mdp, policy(first), policy(low))
 
 
 def improvement_is_not_guaranteed(c: SharedStep) -> Sides:
-    """Negative control: a step that the surrogate likes improves the policy, whatever its length.
+    """Negative control: a step that the surrogate likes, within the trust region, improves the policy.
 
     Equation:  L_pi(pi') > 0  =>  V_pi' = max(V_pi', V_pi), which is what "V_pi' >= V_pi" says as an equality
     Source:    notes 1.10: a fixed delta guarantees nothing.
@@ -1179,13 +1284,41 @@ def chain_rule(c: Control) -> Sides:
     """Moving a policy along Q is moving its action along grad_a Q; at one state, Q held fixed.
 
     Equation:  grad_theta Q^k(s, mu_theta(s)) = grad_theta mu_theta(s) grad_a Q^k(s, a) at a = mu_theta(s)
-    Source:    notes 1.11.
+    Source:    notes 1.11. Left by automatic differentiation, right with the closed form of grad_a Q.
     Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q, state = lqr.q_function(c.problem, c.feedback), c.problem.initial_mean
     left = gradient(lambda k: q(state, k @ state), c.feedback)
-    slope = gradient(lambda action: q(state, action), c.feedback @ state)
-    return Sides(left, slope.unsqueeze(-1) * state)
+    return Sides(left, torch.outer(lqr.action_gradient(c.problem, c.feedback) @ state, state))
+
+
+def _expected_critic_error(c: Control, following: Tensor) -> Tensor:
+    """(64,) E_{s'}[r + gamma Q^mu(s', following s') - Q^mu(s, a)] at states and actions drawn at random."""
+    q = lqr.q_function(c.problem, c.feedback)
+    g = _generator(0, 8)
+    state, action = _normal(g, 64, c.problem.n), _normal(g, 64, c.problem.m)
+    reward = -((state @ c.problem.Q * state).sum(-1) + (action @ c.problem.R * action).sum(-1))
+    after = state @ c.problem.A.mT + action @ c.problem.B.mT
+    lift = torch.cat([torch.eye(c.problem.n, dtype=F64), following])
+    noise = (lift.mT @ q.matrix @ lift * c.problem.W).sum()  # what the process noise adds to the mean of a quadratic
+    return reward + c.problem.discount * (q(after, after @ following.mT) + noise) - q(state, action)
+
+
+def critic_error(c: Control) -> Sides:
+    """At Q^mu the critics' error has mean zero, whatever action was taken: on-policy, and off-policy with a' = mu(s').
+
+    Equation:  E_{s'}[r(s, a) + gamma Q^mu(s', mu(s')) - Q^mu(s, a)] = 0 for every s and a
+    Source:    notes 1.11, both algorithms; on-policy a_{t+1} is mu(s_{t+1}). Measured against Q^mu.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    error = _expected_critic_error(c, c.feedback)
+    return Sides(error, torch.zeros_like(error), scale=float(lqr.q_function(c.problem, c.feedback).matrix.norm()))
+
+
+def critic_error_of_the_behaviour(c: Control) -> Sides:
+    """Negative control: off-policy with the behaviour's next action, where the on-policy algorithm has a_{t+1}."""
+    error = _expected_critic_error(c, c.other)
+    return Sides(error, torch.zeros_like(error), scale=float(lqr.q_function(c.problem, c.feedback).matrix.norm()))
 
 
 def off_policy_deterministic_objective(c: Control) -> Sides:
@@ -1242,11 +1375,23 @@ def compatible_critic(c: Control) -> Sides:
     Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     directions = torch.stack([c.other, c.feedback])
-    w = lqr.compatible_weights(c.problem, c.feedback, directions)
-    moment = lqr.second_moment(c.problem, c.feedback)
-    fitted = torch.einsum("jab,j->ab", directions, w)
+    return _actor_gradients(c, directions, lqr.compatible_weights(c.problem, c.feedback, directions))
+
+
+def compatible_critic_of_other_states(c: Control) -> Sides:
+    """Negative control: the same critic fitted over the states of another policy."""
+    directions = torch.stack([c.other, c.feedback])
+    moment = lqr.second_moment(c.problem, c.other)
+    gram = torch.einsum("iab,bc,jac->ij", directions, moment, directions)
+    slope = torch.einsum("iab,ab->i", directions, lqr.action_gradient(c.problem, c.feedback) @ moment)
+    return _actor_gradients(c, directions, torch.linalg.solve(gram, slope))
+
+
+def _actor_gradients(c: Control, directions: Tensor, w: Tensor) -> Sides:
+    """The gradient along each direction, and what the actor follows with the critic of weights w."""
     left = torch.einsum("iab,ab->i", directions, gradient(lambda k: lqr.objective(c.problem, k), c.feedback))
-    return Sides(left, torch.einsum("iab,ab->i", directions, fitted @ moment))
+    fitted = torch.einsum("jab,j->ab", directions, w)
+    return Sides(left, torch.einsum("iab,ab->i", directions, fitted @ lqr.second_moment(c.problem, c.feedback)))
 
 
 # 2.1: conservative Q-learning
@@ -1270,43 +1415,65 @@ def policy_improvement_as_printed(c: Process) -> Sides:
     return Sides(left, gradient(lambda theta: (c.policy * c.function).sum() + 0.0 * theta.sum(), c.theta))
 
 
-def _conservative_step(d: Dataset, penalty: Callable[[Tensor], Tensor]) -> Tensor:
-    """(S, A) argmin_Q alpha penalty(Q) + 1/2 E_{s,a~D}[(Q - B-hat Q^k)^2], by one Newton step from zero.
+def _argmin(d: Dataset, q_k: Tensor, penalty: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """(S, A) argmin_Q alpha penalty(Q) + 1/2 E_{s,a,s'~D}[(Q(s, a) - r - gamma E_{a'~pi} Q^k(s', a'))^2].
 
-    The objective is quadratic with a diagonal Hessian, the weights of the dataset; Q^k is the arbitrary function.
+    By one Newton step from zero: the objective is quadratic with a diagonal Hessian, the weights of the dataset. The
+    backup is of a single s', as the dataset has it; ``penalty`` is a mean over its states.
     """
-    states = torch.full((d.model.num_states, 1), 1.0 / d.model.num_states, dtype=F64)
-    weight = states * d.behaviour
-    backup = d.model.reward + d.model.gamma * d.model.transition @ (d.policy * d.process.function).sum(-1)
+    states = 1.0 / d.model.num_states
+    weight = states * d.behaviour.unsqueeze(-1) * d.model.transition
+    target = d.model.reward.unsqueeze(-1) + d.model.gamma * (d.policy * q_k).sum(-1)
 
     def loss(q: Tensor) -> Tensor:
-        return CONSERVATIVE_WEIGHT * penalty(states * q) + 0.5 * (weight * (q - backup).square()).sum()
+        fit = 0.5 * (weight * (q.unsqueeze(-1) - target).square()).sum()
+        return fit if penalty is None else fit + CONSERVATIVE_WEIGHT * penalty(states * q)
 
-    return -gradient(loss, torch.zeros_like(backup)) / weight
+    return -gradient(loss, torch.zeros_like(q_k)) / weight.sum(-1)
+
+
+def policy_evaluation(d: Dataset) -> Sides:
+    """The minimiser of the Bellman error on a dataset is the empirical backup.
+
+    Equation:  argmin_Q E_D[(r + gamma E_{a'~pi}[Q^k(s', a')] - Q(s, a))^2] = B-hat Q^k,  Q^k the third iterate
+    Source:    notes 2.1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    q_k, following = _third_and_fourth(d, mdps.conservative_evaluation, weight=0.0)
+    return Sides(_argmin(d, q_k), following)
+
+
+_EVALUATIONS = (mdps.conservative_evaluation, mdps.conservative_evaluation_in_expectation)
+
+
+def _third_and_fourth(
+    d: Dataset, evaluation: Callable[..., Tensor], weight: float = CONSERVATIVE_WEIGHT
+) -> tuple[Tensor, Tensor]:
+    """Two iterates of a conservative evaluation with mu = pi, one after the other."""
+    given = (d.model, d.policy, d.behaviour, d.policy, weight)
+    return evaluation(*given, iterations=3), evaluation(*given, iterations=4)
 
 
 def conservative_update(d: Dataset) -> Sides:
-    """The minimiser of the first update, with mu = pi, is the backup less alpha mu / pi_beta.
+    """The minimiser of the first update, with mu = pi, is the backup less alpha mu / pi_beta: one iteration.
 
-    Equation:  argmin_Q alpha E_{s~D, a~mu}[Q] + 1/2 E_{s,a~D}[(Q - B Q^k)^2] = B Q^k - alpha mu / pi_beta
-    Source:    notes 2.1.1; Kumar et al. 2020, Eq. 1. pi_beta and B are empirical, Q^k arbitrary.
+    Equation:  argmin_Q alpha E_{s~D, a~mu}[Q] + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha mu / pi_beta
+    Source:    notes 2.1.1; Kumar et al. 2020, Eq. 1. pi_beta and B are empirical, Q^k the third iterate.
     Verified:  tests/exact/test_theorems.py::test_every_statement
     """
-    left = _conservative_step(d, lambda q: (d.policy * q).sum())
-    backup = d.model.reward + d.model.gamma * d.model.transition @ (d.policy * d.process.function).sum(-1)
-    return Sides(left, backup - CONSERVATIVE_WEIGHT * d.policy / d.behaviour)
+    q_k, following = _third_and_fourth(d, mdps.conservative_evaluation)
+    return Sides(_argmin(d, q_k, lambda q: (d.policy * q).sum()), following)
 
 
 def conservative_update_in_expectation(d: Dataset) -> Sides:
-    """The minimiser of the second update is the backup less alpha (mu / pi_beta - 1).
+    """The minimiser of the second update is the backup less alpha (mu / pi_beta - 1): one iteration.
 
     Equation:  argmin_Q alpha (E_mu[Q] - E_{pi_beta}[Q]) + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha (mu / pi_beta - 1)
     Source:    notes 2.1.1; Kumar et al. 2020, Eq. 2.
     Verified:  tests/exact/test_theorems.py::test_every_statement
     """
-    left = _conservative_step(d, lambda q: ((d.policy - d.behaviour) * q).sum())
-    backup = d.model.reward + d.model.gamma * d.model.transition @ (d.policy * d.process.function).sum(-1)
-    return Sides(left, backup - CONSERVATIVE_WEIGHT * (d.policy / d.behaviour - 1.0))
+    q_k, following = _third_and_fourth(d, mdps.conservative_evaluation_in_expectation)
+    return Sides(_argmin(d, q_k, lambda q: ((d.policy - d.behaviour) * q).sum()), following)
 
 
 def conservative_fixed_points(d: Dataset) -> Sides:
@@ -1319,9 +1486,6 @@ def conservative_fixed_points(d: Dataset) -> Sides:
     given = (d.model, d.policy, d.behaviour, d.policy, CONSERVATIVE_WEIGHT)
     iterated = [f(*given, iterations=500) for f in _EVALUATIONS]
     return Sides(torch.stack(iterated), torch.stack([f(*given) for f in _EVALUATIONS]))
-
-
-_EVALUATIONS = (mdps.conservative_evaluation, mdps.conservative_evaluation_in_expectation)
 
 
 def pointwise_threshold(d: Dataset) -> float:
@@ -1515,7 +1679,8 @@ def reward_model_gradient(p: Preferences) -> Sides:
     Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     error = torch.sigmoid(_margins(p.score)) - torch.sigmoid(_margins(p.log_policy))
-    weight = languages.pair_weights(p.log_reference)
+    reference = p.log_reference.exp()
+    weight = reference.unsqueeze(-1) * reference.unsqueeze(-2)
     right = -2.0 * p.language.prompt_weight.unsqueeze(-1) * (weight * error).sum(-1)
     return Sides(gradient(lambda r: _preference_loss(p, r), p.log_policy), right)
 
@@ -1712,19 +1877,23 @@ STATEMENTS: tuple[Statement, ...] = (
     Statement("1.7", "V without the temperature", _N, continuing, soft_value_at_temperature_1),
     Statement("1.7", "Q = r + gamma E[V]", _E, continuing, soft_bellman),
     Statement("1.7", "Q = r + gamma E[V] up to termination", _E, episodic, soft_bellman),
+    Statement("1.7", "Q = r + gamma E[V] past the end", _N, episodic, soft_bellman_past_the_end),
     Statement("1.7", "gradient of the value loss", _E, continuing, soft_value_gradient),
+    Statement("1.7", "gradient of the Q-function's loss", _E, continuing, soft_q_gradient),
     Statement("1.7", "no policy beats the soft optimum", _I, continuing, soft_improvement),
     Statement("1.8", "lim E[R_t] = sum_s mu(s) sum_a pi r", _E, continuing, average_reward),
     Statement("1.8", "V(s) = E[sum_t R_t - r(pi)]", _E, continuing, differential_values),
     Statement("1.8", "E[r - r(pi) + v(s') - v(s)] = 0", _E, continuing, differential_error),
     Statement("1.8", "TD error without the gain", _N, continuing, differential_error_without_the_gain),
     Statement("1.8", "Theorem 4", _E, continuing, theorem_4),
+    Statement("1.8", "Theorem 4, its proof, state by state", _E, continuing, theorem_4_proof),
     Statement("1.8", "Theorem 4 with discounted values", _N, continuing, theorem_4_with_discounted_values),
     Statement("1.9", "P(s_t = s), the product from i = 0", _E, episodic, probability_of_a_state),
     Statement("1.9", "P(s_t = s), the product from i = 1", _N, episodic, probability_of_a_state_from_step_1),
     Statement("1.9", "Lemma 5, arbitrary f", _E, episodic, lemma_5),
     Statement("1.9", "Theorem 6: performance difference", _E, continuing, theorem_6),
     Statement("1.9", "Theorem 6 along trajectories", _E, episodic, theorem_6_over_trajectories),
+    Statement("1.9", "Theorem 6, its proof's two steps", _E, episodic, theorem_6_proof),
     Statement("1.9", "Theorem 6 at the other policy's states", _N, continuing, theorem_6_at_the_other_states),
     Statement("1.10", "V' - V = E_{d'} E_pi[ratio A]/(1 - gamma)", _E, continuing, surrogate_identity),
     Statement("1.10", "L(pi) = 0, grad L(pi) = grad V", _E, continuing, surrogate_to_first_order),
@@ -1732,7 +1901,8 @@ STATEMENTS: tuple[Statement, ...] = (
     Statement("1.10", "|V' - V - L| <= C sqrt(E KL)", _I, continuing, trpo_bound),
     Statement("1.10", "|V' - V - L| <= sqrt(2) C E D_TV", _I, continuing, total_variation_bound),
     Statement("1.10", "L <= V' - V + C sqrt(E KL), a natural step", _I, continuing, improvement_bound),
-    Statement("1.10", "L > 0 means improvement", _N, shared_step, improvement_is_not_guaranteed),
+    Statement("1.10", "PPO's KL penalty: grad V at the old policy", _E, continuing, penalised_surrogate_to_first_order),
+    Statement("1.10", "L > 0 and KL <= 0.01 mean improvement", _N, shared_step, improvement_is_not_guaranteed),
     Statement("1.10", "KL(pi'||pi) = KL(pi||pi')", _N, continuing, kl_directions),
     Statement("1.10", "A^(k) = sum_l gamma^l delta, every k", _E, recording, k_step_telescopes),
     Statement("1.10", "A^(2) with gamma V(s_{t+2})", _N, recording, two_step_advantage_as_printed),
@@ -1745,11 +1915,15 @@ STATEMENTS: tuple[Statement, ...] = (
     Statement("1.11", "J = integral of p^mu r(s, mu(s)), LQR", _E, control, control_objective_over_visits),
     Statement("1.11", "deterministic policy gradient theorem, LQR", _E, control, deterministic_policy_gradient),
     Statement("1.11", "grad Q(s, mu(s)) = grad mu grad_a Q", _E, control, chain_rule),
+    Statement("1.11", "E[delta] = 0 at Q^mu, any action", _E, control, critic_error),
+    Statement("1.11", "the same with the behaviour's next action", _N, control, critic_error_of_the_behaviour),
     Statement("1.11", "J_pi = integral of p^pi V = of p^pi Q", _E, control, off_policy_deterministic_objective),
     Statement("1.11", "off-policy update = grad mu grad_a Q", _E, control, off_policy_deterministic_gradient),
     Statement("1.11", "off-policy, grad Q dropped", _N, control, off_policy_deterministic_is_approximate),
     Statement("1.11", "off-policy, grad mu Q without grad_a", _N, control, off_policy_deterministic_middle_form),
     Statement("1.11", "compatible critic gives the gradient", _E, control, compatible_critic),
+    Statement("1.11", "compatible critic of other states", _N, control, compatible_critic_of_other_states),
+    Statement("2.1", "policy evaluation: argmin = B-hat Q", _E, dataset, policy_evaluation),
     Statement("2.1", "policy improvement under the new policy", _E, continuing, policy_improvement),
     Statement("2.1", "policy improvement under pi^k", _N, continuing, policy_improvement_as_printed),
     Statement("2.1.1", "argmin = B Q - alpha mu/pi_beta", _E, dataset, conservative_update),
