@@ -42,7 +42,7 @@ def drive(make_run: Callable[[Callable[[str], None]], Run], *, quiet: bool) -> R
                 logger.info(text) if quiet else progress.note(text)
             # Without a display, what a user should know goes to the log: fallbacks as warnings.
             run.note = logger.info if quiet else progress.note
-            run.agent.learner.note = logger.warning if quiet else progress.note
+            run.agent.learner.say = logger.warning if quiet else progress.note
             try:
                 for row in run:
                     progress.update({**row, "seed": seeds[0]})

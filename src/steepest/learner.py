@@ -304,14 +304,14 @@ class Learner:
         self.members = members
         self.compile = compile
         self.device = device
-        self._note = note
-        self._noted: set[str] = set()
+        self.say = note
+        self._said: set[str] = set()
 
     def note(self, line: str) -> None:
         """Say something once, however many functions it is true of."""
-        if line not in self._noted:
-            self._noted.add(line)
-            self._note(line)
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def lift(self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True) -> Lifted:
         """A function of member-stacked trees from a function of one member's trees.

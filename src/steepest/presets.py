@@ -20,7 +20,6 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate_schedule": "linear",
         "clip_schedule": "linear",
         "gamma": 0.98,
-        "gae_lambda": 0.8,
     },
     ("ppo", "Acrobot"): {
         "total_steps": 500_000,
