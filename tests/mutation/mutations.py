@@ -344,7 +344,7 @@ ADAM: Mistakes = {
         'state["params"] - learning_rate * step',
         'state["params"] + learning_rate * step',
     ),
-    "no bias correction of the mean": ("(mean / (1.0 - beta1**count))", "mean"),
+    "no bias correction of the mean": ("(mean / correction1)", "mean"),
     "step counted after it is used": (
         'count = state["adam_count"] + 1.0',
         'count = state["adam_count"] + 2.0',
