@@ -28,9 +28,10 @@ def test_three_seeds_trained_together_solve_cartpole(tmp_path: Path) -> None:
     assert min(means) >= 475, means
 
 
-def test_reinforce_learns_cartpole() -> None:
-    agent = steepest.train("reinforce", "CartPole-v1", seed=0, total_steps=500_000)
-    assert steepest.evaluate(agent, "CartPole-v1", episodes=100)[0].mean >= 400
+def test_reinforce_learns_cartpole(tmp_path: Path) -> None:
+    steepest.train_seeds("reinforce", "CartPole-v1", seeds=3, total_steps=500_000, out=tmp_path / "run")
+    means = [result.mean for result in steepest.evaluate(tmp_path / "run", episodes=100)]
+    assert sum(means) / len(means) >= 430, means
 
 
 class WithoutVelocities(gym.ObservationWrapper[Any, Any, Any]):
