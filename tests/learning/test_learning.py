@@ -31,7 +31,7 @@ def test_three_seeds_trained_together_solve_cartpole(tmp_path: Path) -> None:
 def test_reinforce_learns_cartpole(tmp_path: Path) -> None:
     steepest.train_seeds("reinforce", "CartPole-v1", seeds=3, total_steps=500_000, out=tmp_path / "run")
     means = [result.mean for result in steepest.evaluate(tmp_path / "run", episodes=100)]
-    assert sum(means) / len(means) >= 430, means
+    assert min(means) >= 400, means
 
 
 class WithoutVelocities(gym.ObservationWrapper[Any, Any, Any]):

@@ -19,7 +19,7 @@ READ = (MASK, "episode_frame_number")
 class SerialVectorEnv(SyncVectorEnv):
     """Gymnasium's SyncVectorEnv in its NEXT_STEP mode, with of the environments' infos only those in ``READ``.
 
-    Merging whole info dicts costs 20 microseconds a step and environment, half of what a MuJoCo step does.
+    Merging whole info dicts costs 20 microseconds a step for one HalfCheetah-v5, whose own step takes 49.
     """
 
     def __init__(self, env_fns: Any) -> None:
