@@ -27,6 +27,7 @@ from steepest.distributions import (
     floored_log_probs,
     floored_log_std,
 )
+from steepest.errors import require
 from steepest.types import BARE_OBS, ActionSpec, Obs, ObsSpec
 
 NetworkFactory = Callable[[ObsSpec], nn.Module]
@@ -91,14 +92,6 @@ class PolicyConfig:
             self.gaussian,
             '"diagonal" where squash is "tanh"',
         )
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise the one kind of error that a bad configuration value gives."""
-    if not condition:
-        from steepest.errors import UsageError
-
-        raise UsageError(f"{name} is {value!r}; expected {expected}")
 
 
 class Normalization(NamedTuple):

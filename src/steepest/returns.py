@@ -75,7 +75,7 @@ def lambda_return(
 
     Equation:  G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda_t) V(s_{t+1}) + lambda_t G_{t+1} ],
                lambda_t = 0 where the recording stops (truncation, or the last row)
-    Source:    Sutton & Barto 2018, Eq. 12.20. G_t = A_t^GAE + V(s_t), which is how it is computed.
+    Source:    Sutton & Barto 2018, Section 12.8. G_t = A_t^GAE + V(s_t), which is how it is computed.
     Verified:  tests/exact/test_returns.py::test_lambda_return_recursion
     """
     advantage = generalized_advantage(reward, value, terminated, truncated, valid, gamma, trace_decay)

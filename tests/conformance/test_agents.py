@@ -418,6 +418,7 @@ def test_vmapped_members_learn_as_if_alone(algorithm: str, options: dict[str, An
         assert_close_figures({k: v[i : i + 1] for k, v in together.items()}, figures, dtype)
         assert float((mine["params"] - before[i]).abs().max()) > 1e-4
         other = population.state["params"][(i + 1) % 3]
+        # A wide tolerance asks for more here: members differ by more than 1e-2, a hundred times what rounding does.
         assert not torch.allclose(mine["params"][0], other, rtol=1e-2, atol=1e-2)
 
 

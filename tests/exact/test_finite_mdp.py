@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -610,6 +611,17 @@ def test_conservative_bounds_without_sampling_error(seed: int) -> None:
     inside = exact.conservative_evaluation_in_expectation(mdp, policy, behaviour, policy, 0.3)
     assert bool(((policy * inside).sum(1) < value).all())
     assert bool((inside > pointwise).all()), "the second bound is tighter"
+
+
+@pytest.mark.parametrize("weight", [-1e-9, -math.inf, math.inf, math.nan])
+def test_conservative_weights_are_not_negative(weight: float) -> None:
+    mdp = FiniteMDP.from_problem(problems.two_state())
+    policy = torch.full((2, 2), 0.5, dtype=F64)
+    for evaluation in (exact.conservative_evaluation, exact.conservative_evaluation_in_expectation):
+        free = evaluation(mdp, policy, policy, policy, 0.0)
+        torch.testing.assert_close(free, exact.action_value(mdp, policy), rtol=1e-12, atol=1e-12)
+        with pytest.raises(ValueError, match=r"weight is .*; it must be a number >= 0"):
+            evaluation(mdp, policy, policy, policy, weight)
 
 
 def test_conservative_penalty_needs_support() -> None:

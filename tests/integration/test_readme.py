@@ -89,13 +89,14 @@ def command_lines() -> Iterator[Any]:
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
-    from steepest import api, cli, estimators, verification
+    from steepest import api, cli, estimators
     from steepest.runs import plots
+    from steepest.verification import table
 
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
-    work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (verification, "check"), (estimators, "compare"))
+    work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
     for module, name in work:
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.agent import Agent
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
 from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
-from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
+from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,

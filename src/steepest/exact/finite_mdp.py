@@ -9,6 +9,7 @@ decided there. gamma = 1 is allowed, and the discounted functions then ask that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -713,7 +714,7 @@ def off_policy_gradient_approximate(
     """The off-policy gradient of the notes and of Off-PAC, which drops grad Q; shape of theta.
 
     Equation:  sum_s d^beta[s] sum_a grad pi(a|s) Q[s, a], or p^beta for "discounted"
-    Source:    notes 1.6; Degris, White & Sutton 2012, Eq. 5. It is not the gradient of J_beta.
+    Source:    notes 1.6; Degris, White & Sutton 2012, whose approximation it is. It is not the gradient of J_beta.
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
     """
     weight = behaviour_weighting(mdp, behaviour, weighting)
@@ -730,7 +731,7 @@ def emphasis(
     """(S,) the emphatic weighting of states, with which the dropped term comes back.
 
     Equation:  m = (I - gamma P_pi^T)^-1 i,  i = d^beta (or p^beta for "discounted") unless ``interest`` (S,) is given
-    Source:    Imani, Graves & White 2018, Eq. 5. i already contains the behaviour's weighting: per-state interest 1
+    Source:    Imani, Graves & White 2018. i already contains the behaviour's weighting: per-state interest 1
                with states met as often as under d^beta, or met at time t with weight gamma^t.
     Raises:    UsageError on an interest of another shape
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
@@ -753,7 +754,8 @@ def emphatic_gradient(
     """The off-policy gradient by its theorem: states weighted by their emphasis; shape of theta.
 
     Equation:  grad J_beta = sum_s m[s] sum_a grad pi(a|s) Q[s, a], with m and Q held fixed
-    Source:    Imani, Graves & White 2018, Theorem 1.
+    Source:    Imani, Graves & White 2018, whose theorem it is; derived from V^pi = r_pi + gamma P_pi V^pi, so that
+               grad V^pi = (I - gamma P_pi)^-1 sum_a grad pi(a|.) Q(., a), weighted by i.
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
     """
     policy = policy_fn(theta.detach())
@@ -773,9 +775,11 @@ def conservative_evaluation(
     Source:    notes 2.1.1, first update; Kumar et al. 2020, Eq. 1 and Theorem 3.1. Nothing is penalised where the
                process is over.
     Args:      mdp: the true process or the empirical one; policy, behaviour, mu (S, A); weight in reward units
-    Raises:    UsageError where mu chooses what behaviour never does
-    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points
+    Raises:    UsageError where mu chooses what behaviour never does; ValueError unless 0 <= weight < infinity
+    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points,
+               tests/exact/test_finite_mdp.py::test_conservative_weights_are_not_negative
     """
+    _check_weight(mdp, weight)
     return _conservative(mdp, policy, weight * _density_ratio(mdp, mu, behaviour), iterations)
 
 
@@ -787,10 +791,20 @@ def conservative_evaluation_in_expectation(
     Equation:  Q <- B^pi Q - weight (mu / behaviour - 1), iterated from 0, or its fixed point (iterations None)
     Source:    notes 2.1.1, second update; Kumar et al. 2020, Eq. 2 and Theorem 3.2.
     Args:      as for ``conservative_evaluation``
-    Raises:    UsageError where mu chooses what behaviour never does
-    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points
+    Raises:    UsageError where mu chooses what behaviour never does; ValueError unless 0 <= weight < infinity
+    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points,
+               tests/exact/test_finite_mdp.py::test_conservative_weights_are_not_negative
     """
+    _check_weight(mdp, weight)
     return _conservative(mdp, policy, weight * (_density_ratio(mdp, mu, behaviour) - 1.0), iterations)
+
+
+def _check_weight(mdp: FiniteMDP, weight: float) -> None:
+    if not 0.0 <= weight < math.inf:
+        raise ValueError(
+            f"{mdp.name}: weight is {weight}; it must be a number >= 0, since a negative one raises the values that it "
+            "should bound (0 is no penalty)."
+        )
 
 
 def _conservative(mdp: FiniteMDP, policy: Tensor, penalty: Tensor, iterations: int | None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest.drawing import COLOURS, FAINT_INK, STYLE
 from steepest.errors import RunError, UsageError
 from steepest.files import write_bytes_atomic
 from steepest.runs.directory import read_json
@@ -29,32 +30,8 @@ Statistic = Callable[[Array, int], Array]
 TRAIN_RETURN = "train/return_mean"
 EVAL_RETURN = "eval/return_mean"
 
-# Okabe and Ito (2008): distinct for every common kind of colour vision; the yellow is left out, being faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
+_COLOURS = tuple(COLOURS.values())
 _LINES = ("-", "--", ":", "-.")
-_INK, _FAINT_INK = "#222222", "#6B6B6B"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10.5,
-    "text.color": _INK,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#9A9A9A",
-    "ytick.color": "#9A9A9A",
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.facecolor": "white",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "lines.solid_capstyle": "round",
-    "savefig.dpi": 160,
-}
 _GRID_POINTS = 200
 
 _NO_DIFFERENCE = ("seed", "seeds", "keep_checkpoints", "tensorboard", "wandb")
@@ -293,7 +270,7 @@ def plot_runs(
 
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         width = (5.0 * len(kinds) if len(kinds) > 1 else 7.0) + (2.8 if len(labels) > 1 else 0.0)
         figure = _new_figure((width, 3.7 * len(envs) + 0.3))
         panels = figure.subplots(len(envs), len(kinds), squeeze=False, sharey="row")
@@ -349,10 +326,10 @@ def plot_curve(run_dir: Path) -> Path:
 
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = _new_figure((7.6, 4.6))
         axes = figure.subplots()
-        blue, orange = _COLOURS[0], _COLOURS[1]
+        blue, orange = COLOURS["blue"], COLOURS["vermilion"]
         if len(train) == 1:
             axes.plot(train[0].steps, train[0].values, color=blue, alpha=0.28, linewidth=0.9)
             axes.plot(
@@ -555,7 +532,7 @@ def _subtitle(axes: Axes, text: str) -> None:
         xytext=(0, 8),
         xycoords="axes fraction",
         textcoords="offset points",
-        color=_FAINT_INK,
+        color=FAINT_INK,
         fontsize=9.5,
         annotation_clip=False,
     ).set_in_layout(False)

@@ -67,9 +67,27 @@ def full_return(c: Process) -> Sides:
     return Sides(score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
 
 
+def _two_trajectories(c: Process, divisor: float) -> Tensor:
+    """(S, A) minus the expected gradient of the loss of two independent trajectories, over every pair of them."""
+
+    def expected_loss(theta: Tensor) -> Tensor:
+        policy = distributions.Categorical(torch.log_softmax(theta, -1)[c.paths.state[:-1]])
+        per_step = losses.score_function_loss(policy.log_prob(c.paths.action), c.returns.expand_as(c.paths.reward))
+        each = (per_step * c.paths.valid).sum(0)
+        pairs = (each.unsqueeze(0) + each.unsqueeze(1)) / divisor
+        return c.paths.probability @ pairs @ c.paths.probability
+
+    return -gradient(expected_loss, c.theta)
+
+
+def mean_over_trajectories(c: Process) -> Sides:
+    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2."""
+    return Sides(_two_trajectories(c, 2.0), c.gradient)
+
+
 def sum_over_trajectories(c: Process) -> Sides:
-    """Negative control: two trajectories summed, as in the box, instead of averaged."""
-    return Sides(2.0 * score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
+    """Negative control: trajectories summed, as in the box, so that the step grows with their number."""
+    return Sides(_two_trajectories(c, 1.0), c.gradient)
 
 
 def reward_to_go(c: Process) -> Sides:
@@ -230,6 +248,7 @@ _TD = "returns.td_error"
 
 ROWS: tuple[Statement, ...] = (
     Statement("1.2", "full return", EQUALITY, episodic, full_return, _SCORE),
+    Statement("1.2", "mean over two trajectories", EQUALITY, episodic, mean_over_trajectories, _SCORE),
     Statement("1.2", "trajectories summed, not averaged", CONTROL, episodic, sum_over_trajectories, _SCORE),
     Statement("1.2", "gamma = 1", EQUALITY, undiscounted_episodic, full_return, _SCORE),
     Statement("1.3", "reward-to-go with gamma^t", EQUALITY, episodic, reward_to_go, "returns.reward_to_go"),
