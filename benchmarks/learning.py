@@ -27,6 +27,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "ppo-walker2d": ("ppo", "Walker2d-v5"),
     "ppo-pong": ("ppo", "ALE/Pong-v5", "--total-steps", "1000000"),
     "reinforce-cartpole": ("reinforce", "CartPole-v1"),
+    "ppo_kl-cartpole": ("ppo_kl", "CartPole-v1", "--total-steps", "100000"),
+    "ppo_kl-halfcheetah": ("ppo_kl", "HalfCheetah-v5"),
+    "ppo_kl-hopper": ("ppo_kl", "Hopper-v5"),
+    "ppo_kl-walker2d": ("ppo_kl", "Walker2d-v5"),
 }
 
 IMAGES = ("ppo-pong",)

@@ -1,4 +1,4 @@
-"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step returns.
+"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step returns, V-trace.
 
 All take (T, ...) rewards and flags and (T+1, ...) values in the transition convention of ``types.Rollout``: value[t+1]
 belongs to the true observation that followed step t, also where the episode ended there. Bootstrapping is cut by
@@ -7,6 +7,8 @@ and passes what comes after it through unchanged. Rewards and values share their
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -97,3 +99,61 @@ def reward_to_go(
     Verified:  tests/exact/test_returns.py::test_reward_to_go_is_the_discounted_sum
     """
     return lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)
+
+
+class VTrace(NamedTuple):
+    """What V-trace says of every step, in reward units; see ``vtrace``."""
+
+    target: Tensor  # (T, ...) v_t, for the value function
+    q_value: Tensor  # (T, ...) q_t, of the action taken
+    advantage: Tensor  # (T, ...) rho_t (q_t - V(s_t)), for the policy gradient
+
+
+def vtrace(
+    log_ratio: Float[Tensor, "t *shape"],
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    trace_decay: float | Tensor,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+) -> VTrace:
+    """Value targets and advantages of a policy pi from what another policy mu did.
+
+    Equation:  v_t - V(s_t) = rho_t delta_t + gamma c_t (1 - done_t) (v_{t+1} - V(s_{t+1})),
+               rho_t = min(rho_bar, x_t),  c_t = lambda min(c_bar, x_t),  x_t = pi(a_t|s_t) / mu(a_t|s_t);
+               q_t = r_t + gamma (1 - terminated_t) [ (1 - lambda_t) V(s_{t+1}) + lambda_t v_{t+1} ],
+               lambda_t = 0 where the recording stops;  advantage_t = rho_t (q_t - V(s_t))
+    Source:    Espeholt et al. 2018, Eq. 1, Remark 2 (lambda) and section 4.2 (q). Differences: lambda in q too, so
+               that with x = 1 the target is the lambda-return and q - V is GAE; explicit termination and truncation;
+               rows that decided nothing (valid 0) pass v_{t+1} - V(s_{t+1}) through. The target's fixed point is the
+               value of pi_rho(a|s) ~ min(rho_bar mu(a|s), pi(a|s)), which is pi only for a large rho_bar; c_bar trades
+               variance for speed and leaves the fixed point where it is.
+    Args:      log_ratio (T, ...) nats, log pi - log mu of the action taken; reward (T, ...), value (T+1, ...) reward
+               units, V of any policy; flags (T, ...) bool; gamma, trace_decay (lambda) in [0, 1]. All detached by the
+               caller: a target is no function of what it is a target for
+    Returns:   target, q_value and advantage, each (T, ...) reward units; meaningless where valid is 0
+    Raises:    ValueError unless value has one row more than reward, and rho_bar >= c_bar > 0
+    Verified:  tests/exact/test_vtrace.py::test_vtrace_equals_the_defining_sum,
+               tests/exact/test_vtrace.py::test_the_fixed_point_is_the_clipped_policys_value
+    """
+    if value.shape[0] != reward.shape[0] + 1:
+        raise ValueError(
+            f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards"
+        )
+    if not rho_bar >= c_bar > 0.0:
+        raise ValueError(f"rho_bar is {rho_bar} and c_bar is {c_bar}; expected rho_bar >= c_bar > 0")
+    ratio = torch.exp(log_ratio)
+    rho = ratio.clamp(max=rho_bar)
+    going_on = (~(terminated | truncated)).to(reward.dtype)
+    here, following = value[:-1], value[1:]
+    delta = td_error(reward, here, following, terminated, gamma)
+    shrink = (gamma * trace_decay) * ratio.clamp(max=c_bar) * going_on
+    weighted = torch.where(valid, rho * delta, torch.zeros_like(delta))
+    correction = reverse_recurrence(weighted, torch.where(valid, shrink, torch.ones_like(shrink)))
+    next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])])
+    advantage = delta + (gamma * trace_decay) * going_on * next_correction
+    return VTrace(here + correction, here + advantage, rho * advantage)

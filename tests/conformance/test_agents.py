@@ -447,6 +447,27 @@ def test_compiled_learns_as_eager(algorithm: str, seeds: tuple[int, ...], dtype:
     assert_close_figures(expected, found, dtype)
 
 
+@pytest.mark.compiles
+@pytest.mark.slow
+def test_corrections_compile_and_need_no_second_compilation() -> None:
+    """V-trace between the epochs, and the KL that adapts the coefficient, over two updates."""
+    options = {"normalize_reward": True, "off_policy_correction": "vtrace", "kl_coef": 0.5, "learning_rate": 0.02}
+    agent, rollout = population_and_rollout("ppo_kl", (0,), torch.float32, options)
+    specs = (agent.obs_spec, agent.action_spec)
+    compiled = type(agent)(agent.config, *specs, num_envs=2, compile=True, note=no_falling_back)
+    compiled.load_tensors(agent.tensors())
+    built = []
+    for progress in (0.0, 0.5):
+        expected, found = agent.update(rollout, progress), compiled.update(rollout, progress)
+        built.append({name: getattr(part.modes[0][1], "run", None) for name, part in compiled.lifted().items()})
+    assert {k: v for k, v in compiled.modes().items() if k != "merge"} == dict.fromkeys(
+        ("prepare", "steps", "correct", "adapt"), "compiled"
+    )
+    assert all(built[0][name] is built[1][name] for name in ("prepare", "steps", "correct", "adapt"))
+    assert_close_states(agent.state, compiled.state, torch.float32)
+    assert_close_figures(expected, found, torch.float32)
+
+
 COMPILED: dict[str, tuple[Any, str, str, torch.dtype, dict[str, Any]]] = {
     "lstm, dictionary, masks": (PARTLY_SEEN, "multi-discrete ragged", "info", F64, {"recurrent": "lstm"}),
     "gru, shared torso": (VECTOR, "box tanh", "none", F64, {"recurrent": "gru", "shared_torso": True}),
@@ -563,6 +584,7 @@ OUT_OF_RANGE = [
     ("epochs", 0),
     ("minibatches", 0),
     ("target_kl", 0.0),
+    ("kl_coef", 0.0),
     ("value_clip", 0.0),
     ("recurrent_size", 0),
     ("sequence_length", 0),

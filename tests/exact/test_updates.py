@@ -14,9 +14,10 @@ import torch
 import torch.distributions as td
 from torch import Tensor, nn
 
-from helpers import F64, defining_gae, discrete, synthetic_rollout, to_float64, vector
+from helpers import F64, defining_gae, defining_vtrace, discrete, synthetic_rollout, to_float64, vector
 from steepest.agent import Agent
 from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
 from steepest.learner import autograd_gradient, tree_map
 from steepest.networks import Normalization, PolicyInput
@@ -41,6 +42,7 @@ PPO_ONLY: dict[str, Any] = {
     "clip_epsilon": EPSILON,
     "clip_schedule": "constant",
 }
+KL_ONLY: dict[str, Any] = {"epochs": 3, "minibatches": 2, "gae_lambda": LAMBDA, "kl_coef": 0.5, "target_kl": 2.0**-7}
 NORMALISED = {"normalize_obs": True, "normalize_reward": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"normalize_advantage": False},
@@ -48,6 +50,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "schedules exchanged": {"learning_rate_schedule": "constant", "clip_schedule": "linear"},
     "clipped values": {"value_clip": 0.125},
     "stopped by the target KL": {"target_kl": 2.0**-9, **NORMALISED},
+    "corrected by V-trace": {"off_policy_correction": "vtrace", **NORMALISED},
+    "KL as printed in the notes": {"kl_direction": "new_old"},
 }
 PROGRESS = (0.25, 0.5)
 
@@ -79,6 +83,7 @@ class Written:
         self.observations: list[Tensor] = []
         self.returns: list[float] = []
         self.running = [0.0] * ENVS
+        self.kl_coef = getattr(agent.config, "kl_coef", 0.0)
 
     def forward(self, obs: Tensor, mask: Tensor) -> tuple[td.Categorical, Tensor]:
         statistics = Normalization({}, {})
@@ -111,7 +116,20 @@ class Written:
             value = value.view(STEPS + 1, ENVS)
             log_prob = policy.logits.view(STEPS + 1, ENVS, CHOICES)[:-1].gather(-1, rollout.action.unsqueeze(-1))
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        return defining_gae(self.scaled(rollout), value, *flags, GAMMA, lam), value[:-1], log_prob.squeeze(-1)
+        self.reward = self.scaled(rollout)
+        return defining_gae(self.reward, value, *flags, GAMMA, lam), value[:-1], log_prob.squeeze(-1)
+
+    def corrected(self, rollout: Rollout, old_log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """(advantage, target), each (T, N), by V-trace with the parameters as they are now."""
+        with torch.no_grad():
+            obs, mask = rollout.obs["obs"], rollout.action_mask
+            assert mask is not None
+            policy, value = self.forward(obs.flatten(0, 1), mask.flatten(0, 1))
+            value = value.view(STEPS + 1, ENVS)
+            log_prob = policy.logits.view(STEPS + 1, ENVS, CHOICES)[:-1].gather(-1, rollout.action.unsqueeze(-1))
+        flags = (rollout.terminated, rollout.truncated, rollout.valid)
+        v, q = defining_vtrace(log_prob.squeeze(-1) - old_log_prob, self.reward, value, *flags, GAMMA, LAMBDA)
+        return q - value[:-1], v
 
     def step(self, loss: Tensor, learning_rate: float, active: bool) -> float:
         """One step of Adam; the norm of the gradient before it is clipped."""
@@ -146,7 +164,10 @@ def written_ppo(run: Written, rollout: Rollout, progress: float) -> dict[str, fl
     orders = [torch.randperm(STEPS * ENVS, generator=run.generator) for _ in range(config.epochs)]
     active = True
     assert rollout.action_mask is not None
-    for index in torch.cat(orders).split(STEPS * ENVS // config.minibatches):
+    first_target = target
+    for number, index in enumerate(torch.cat(orders).split(STEPS * ENVS // config.minibatches)):
+        if config.off_policy_correction == "vtrace" and number > 0 and number % config.minibatches == 0:
+            advantage, target = run.corrected(rollout, old_log_prob)
         index = index[rollout.valid.flatten()[index]]
         pick = [x.flatten(0, 1)[index] for x in (rollout.obs["obs"], rollout.action_mask, rollout.action)]
         a, v_old, g, l_old = (x.flatten()[index] for x in (advantage, old_value, target, old_log_prob))
@@ -178,7 +199,58 @@ def written_ppo(run: Written, rollout: Rollout, progress: float) -> dict[str, fl
         )
     run.merge(rollout)
     means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
-    return {**means, **critic_figures(rollout, target, old_value)}
+    return {**means, **critic_figures(rollout, first_target, old_value)}
+
+
+def written_ppo_kl(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+    config = run.config
+    advantage, old_value, old_log_prob = run.advantages(rollout, LAMBDA)
+    target = first_target = advantage + old_value
+    assert rollout.action_mask is not None
+    obs, mask, action = (x.flatten(0, 1) for x in (rollout.obs["obs"][:-1], rollout.action_mask[:-1], rollout.action))
+    with torch.no_grad():
+        old_logits = run.forward(obs, mask)[0].logits
+
+    def divergence(new: td.Categorical, index: Tensor) -> Tensor:
+        old = td.Categorical(logits=old_logits[index])
+        return td.kl_divergence(old, new) if config.kl_direction == "old_new" else td.kl_divergence(new, old)
+
+    figures: list[dict[str, float]] = []
+    orders = [torch.randperm(STEPS * ENVS, generator=run.generator) for _ in range(config.epochs)]
+    for number, index in enumerate(torch.cat(orders).split(STEPS * ENVS // config.minibatches)):
+        if config.off_policy_correction == "vtrace" and number > 0 and number % config.minibatches == 0:
+            advantage, target = run.corrected(rollout, old_log_prob)
+        index = index[rollout.valid.flatten()[index]]
+        a, g, l_old = (x.flatten()[index] for x in (advantage, target, old_log_prob))
+        policy, value = run.forward(obs[index], mask[index])
+        if config.normalize_advantage:
+            a = standardised(a)
+        log_ratio = policy.log_prob(action[index]) - l_old
+        surrogate = -log_ratio.exp() * a + run.kl_coef * divergence(policy, index)
+        regression = 0.5 * (value - g) ** 2
+        entropy = policy.entropy()
+        loss = (surrogate + config.value_coef * regression - config.entropy_coef * entropy).mean()
+        norm = run.step(loss, run.rate(progress), active=True)
+        figures.append(
+            {
+                "policy_loss": surrogate.mean().item(),
+                "value_loss": regression.mean().item(),
+                "entropy": entropy.mean().item(),
+                "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),
+                "gradient_norm": norm,
+            }
+        )
+    decided = rollout.valid.flatten().nonzero().flatten()
+    with torch.no_grad():
+        kl = divergence(run.forward(obs[decided], mask[decided])[0], decided).mean().item()
+    used = run.kl_coef
+    if kl < config.target_kl / 1.5:
+        run.kl_coef /= 2
+    elif kl > config.target_kl * 1.5:
+        run.kl_coef *= 2
+    run.merge(rollout)
+    means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
+    return {**means, "kl": kl, "kl_coef": used, **critic_figures(rollout, first_target, old_value)}
 
 
 def written_reinforce(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
@@ -211,9 +283,14 @@ def critic_figures(rollout: Rollout, target: Tensor, value: Tensor) -> dict[str,
 
 ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
     "ppo": (PPO, PPOConfig, COMMON | PPO_ONLY, written_ppo),
+    "ppo_kl": (PPOKL, PPOKLConfig, COMMON | KL_ONLY, written_ppo_kl),
     "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_reinforce),
 }
-CASES = [("ppo", v) for v in VARIANTS] + [("reinforce", v) for v in ("plain", "normalised")]
+CASES = [
+    *[("ppo", v) for v in VARIANTS if v != "KL as printed in the notes"],
+    *[("ppo_kl", v) for v in ("plain", "normalised", "corrected by V-trace", "KL as printed in the notes")],
+    *[("reinforce", v) for v in ("plain", "normalised")],
+]
 
 
 @pytest.mark.parametrize(("algorithm", "variant"), CASES)
@@ -236,6 +313,9 @@ def test_updates_are_those_of_the_written_algorithm(algorithm: str, variant: str
         taken.append(expected.get("steps_taken", 1.0))
     if variant == "stopped by the target KL":
         assert 0.0 < min(taken) < 1.0
+    if algorithm == "ppo_kl":
+        assert float(agent.state["kl_coef"][0]) == run.kl_coef
+        assert expected["kl_coef"] != settings["kl_coef"], "the first update should have changed it"
     if VARIANTS[variant].get("normalize_reward"):
         found = agent.state["return_variance"][0]
         torch.testing.assert_close(found, torch.tensor(run.returns, dtype=F64).var(correction=0), rtol=1e-9, atol=0)

@@ -76,6 +76,42 @@ RETURNS: Mistakes = {
     ),
 }
 
+VTRACE: Mistakes = {
+    "ratio upside down": ("ratio = torch.exp(log_ratio)", "ratio = torch.exp(-log_ratio)"),
+    "rho not clipped": ("rho = ratio.clamp(max=rho_bar)", "rho = ratio"),
+    "rho clipped by the bar of c": ("rho = ratio.clamp(max=rho_bar)", "rho = ratio.clamp(max=c_bar)"),
+    "c not clipped": ("ratio.clamp(max=c_bar) * going_on", "ratio * going_on"),
+    "c clipped by the bar of rho": ("ratio.clamp(max=c_bar) * going_on", "ratio.clamp(max=rho_bar) * going_on"),
+    "c without lambda": ("shrink = (gamma * trace_decay) * ratio", "shrink = gamma * ratio"),
+    "c without gamma": ("shrink = (gamma * trace_decay) * ratio", "shrink = trace_decay * ratio"),
+    "TD errors not weighted by rho": ("torch.where(valid, rho * delta,", "torch.where(valid, delta,"),
+    "recursion without the ratio": ("ratio.clamp(max=c_bar) * going_on", "going_on"),
+    "V-trace runs on across an end": (
+        "ratio.clamp(max=c_bar) * going_on",
+        "ratio.clamp(max=c_bar)",
+    ),
+    "q runs on across an end": ("trace_decay) * going_on * next", "trace_decay) * next"),
+    "V-trace runs on across truncation": (
+        "going_on = (~(terminated | truncated)).to(reward.dtype)",
+        "going_on = (~terminated).to(reward.dtype)",
+    ),
+    "V-trace: an undecided row counts as a step": (
+        "reverse_recurrence(weighted, torch.where(valid, shrink, torch.ones_like(shrink)))",
+        "reverse_recurrence(weighted, shrink)",
+    ),
+    "V-trace: an undecided row's error counts": (
+        "weighted = torch.where(valid, rho * delta, torch.zeros_like(delta))",
+        "weighted = rho * delta",
+    ),
+    "q from this step's target, not the next one's": (
+        "torch.cat([correction[1:], torch.zeros_like(correction[:1])])",
+        "correction",
+    ),
+    "the target without the value": ("VTrace(here + correction,", "VTrace(correction,"),
+    "q without the value": ("here + advantage, rho * advantage)", "advantage, rho * advantage)"),
+    "policy gradient's advantage without rho": ("here + advantage, rho * advantage)", "here + advantage, advantage)"),
+}
+
 POLICY_GRADIENT: Mistakes = {
     "score-function loss of the other sign": ("return -log_prob * advantage", "return log_prob * advantage"),
     "gradient through the advantage": ("advantage.detach()", "advantage"),
@@ -98,6 +134,23 @@ TRUST_REGION: Mistakes = {
         "torch.minimum(torch.maximum(ratio, 1.0 - epsilon), 1.0 + epsilon)",
         "torch.maximum(ratio, 1.0 - epsilon)",
     ),
+    "penalised surrogate of the other sign": (
+        "return -ratio * advantage.detach() +",
+        "return ratio * advantage.detach() +",
+    ),
+    "the penalty as a reward": ("advantage.detach() + kl_coef * kl", "advantage.detach() - kl_coef * kl"),
+    "penalty without its coefficient": ("advantage.detach() + kl_coef * kl", "advantage.detach() + kl"),
+    "no gradient through the penalty": ("kl_coef * kl\n", "kl_coef * kl.detach()\n"),
+    "gradient through the penalised surrogate's advantage": ("-ratio * advantage.detach()", "-ratio * advantage"),
+    "thresholds exchanged": (
+        "halved = torch.where(kl < target / 1.5, 0.5 * kl_coef, kl_coef)\n    return torch.where(kl > 1.5 * target,",
+        "halved = torch.where(kl > target / 1.5, 0.5 * kl_coef, kl_coef)\n    return torch.where(kl < 1.5 * target,",
+    ),
+    "doubled where it should be halved": ("0.5 * kl_coef, kl_coef)", "2.0 * kl_coef, kl_coef)"),
+    "never doubled": ("torch.where(kl > 1.5 * target, 2.0 * kl_coef, halved)", "halved"),
+    "upper threshold at the target": ("kl > 1.5 * target", "kl > target"),
+    "lower threshold at the target": ("kl < target / 1.5", "kl < target"),
+    "coefficient may become zero": (".clamp(min=1e-8, max=1e8)", ".clamp(max=1e8)"),
     "KL estimate of the exchanged policies": (
         "x = log_prob - old_log_prob\n    return",
         "x = old_log_prob - log_prob\n    return",
@@ -205,8 +258,14 @@ ON_POLICY: Mistakes = {
     ),
     "running return carried over an end": ("returns[-1] * (~done[-1]).to(returns.dtype)", "returns[-1]"),
     "running return not carried": ('discount, state["return_carry"])', 'discount, 0.0 * state["return_carry"])'),
-    "rewards divided by the variance": ("torch.rsqrt(variance + 1e-8)", "torch.reciprocal(variance + 1e-8)"),
-    "rewards centred": ("new, rollout.reward * torch", "new, (rollout.reward - mean) * torch"),
+    "rewards divided by the variance": (
+        'torch.rsqrt(state["return_variance"] + 1e-8)',
+        'torch.reciprocal(state["return_variance"] + 1e-8)',
+    ),
+    "rewards centred": (
+        "return rollout.reward * torch",
+        'return (rollout.reward - state["return_mean"]) * torch',
+    ),
     "undecided rows in the return's statistics": (
         "weight = rollout.valid.to(rollout.reward.dtype)",
         "weight = torch.ones_like(rollout.reward)",
@@ -243,6 +302,19 @@ ON_POLICY: Mistakes = {
         "[torch.randperm(sequences, generator=generator) for _ in range(epochs)]",
         "[torch.randperm(sequences, generator=generator)] * epochs",
     ),
+    "every step on the first minibatch": ("gather(batch, index)", "gather(batch, indices[0])"),
+    "figures of the last minibatch only": ("{k: totals.get(k, 0.0) + v for", "{k: 0.0 * totals.get(k, 0.0) + v for"),
+    "sequences put back in the order of environments": (
+        "rows.movedim(2, 1).flatten(0, 1)",
+        "rows.flatten(0, 1).view(-1, envs, *x.shape[2:])",
+    ),
+    "V-trace with the ratio upside down": (
+        "log_ratio = log_prob - from_sequences(old_log_prob, length, rollout.reward.shape[1])",
+        "log_ratio = from_sequences(old_log_prob, length, rollout.reward.shape[1]) - log_prob",
+    ),
+    "V-trace of the unscaled rewards": ("reward = scaled_rewards(state, rollout)", "reward = rollout.reward"),
+    "rho counted twice": ("advantage = estimate.q_value - value[:-1]", "advantage = estimate.advantage"),
+    "V-trace's q as its target": ("to_sequences(estimate.target, length)", "to_sequences(estimate.q_value, length)"),
     "memory transposed like the steps": ('x if k == "memory" else x.transpose(0, 1)', "x.transpose(0, 1)"),
 }
 
@@ -300,10 +372,58 @@ PPO: Mistakes = {
         "self.state = self._merge(state, rollout, hyper)",
         "self.state = state",
     ),
-    "every step on the first minibatch": (
-        "batch=gather(batch, index)",
-        "batch=gather(batch, indices[0])",
+    "V-trace with the policy from before the update": (
+        'batch |= self._correct(state, rollout, batch["log_prob"], hyper)',
+        'batch |= self._correct(self.state, rollout, batch["log_prob"], hyper)',
     ),
+    "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
+}
+
+PPO_KL: Mistakes = {
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "the other direction": ('self.config.kl_direction == "old_new"', 'self.config.kl_direction != "old_new"'),
+    "one direction whatever is asked for": ("else new.kl(old)", "else old.kl(new)"),
+    "undecided rows in the standardisation": (
+        "standardize(advantage, weight)",
+        "standardize(advantage, weight.new_ones(weight.shape))",
+    ),
+    "old and new log-probability exchanged": (
+        "penalised_surrogate_loss(log_prob, old_log_prob,",
+        "penalised_surrogate_loss(old_log_prob, log_prob,",
+    ),
+    "the coefficient as it was at the start": (
+        'advantage, kl, state["kl_coef"])',
+        "advantage, kl, self.config.kl_coef)",
+    ),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "undecided rows in the distance": (
+        'weighted_mean(self.divergence(policy, whole), whole["weight"])',
+        "self.divergence(policy, whole).mean()",
+    ),
+    "distance of the policy before the update": (
+        "adapted, distance = self._adapt(state, batch, hyper)",
+        "adapted, distance = self._adapt(self.state, batch, hyper)",
+    ),
+    "adapted by the distance on the way": (
+        "self._adapt(state, batch, hyper)",
+        'self._adapt({**state, "params": 0.5 * (state["params"] + self.state["params"])}, batch, hyper)',
+    ),
+    "the adapted coefficient forgotten": ("self._merge({**state, **adapted}, rollout", "self._merge(state, rollout"),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
 }
 
 REINFORCE: Mistakes = {
@@ -364,14 +484,15 @@ class Suspect(NamedTuple):
 
 
 SUSPECTS: dict[str, Suspect] = {
-    "returns.py": Suspect(RETURNS, ("unit/test_returns.py", "exact/test_returns.py")),
+    "returns.py": Suspect(RETURNS | VTRACE, ("unit/test_returns.py", "exact/test_returns.py", "exact/test_vtrace.py")),
     "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
-    "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py",)),
+    "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
     "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
     "on_policy.py": Suspect(ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py")),
     "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py")),
+    "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
     "algorithms/reinforce.py": Suspect(REINFORCE, ("exact/test_reinforce.py", "exact/test_updates.py")),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
 }

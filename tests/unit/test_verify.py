@@ -14,7 +14,7 @@ import torch
 
 import steepest
 from steepest import cli, distributions, losses, numerics, returns
-from steepest.algorithms import ppo, reinforce
+from steepest.algorithms import ppo, ppo_kl, reinforce
 from steepest.exact.theorems import Sides, Statement
 from steepest.verification import SHIPPED, Result, check, statements, verify
 
@@ -67,6 +67,30 @@ def without_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def first_scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A little too much in the first part of a result of several."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        found = function(*args, **kwargs)
+        return found._replace(**{found._fields[0]: (1.0 + 1e-6) * found[0]})
+
+    return wrong
+
+
+def ratios_forgotten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Another policy's data taken as one's own."""
+    return lambda log_ratio, *args: function(torch.zeros_like(log_ratio), *args)
+
+
+def values_kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Targets that are no nearer than the values themselves."""
+
+    def wrong(log_ratio: Any, reward: Any, value: Any, *args: Any) -> Any:
+        return function(log_ratio, reward, value, *args)._replace(target=value[:-1])
+
+    return wrong
+
+
 BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (losses, "score_function_loss", negated, "1.2 full return"),
     (losses, "score_function_loss", scaled, "1.2 mean over two trajectories"),
@@ -82,6 +106,16 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (returns, "lambda_return", scaled, "1.10 lambda-return by its recursion"),
     (numerics, "standardize", scaled, "1.5 standardised advantages"),
     (ppo, "clipped_surrogate_loss", negated, "1.10 PPO, gamma = 1, V exact, lambda 0.7"),
+    (losses, "penalised_surrogate_loss", negated, "1.10 penalised loss at ratio 1: grad V"),
+    (losses, "penalised_surrogate_loss", scaled, "1.10 penalised loss = -(L - beta KL)"),
+    (losses, "adapt_kl_coef", scaled, "1.10 beta halves, doubles or stays"),
+    (returns, "vtrace", first_scaled, "1.10 V-trace on-policy: lambda-return and GAE"),
+    (returns, "vtrace", first_scaled, "1.10 V-trace = sum of clipped TD errors"),
+    (returns, "vtrace", first_scaled, "1.10 V-trace's fixed point: V of pi_rho"),
+    (returns, "td_error", without_the_end, "1.10 V-trace's fixed point, rho unclipped: V^pi"),
+    (returns, "vtrace", ratios_forgotten, "1.10 V-trace's q at its fixed point: Q of pi_rho"),
+    (returns, "vtrace", values_kept, "1.10 V-trace contracts to V of pi_rho"),
+    (ppo_kl, "penalised_surrogate_loss", negated, "1.10 PPO-KL, gamma = 1, V exact, lambda 0.7"),
     (ppo, "value_loss", scaled, "1.10 PPO's critic is pulled to V^pi"),
     (ppo, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
     (reinforce, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),

@@ -12,14 +12,15 @@ Source: notes 1.10; Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), wit
 
 Differences from the notes: states are weighted without gamma^t (errata 1.1); the value and entropy terms, which the
 notes leave out, are those of the paper's Eq. 9. Details beyond the paper, each switchable: advantages standardised per
-minibatch, gradient norm clipped, learning rate and clip range on linear schedules, target-KL stop, clipped value loss.
+minibatch, gradient norm clipped, learning rate and clip range on linear schedules, target-KL stop, clipped value loss,
+advantages and targets corrected by V-trace at every epoch after the first (Espeholt et al. 2018).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
     batch_inputs,
-    gather,
+    corrected_batch,
+    each_minibatch,
     minibatch_indices,
     scale_rewards,
     score_rollout,
@@ -82,6 +84,8 @@ class PPOConfig(PolicyConfig):
     """Standardise advantages in every minibatch."""
     target_kl: float | None = None
     """Stop a rollout's updates once the estimated KL from the old policy exceeds 1.5 times this."""
+    off_policy_correction: Literal["none", "vtrace"] = "none"
+    """Whether every epoch after the first begins with advantages and targets anew, by V-trace."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +117,7 @@ class PPO(Agent):
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
         self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
+        self._correct = self.learner.lift(self.correct, compile=self.memory_size == 0)
         self._merge = self.learner.lift(update_observations, compile=False)
 
     @classmethod
@@ -156,21 +161,25 @@ class PPO(Agent):
         }
         return weighted_mean(per_step, weight), metrics
 
+    def gradient_step(self, gradient: Gradient, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """One step of Adam on a minibatch, unless the target KL has been passed; pure, one member."""
+        slope, (_, metrics) = gradient(partial(self.loss, state=state, batch=batch, hyper=hyper), state["params"])
+        # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
+        active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
+        new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
+        state = {**state, **{k: torch.where(active > 0, new[k], state[k]) for k in _MOVED}, "active": active}
+        return state, {**metrics, "gradient_norm": norm, "steps_taken": active}
+
     def gradient_steps(
         self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
     ) -> tuple[State, Metrics]:
-        """One step of Adam for each row of indices (K, B), unrolled so that K steps cost one call; pure, one member."""
-        totals: Metrics = {}
-        for index in indices.unbind(0):
-            loss = partial(self.loss, state=state, batch=gather(batch, index), hyper=hyper)
-            slope, (_, metrics) = gradient(loss, state["params"])
-            # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
-            active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
-            new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
-            state = {**state, **{k: torch.where(active > 0, new[k], state[k]) for k in _MOVED}, "active": active}
-            metrics = {**metrics, "gradient_norm": norm, "steps_taken": active}
-            totals = {k: totals.get(k, 0.0) + v for k, v in metrics.items()}
-        return state, {k: v / indices.shape[0] for k, v in totals.items()}
+        """One step of Adam for each row of indices (K, B); pure, one member."""
+        return each_minibatch(partial(self.gradient_step, gradient, hyper=hyper), state, batch, indices)
+
+    def correct(self, state: State, rollout: Rollout, old_log_prob: Tensor, hyper: Hyper) -> Batch:
+        """Advantages and value targets for the policy as it is now; pure, one member."""
+        forward = partial(self.forward, state["params"], state)
+        return corrected_batch(forward, state, rollout, old_log_prob, self.sequence_length, hyper)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
@@ -190,10 +199,14 @@ class PPO(Agent):
         indices = torch.stack(
             [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
         ).to(self.device)
+        passes = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
         history: list[Metrics] = []
-        for chunk in indices.split(steps_per_call(indices.shape[1], self.members), dim=1):
-            state, metrics = self._steps(state, batch, chunk, hyper)
-            history.append(metrics)
+        for number, steps in enumerate(passes):
+            if number > 0:  # until the first step the policy is the one that acted
+                batch |= self._correct(state, rollout, batch["log_prob"], hyper)
+            for chunk in steps.split(steps_per_call(steps.shape[1], self.members), dim=1):
+                state, metrics = self._steps(state, batch, chunk, hyper)
+                history.append(metrics)
         del state["active"]
         self.state = self._merge(state, rollout, hyper)
         return to_host({**mean_metrics(history), **critic})

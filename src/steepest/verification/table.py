@@ -21,13 +21,24 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, policy_gradient, soft, trust_region
+from steepest.verification import (
+    agents,
+    distributions,
+    kl_penalty,
+    language,
+    policy_gradient,
+    soft,
+    trust_region,
+    vtrace,
+)
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
     *policy_gradient.ROWS,
     *soft.ROWS,
     *trust_region.ROWS,
+    *kl_penalty.ROWS,
+    *vtrace.ROWS,
     *agents.ROWS,
     *language.ROWS,
 )
