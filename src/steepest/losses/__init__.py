@@ -4,7 +4,14 @@ A ``_loss`` is minimised, an ``_objective`` maximised.
 """
 
 from steepest.losses.policy_gradient import score_function_loss
-from steepest.losses.trust_region import clipped_surrogate_loss, kl_estimate
+from steepest.losses.trust_region import clipped_surrogate_loss, kl_estimate, surrogate_objective
 from steepest.losses.value import clipped_value_loss, value_loss
 
-__all__ = ["clipped_surrogate_loss", "clipped_value_loss", "kl_estimate", "score_function_loss", "value_loss"]
+__all__ = [
+    "clipped_surrogate_loss",
+    "clipped_value_loss",
+    "kl_estimate",
+    "score_function_loss",
+    "surrogate_objective",
+    "value_loss",
+]

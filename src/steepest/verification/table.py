@@ -21,13 +21,14 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, policy_gradient, soft, trust_region
+from steepest.verification import agents, distributions, language, policy_gradient, soft, trpo, trust_region
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
     *policy_gradient.ROWS,
     *soft.ROWS,
     *trust_region.ROWS,
+    *trpo.ROWS,
     *agents.ROWS,
     *language.ROWS,
 )
