@@ -117,6 +117,25 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": 3e-3,
         "learning_rate_schedule": "linear",
     },
+    ("trpo", "CartPole"): {
+        "num_envs": 16,
+        "rollout_steps": 64,
+        "gamma": 0.98,
+        "gae_lambda": 0.98,
+        "cg_damping": 1e-3,
+        "minibatches": 8,
+    },
+    ("trpo", "mujoco"): {
+        "total_steps": 1_000_000,
+        "num_envs": 8,
+        "rollout_steps": 256,
+        "initial_std": 0.6,
+        "max_kl": 0.04,
+        "cg_iterations": 25,
+        "epochs": 20,
+        "normalize_obs": True,
+        "normalize_reward": True,
+    },
 }
 
 

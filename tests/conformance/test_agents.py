@@ -41,6 +41,9 @@ QUICK = {
 }
 """What learns a tiny problem in a second. Of both tables, every algorithm takes the options that it has."""
 
+WITHOUT: dict[str, set[str]] = {"trpo": {"recurrent", "shared_torso"}}
+"""Options of every policy that an algorithm does not have, and says so."""
+
 algorithms = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 
 
@@ -52,6 +55,15 @@ def tiny(algorithm: str, table: dict[str, Any] = TINY, **options: Any) -> dict[s
     """Options for a small run, as far as the algorithm has them."""
     known = {k: v for k, v in table.items() if k in fields(algorithm)}
     return {"num_envs": 2, "compile": "off", "eval_episodes": 0, "total_steps": 10_000, **known, **options}
+
+
+def refused(algorithm: str, options: dict[str, Any]) -> bool:
+    """Whether the algorithm does not have an option that these ask for; then it has to say so."""
+    asked = {k for k in WITHOUT.get(algorithm, set()) if options.get(k, False) not in (False, "none")}
+    if asked:
+        with pytest.raises(UsageError, match=rf"\b({'|'.join(asked)}) is "):
+            find(algorithm).Config(**{k: v for k, v in options.items() if k in fields(algorithm)})
+    return bool(asked)
 
 
 def make_run(
@@ -127,6 +139,8 @@ def _element(space: spaces.Space[Any], action: Any) -> Any:
 @pytest.mark.parametrize("name", OBSERVATIONS)
 @pytest.mark.parametrize("options", [{}, {"normalize_obs": True, "normalize_reward": True, "shared_torso": True}])
 def test_sees_every_observation_space(algorithm: str, name: str, options: dict[str, Any]) -> None:
+    if refused(algorithm, options):
+        return
     space = OBSERVATIONS[name]
     agent = train(make_run(algorithm, observation=space, **options))
     observations = observe(AnySpace(space, FOUR), 3)
@@ -142,7 +156,8 @@ def test_sees_every_observation_space(algorithm: str, name: str, options: dict[s
 def test_never_takes_a_masked_action(algorithm: str, masks: str, name: str) -> None:
     """The environment raises on an illegal action; afterwards the mask is given to ``act`` by hand."""
     action = ACTIONS[name][0]
-    agent = train(make_run(algorithm, action=action, masks=masks, entropy_coef=0.1), iterations=3)
+    options = {"entropy_coef": 0.1} if "entropy_coef" in fields(algorithm) else {}
+    agent = train(make_run(algorithm, action=action, masks=masks, **options), iterations=3)
     env = AnySpace(VECTOR, action, masks)
     obs, _ = env.reset(seed=3)
     for t in range(40):
@@ -157,6 +172,8 @@ def test_never_takes_a_masked_action(algorithm: str, masks: str, name: str) -> N
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("masks", ["none", "info", "obs"])
 def test_recurrence_composes(algorithm: str, recurrent: str, shared: bool, masks: str) -> None:
+    if refused(algorithm, {"recurrent": recurrent, "shared_torso": shared}):
+        return
     run = make_run(
         algorithm,
         observation=PARTLY_SEEN,
@@ -213,6 +230,8 @@ def test_learns_a_tiny_problem(
     algorithm: str, problem: type[TinyProblem], options: dict[str, Any], sign: float
 ) -> None:
     """From indifference to the best policy, and to the worst where the rewards have the other sign."""
+    if refused(algorithm, options):
+        return
     goal = problem.best if sign > 0 else problem.worst
     scores = learn(algorithm, problem, sign, goal, **options)
     assert abs(scores[0] - problem.indifferent) < 0.15
@@ -236,6 +255,8 @@ def test_learns_nothing_where_nothing_can_be_learnt(algorithm: str) -> None:
     [{}, *({"recurrent": cell, "normalize_obs": True, "normalize_reward": True} for cell in ("gru", "lstm"))],
 )
 def test_same_seed_same_bits(algorithm: str, options: dict[str, Any]) -> None:
+    if refused(algorithm, options):
+        return
     agents = [train(make_run(algorithm, seed=seed, **options), iterations=4) for seed in (5, 5, 6)]
     assert_same_tensors(agents[0].tensors(), agents[1].tensors())
     assert not torch.equal(agents[0].state["params"], agents[2].state["params"])
@@ -252,6 +273,8 @@ def test_same_seed_same_bits(algorithm: str, options: dict[str, Any]) -> None:
     ],
 )
 def test_save_and_load_act_the_same(algorithm: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    if refused(algorithm, options):
+        return
     action, more = ACTIONS[name]
     agent = train(make_run(algorithm, action=action, **options, **more))
     agent.save(tmp_path / "agent.safetensors")
@@ -292,6 +315,8 @@ def test_a_loaded_agent_trains_on(algorithm: str, options: dict[str, Any], tmp_p
 )
 def test_resuming_gives_the_same_bits(algorithm: str, options: dict[str, Any], tmp_path: Path) -> None:
     """A run that is left between two checkpoints and resumed ends as one that was not: parameters and figures."""
+    if refused(algorithm, options):
+        return
 
     def environment() -> AnySpace:
         return AnySpace(VECTOR, FOUR)
@@ -322,6 +347,8 @@ def test_resuming_gives_the_same_bits(algorithm: str, options: dict[str, Any], t
 @algorithms
 @pytest.mark.parametrize("options", [{}, {"recurrent": "gru"}])
 def test_a_population_trains_together(algorithm: str, options: dict[str, Any], tmp_path: Path) -> None:
+    if refused(algorithm, options):
+        return
     run = make_run(algorithm, seeds=3, seed=4, normalize_obs=True, **options)
     agent = train(run)
     assert agent.members == 3
@@ -405,6 +432,8 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
 )
 def test_vmapped_members_learn_as_if_alone(algorithm: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     """One update of a population against every member's own, eager; and it is an update of its own data."""
+    if refused(algorithm, options):
+        return
     population, rollout = population_and_rollout(algorithm, (0, 1, 2), dtype, options)
     before = population.state["params"].clone()
     members = [population.member(i) for i in range(3)]
@@ -581,6 +610,10 @@ OUT_OF_RANGE = [
     ("gae_lambda", 1.5),
     ("max_gradient_norm", 0.0),
     ("clip_epsilon", 0.0),
+    ("max_kl", 0.0),
+    ("cg_iterations", 0),
+    ("fisher_subsample", 0),
+    ("line_search_backtrack", 1.0),
     ("epochs", 0),
     ("minibatches", 0),
     ("target_kl", 0.0),
@@ -618,6 +651,8 @@ def test_a_misspelled_option_names_the_nearest(algorithm: str) -> None:
 
 @algorithms
 def test_sequences_must_divide_the_rollout(algorithm: str) -> None:
+    if refused(algorithm, {"recurrent": "gru"}):
+        return
     with pytest.raises(UsageError, match="sequence_length"):
         make_run(algorithm, recurrent="gru", sequence_length=3)
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 import torch.distributions as td
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from helpers import F64, defining_gae, defining_vtrace, discrete, synthetic_rollout, to_float64, vector
 from steepest.agent import Agent
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
+from steepest.algorithms.trpo import TRPO, TRPOConfig
 from steepest.learner import autograd_gradient, tree_map
 from steepest.networks import Normalization, PolicyInput
 from steepest.types import Rollout
@@ -43,6 +45,21 @@ PPO_ONLY: dict[str, Any] = {
     "clip_schedule": "constant",
 }
 KL_ONLY: dict[str, Any] = {"epochs": 3, "minibatches": 2, "gae_lambda": LAMBDA, "kl_coef": 0.5, "target_kl": 2.0**-7}
+TRPO_ONLY: dict[str, Any] = {
+    "hidden_sizes": (6,),
+    "rollout_steps": STEPS,
+    "gamma": GAMMA,
+    "gae_lambda": LAMBDA,
+    "learning_rate": 2.0**-5,
+    "epochs": 3,
+    "minibatches": 2,
+    "max_kl": 2.0**-6,
+    "cg_iterations": 60,
+    "cg_damping": 2.0**-4,
+    "line_search_steps": 6,
+    "line_search_backtrack": 0.75,
+}
+"""Iterations enough to solve the system to rounding, as the dense solver does."""
 NORMALISED = {"normalize_obs": True, "normalize_reward": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"normalize_advantage": False},
@@ -52,6 +69,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stopped by the target KL": {"target_kl": 2.0**-9, **NORMALISED},
     "corrected by V-trace": {"off_policy_correction": "vtrace", **NORMALISED},
     "KL as printed in the notes": {"kl_direction": "new_old"},
+    "searching": {"max_kl": 2.0, "cg_damping": 2.0**-8},
+    "restoring": {"max_kl": 2.0, "cg_damping": 2.0**-8, "line_search_steps": 1},
+    "unchecked": {"max_kl": 2.0, "cg_damping": 2.0**-8, "line_search_steps": 0},
+    "thinned Fisher matrix": {"fisher_subsample": 2},
 }
 PROGRESS = (0.25, 0.5)
 
@@ -275,6 +296,74 @@ def written_reinforce(run: Written, rollout: Rollout, progress: float) -> dict[s
     }
 
 
+def written_trpo(run: Written, rollout: Rollout, _: float) -> dict[str, float]:
+    """The Fisher matrix as the dense Hessian of the KL, and a dense solve."""
+    config = run.config
+    advantage, old_value, old_log_prob = run.advantages(rollout, LAMBDA)
+    target, here = advantage + old_value, rollout.valid
+    assert rollout.action_mask is not None
+    a = standardised(advantage[here]) if config.normalize_advantage else advantage[here]
+    start = torch.cat([p.detach().flatten() for p in run.parameters.values()])
+
+    def parts(vector: Tensor) -> dict[str, Tensor]:
+        split = vector.split([p.numel() for p in run.parameters.values()])
+        return {k: x.view_as(p) for (k, p), x in zip(run.parameters.items(), split, strict=True)}
+
+    def policy(vector: Tensor, rows: Tensor) -> td.Categorical:
+        view: Any = copy.copy(run)
+        view.module = lambda *inputs: functional_call(run.module, parts(vector), inputs)
+        assert rollout.action_mask is not None
+        return view.forward(rollout.obs["obs"][:-1][rows], rollout.action_mask[:-1][rows])[0]
+
+    def divergence(vector: Tensor, rows: Tensor) -> Tensor:
+        old = policy(start, rows)
+        return (old.probs * (old.logits - policy(vector, rows).logits)).sum(-1).mean()
+
+    def surrogate(vector: Tensor) -> Tensor:
+        log_prob = policy(vector, here).log_prob(rollout.action[here])
+        return ((log_prob - old_log_prob[here]).exp() * a).mean()
+
+    thinned = here & (torch.arange(STEPS) % config.fisher_subsample == 0).unsqueeze(1)
+    fisher = torch.autograd.functional.hessian(lambda v: divergence(v, thinned), start)
+    damped = fisher + config.cg_damping * torch.eye(len(start), dtype=F64)
+    slope = torch.autograd.functional.jacobian(surrogate, start)
+    x = torch.linalg.solve(damped, slope)
+    step = (2.0 * config.max_kl / (x @ damped @ x)).sqrt() * x
+    figures = {"surrogate_improvement": 0.0, "kl": 0.0, "accepted": 0.0}
+    entropy, point = float(policy(start, here).entropy().mean().detach()), start
+    trials = 0
+    while trials < max(config.line_search_steps, 1) and figures["accepted"] == 0.0:
+        trial = start + config.line_search_backtrack**trials * step
+        gain, kl = (float(f.detach()) for f in (surrogate(trial) - surrogate(start), divergence(trial, here)))
+        trials += 1
+        if config.line_search_steps == 0 or (gain > 0 and kl <= config.max_kl):
+            figures, point = {"surrogate_improvement": gain, "kl": kl, "accepted": 1.0}, trial
+    for name, part in parts(point).items():
+        run.parameters[name].data = part.clone()
+    value_losses: list[float] = []
+    orders = [torch.randperm(STEPS * ENVS, generator=run.generator) for _ in range(config.epochs)]
+    for index in torch.cat(orders).split(STEPS * ENVS // config.minibatches):
+        index = index[here.flatten()[index]]
+        _, value = run.forward(*(y[:-1].flatten(0, 1)[index] for y in (rollout.obs["obs"], rollout.action_mask)))
+        loss = (0.5 * (value - target.flatten()[index]) ** 2).mean()
+        run.optimiser.zero_grad()
+        loss.backward()
+        run.optimiser.param_groups[0]["lr"] = config.learning_rate
+        run.optimiser.step()
+        value_losses.append(loss.item())
+    run.merge(rollout)
+    return {
+        **figures,
+        "entropy": entropy,
+        "gradient_norm": float(slope.norm()),
+        "cg_residual": 0.0,
+        "step_norm": float(step.norm()),
+        "line_search_steps": float(trials),
+        "value_loss": sum(value_losses) / len(value_losses),
+        **critic_figures(rollout, target, old_value),
+    }
+
+
 def critic_figures(rollout: Rollout, target: Tensor, value: Tensor) -> dict[str, float]:
     g, v = target[rollout.valid], value[rollout.valid]
     explained = 1.0 - float((g - v).var(correction=0) / g.var(correction=0))
@@ -285,11 +374,14 @@ ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
     "ppo": (PPO, PPOConfig, COMMON | PPO_ONLY, written_ppo),
     "ppo_kl": (PPOKL, PPOKLConfig, COMMON | KL_ONLY, written_ppo_kl),
     "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_reinforce),
+    "trpo": (TRPO, TRPOConfig, TRPO_ONLY, written_trpo),
 }
+SPECIAL = ("KL as printed in the notes", "searching", "restoring", "unchecked", "thinned Fisher matrix")
 CASES = [
-    *[("ppo", v) for v in VARIANTS if v != "KL as printed in the notes"],
+    *[("ppo", v) for v in VARIANTS if v not in SPECIAL],
     *[("ppo_kl", v) for v in ("plain", "normalised", "corrected by V-trace", "KL as printed in the notes")],
     *[("reinforce", v) for v in ("plain", "normalised")],
+    *[("trpo", v) for v in ("plain", "normalised", *SPECIAL[1:])],
 ]
 
 
@@ -300,6 +392,9 @@ def test_updates_are_those_of_the_written_algorithm(algorithm: str, variant: str
     to_float64(agent)
     run = Written(agent)
     taken: list[float] = []
+    trials: list[tuple[float, float]] = []
+    # Conjugate gradients stop at a residual of 4e-11 of the gradient, which the inverse enlarges by up to 2^8.
+    smallest = 1e-8 if algorithm == "trpo" else 1e-11
     for seed, progress in enumerate(PROGRESS):
         rollout = masked_rollout(agent, 10 * seed)
         assert not rollout.valid.all()
@@ -307,10 +402,14 @@ def test_updates_are_those_of_the_written_algorithm(algorithm: str, variant: str
         expected = written(run, tree_map(lambda x: x[0], rollout), progress)
         assert figures.keys() == expected.keys()
         for name, value in expected.items():
-            assert float(figures[name][0]) == pytest.approx(value, rel=1e-9, abs=1e-11), name
+            assert float(figures[name][0]) == pytest.approx(value, rel=1e-9, abs=smallest), name
         for name, value in agent.parameters.items():
-            torch.testing.assert_close(value[0], run.parameters[name].detach(), rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(value[0], run.parameters[name].detach(), rtol=1e-9, atol=smallest)
         taken.append(expected.get("steps_taken", 1.0))
+        trials.append((expected.get("accepted", 1.0), expected.get("line_search_steps", 1.0)))
+    if variant in TRPO_VARIANTS:
+        assert (0.0 in {a for a, _ in trials}) == (variant == "restoring")
+        assert max(n for _, n in trials) > 1.0 or variant != "searching"
     if variant == "stopped by the target KL":
         assert 0.0 < min(taken) < 1.0
     if algorithm == "ppo_kl":

@@ -125,9 +125,18 @@ TRUST_REGION: Mistakes = {
         "return -torch.minimum(ratio * advantage, clipped * advantage)",
         "return -clipped * advantage",
     ),
-    "ratio upside down": ("log_prob - old_log_prob.detach()", "old_log_prob.detach() - log_prob"),
-    "gradient through the old policy": ("old_log_prob.detach()", "old_log_prob"),
-    "no gradient through the ratio": ("torch.exp(log_prob - old", "torch.exp(log_prob.detach() - old"),
+    "ratio upside down": (
+        "ratio = torch.exp(log_prob - old_log_prob.detach())",
+        "ratio = torch.exp(old_log_prob.detach() - log_prob)",
+    ),
+    "gradient through the old policy": (
+        "ratio = torch.exp(log_prob - old_log_prob.detach())",
+        "ratio = torch.exp(log_prob - old_log_prob)",
+    ),
+    "no gradient through the ratio": (
+        "ratio = torch.exp(log_prob - old",
+        "ratio = torch.exp(log_prob.detach() - old",
+    ),
     "gradient through the surrogate's advantage": ("    advantage = advantage.detach()\n", ""),
     "clipped from above only": ("torch.maximum(ratio, 1.0 - epsilon)", "ratio"),
     "clipped from below only": (

@@ -14,7 +14,7 @@ import torch
 
 import steepest
 from steepest import cli, distributions, losses, numerics, returns
-from steepest.algorithms import ppo, ppo_kl, reinforce
+from steepest.algorithms import ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
 from steepest.verification import SHIPPED, Result, check, statements, verify
 
@@ -56,6 +56,25 @@ def negated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: (1.0 + 1e-6) * function(*args, **kwargs)
+
+
+def without_the_limit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A search that takes whatever it tries first."""
+
+    def wrong(measure: Any, start: Any, step: Any, at: Any, backtrack: Any, least: Any, most: Any) -> Any:
+        return function(measure, start, step, at, backtrack, -math.inf, math.inf)
+
+    return wrong
+
+
+def slower(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Conjugate gradients that move a millionth too far in every iteration."""
+
+    def wrong(matvec: Any, at: Any) -> Any:
+        new = function(matvec, at)
+        return new._replace(solution=new.solution + 1e-6 * (new.solution - at.solution))
+
+    return wrong
 
 
 def without_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,6 +139,13 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (ppo, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
     (reinforce, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),
     (reinforce, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
+    (losses, "surrogate_objective", scaled, "1.10 E[rho A]/(1 - gamma) = L(pi')"),
+    (losses, "surrogate_objective", negated, "1.10 grad E[rho A] at pi' = pi: grad V"),
+    (trpo.TRPO, "fisher_vector_product", scaled, "1.10 Fisher-vector product = dense Fisher matrix"),
+    (trpo, "surrogate_objective", negated, "1.10 TRPO's full step = exact natural step"),
+    (trpo, "conjugate_gradient_step", slower, "1.10 TRPO's full step = exact natural step"),
+    (trpo, "line_search_step", without_the_limit, "1.10 KL(old||new) <= delta, searched"),
+    (trpo, "line_search_step", without_the_limit, "1.10 a failed search changes nothing"),
     (distributions.Categorical, "entropy", scaled, "1 Categorical: H = -E[log p], KL = E[log p - log q]"),
     (distributions.Factored, "log_prob", scaled, "1 Factored: log_prob is the log-density"),
     (distributions.Bernoulli, "kl", negated, "1 Bernoulli: H = -E[log p], KL = E[log p - log q]"),

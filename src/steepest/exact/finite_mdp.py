@@ -658,6 +658,33 @@ def gain_policy_gradient(mdp: FiniteMDP, policy_fn: PolicyFunction, theta: Tenso
     return _weighted_gradient(stationary_distribution(mdp, policy), q, policy_fn, theta)
 
 
+def fisher_matrix(weight: Tensor, policy_fn: PolicyFunction, theta: Tensor) -> Tensor:
+    """The Fisher information of a policy over weighted states, (P, P) for the P entries of theta, score by score.
+
+    Equation:  F = sum_s weight[s] sum_a pi(a|s) grad log pi(a|s) grad log pi(a|s)^T
+    Source:    Kakade 2001. Singular for a softmax, which does not know a constant added to a state's entries.
+    Verified:  tests/exact/test_finite_mdp.py::test_fisher_matrix_is_the_curvature_of_the_divergence
+    """
+    leaf = theta.detach().clone().requires_grad_()
+    log_policy = policy_fn(leaf).log()
+    scores = [torch.autograd.grad(x, leaf, retain_graph=True)[0].flatten() for x in log_policy.flatten()]
+    probability = (weight.unsqueeze(-1) * log_policy.detach().exp()).flatten()
+    score = torch.stack(scores)
+    return score.T @ (probability.unsqueeze(-1) * score)
+
+
+def natural_step(slope: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
+    """The step that climbs a slope furthest where its divergence is max_kl by the quadratic model; shape of slope.
+
+    Equation:  sqrt(2 max_kl / g.F^+ g) F^+ g = argmax g.x subject to 1/2 x.F x <= max_kl, of least norm
+    Source:    Kakade 2001; Schulman et al. 2015, appendix C.
+    Args:      slope g, any shape, in the range of F; fisher (P, P); max_kl nats
+    Verified:  tests/exact/test_finite_mdp.py::test_no_step_within_the_divergence_climbs_further
+    """
+    direction = torch.linalg.pinv(fisher, hermitian=True) @ slope.flatten()
+    return (direction * torch.sqrt(2.0 * max_kl / (slope.flatten() @ direction))).view_as(slope)
+
+
 def _gradient(scalar: Callable[[Tensor], Tensor], policy_fn: PolicyFunction, theta: Tensor) -> Tensor:
     leaf = theta.detach().clone().requires_grad_()
     return torch.autograd.grad(scalar(policy_fn(leaf)), leaf)[0]

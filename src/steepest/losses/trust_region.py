@@ -7,6 +7,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def surrogate_objective(
+    log_prob: Float[Tensor, "*#shape"], old_log_prob: Float[Tensor, "*#shape"], advantage: Float[Tensor, "*#shape"]
+) -> Float[Tensor, "*shape"]:
+    """What the new policy is worth by the old one's advantages, at the old one's states.
+
+    Equation:  L = rho A,  rho = exp(log_prob - old_log_prob);  grad E_{a~old}[L] = grad V at the old policy
+    Source:    notes 1.10 (L_pi(pi')); Schulman et al. 2015, Eq. 14. Differences: none.
+    Args:      log_prob (...) nats, carries gradient; old_log_prob (...) nats, advantage (...) reward units, both
+               detached here
+    Returns:   (...) same units as advantage
+    Verified:  tests/exact/test_trust_region.py::test_surrogate_is_the_exact_one,
+               tests/exact/test_trust_region.py::test_surrogate_gradient_at_the_old_policy
+    """
+    return torch.exp(log_prob - old_log_prob.detach()) * advantage.detach()
+
+
 def clipped_surrogate_loss(
     log_prob: Float[Tensor, "*#shape"],
     old_log_prob: Float[Tensor, "*#shape"],

@@ -28,6 +28,7 @@ from steepest.verification import (
     language,
     policy_gradient,
     soft,
+    trpo,
     trust_region,
     vtrace,
 )
@@ -39,6 +40,7 @@ SHIPPED: tuple[Statement, ...] = (
     *trust_region.ROWS,
     *kl_penalty.ROWS,
     *vtrace.ROWS,
+    *trpo.ROWS,
     *agents.ROWS,
     *language.ROWS,
 )
