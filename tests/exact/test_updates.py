@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from helpers import F64, defining_gae, discrete, synthetic_rollout, to_float64, vector
 from steepest.agent import Agent
+from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
 from steepest.learner import autograd_gradient, tree_map
@@ -181,9 +182,10 @@ def written_ppo(run: Written, rollout: Rollout, progress: float) -> dict[str, fl
     return {**means, **critic_figures(rollout, target, old_value)}
 
 
-def written_reinforce(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+def written_one_step(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+    """REINFORCE, to the end of the episode less the baseline; with a lambda, the actor-critic."""
     config = run.config
-    advantage, baseline, _ = run.advantages(rollout, 1.0)  # to the end of the episode, less the baseline
+    advantage, baseline, _ = run.advantages(rollout, getattr(config, "gae_lambda", 1.0))
     target = advantage + baseline
     here = rollout.valid
     assert rollout.action_mask is not None
@@ -211,9 +213,11 @@ def critic_figures(rollout: Rollout, target: Tensor, value: Tensor) -> dict[str,
 
 ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
     "ppo": (PPO, PPOConfig, COMMON | PPO_ONLY, written_ppo),
-    "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_reinforce),
+    "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_one_step),
+    "actor_critic": (ActorCritic, ActorCriticConfig, COMMON | {"gae_lambda": LAMBDA}, written_one_step),
 }
-CASES = [("ppo", v) for v in VARIANTS] + [("reinforce", v) for v in ("plain", "normalised")]
+CASES = [("ppo", v) for v in VARIANTS]
+CASES += [(algorithm, v) for algorithm in ("reinforce", "actor_critic") for v in ("plain", "normalised")]
 
 
 @pytest.mark.parametrize(("algorithm", "variant"), CASES)

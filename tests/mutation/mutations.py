@@ -74,6 +74,35 @@ RETURNS: Mistakes = {
         "lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)",
         "lambda_return(reward, value, truncated, terminated, valid, gamma, 1.0)",
     ),
+    "the past discounted forwards": (".to(reward.dtype) / gamma", ".to(reward.dtype) * gamma"),
+    "the past runs on across truncation": ("lasts = (~(terminated | truncated))", "lasts = (~terminated)"),
+    "the past counts the step itself": ("torch.cat([none, earned[:-1]])", "earned"),
+    "an undecided row ages the past": ("torch.where(valid, lasts, torch.ones_like(lasts))", "lasts"),
+    "n steps run on across truncation": (
+        "following = torch.where(truncated, value[1:], following)",
+        "following = following",
+    ),
+    "n steps run on across termination": (
+        "torch.where(terminated, torch.zeros_like(following), following)",
+        "following",
+    ),
+    "no discount over n steps": ("found = reward + gamma * rest", "found = reward + rest"),
+    "one step too many": ("for _ in range(n):", "for _ in range(n + 1):"),
+    "an undecided row ends the n steps": (
+        "torch.cat([found * valid.to(found.dtype), last]), take_over)",
+        "torch.cat([found, last]), 0.0 * take_over)",
+    ),
+    "n steps less the next value": (
+        "truncated, valid, gamma, n) - value[:-1]",
+        "truncated, valid, gamma, n) - value[1:]",
+    ),
+    "the gain added": ("return reward - gain + next_value", "return reward + gain + next_value"),
+    "no next differential value": ("return reward - gain + next_value - value", "return reward - gain - value"),
+    "differential advantages cross truncation": (
+        "factor = gae_lambda * (~truncated).to(delta.dtype)",
+        "factor = gae_lambda * torch.ones_like(delta)",
+    ),
+    "an undecided row counts as a differential step": ("torch.where(valid, factor, torch.ones_like(factor))", "factor"),
 }
 
 POLICY_GRADIENT: Mistakes = {
@@ -244,6 +273,15 @@ ON_POLICY: Mistakes = {
         "[torch.randperm(sequences, generator=generator)] * epochs",
     ),
     "memory transposed like the steps": ('x if k == "memory" else x.transpose(0, 1)', "x.transpose(0, 1)"),
+    "the gain of undecided rows too": (
+        "weighted_mean(rollout.reward, rollout.valid.to(rollout.reward.dtype))",
+        "rollout.reward.mean()",
+    ),
+    "the gain never a plain mean": ("torch.maximum(gain_rate, 1.0 / count)", "gain_rate"),
+    "the gain moves away": ('(mean - state["gain"])', '(mean + state["gain"])'),
+    "targets pushed from mean zero": ("return target - VALUE_PIN", "return target + VALUE_PIN"),
+    "truncation refused": ("rollout.terminated.sum()", "rollout.truncated.sum()"),
+    "states weighted a step late": ("gamma ** rollout.episode_step[:-1]", "gamma ** rollout.episode_step[1:]"),
 }
 
 PPO: Mistakes = {
@@ -304,17 +342,29 @@ PPO: Mistakes = {
         "batch=gather(batch, index)",
         "batch=gather(batch, indices[0])",
     ),
+    "differential values not pinned": (
+        "pinned_target(advantage + value[:-1], value[:-1], rollout.valid)",
+        "advantage + value[:-1]",
+    ),
+    "the gain left out": (
+        '(rollout.truncated, rollout.valid), statistics["gain"]',
+        "(rollout.truncated, rollout.valid), 0.0",
+    ),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
 }
 
 REINFORCE: Mistakes = {
-    "no baseline": ("advantage = target - baseline[:-1]", "advantage = target"),
-    "baseline of the next state": ("target - baseline[:-1]", "target - baseline[1:]"),
-    "baseline added": ("target - baseline[:-1]", "target + baseline[:-1]"),
+    "no baseline": ("psi = psi - value[:-1]", "psi = psi"),
+    "baseline of the next state": ("psi = psi - value[:-1]", "psi = psi - value[1:]"),
+    "baseline added": ("psi = psi - value[:-1]", "psi = psi + value[:-1]"),
+    "average return added": ("psi = psi - weighted_mean", "psi = psi + weighted_mean"),
+    "reward-to-go for the full return": ("psi = full_return(reward,", "psi = reward_to_go(reward, "),
+    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
     "terminated and truncated exchanged": (
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
     ),
-    "returns of the unscaled rewards": ("reward_to_go(reward,", "reward_to_go(rollout.reward,"),
+    "returns of the unscaled rewards": ("target = reward_to_go(reward,", "target = reward_to_go(rollout.reward,"),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
         "standardize(advantage, weight.new_ones(weight.shape))",
@@ -337,6 +387,35 @@ REINFORCE: Mistakes = {
         "self.state = self._merge(state, rollout, hyper)",
         "self.state = state",
     ),
+}
+
+ACTOR_CRITIC: Mistakes = {
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "the gain left out": ('rollout.reward - statistics["gain"]', "rollout.reward"),
+    "a discount beside the gain": ("torch.ones_like(gamma)", "gamma"),
+    "gamma for lambda": ('*flags, gamma, hyper["gae_lambda"])', "*flags, gamma, gamma)"),
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
+    "one critic for both": ("target = reward_to_go(reward, value, *flags, gamma)", "target = target"),
+    "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
+    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
+    "advantage regressed on": ('value_loss(value, batch["target"])', 'value_loss(value, batch["advantage"])'),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "statistics forgotten": ("state = {**state, **statistics}", "state = {**statistics, **state}"),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "observation statistics never merged": ("return update_observations(state, rollout, hyper), {", "return state, {"),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
 }
 
 ADAM: Mistakes = {
@@ -370,8 +449,13 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
     "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
-    "on_policy.py": Suspect(ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py")),
-    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py")),
+    "on_policy.py": Suspect(
+        ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
+    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
+    "algorithms/actor_critic.py": Suspect(
+        ACTOR_CRITIC, ("exact/test_actor_critic.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
     "algorithms/reinforce.py": Suspect(REINFORCE, ("exact/test_reinforce.py", "exact/test_updates.py")),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
 }

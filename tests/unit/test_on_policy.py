@@ -16,13 +16,17 @@ from steepest.on_policy import (
     all_sequences,
     batch_inputs,
     gather,
+    initial_gain,
     minibatch_indices,
     obs_to_sequences,
+    refuse_termination,
     scale_rewards,
     score_rollout,
     sequences_per_rollout,
+    state_weights,
     steps_per_call,
     to_sequences,
+    update_gain,
     update_observations,
 )
 from steepest.types import Rollout
@@ -83,6 +87,51 @@ def test_rewards_stay_as_they_are_where_nothing_is_normalised() -> None:
     state, reward = scale_rewards({}, rollout, torch.tensor(GAMMA))
     assert state == {}
     assert reward is rollout.reward
+
+
+# The average reward
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_running_gain_against_a_loop(rate: float) -> None:
+    """Over decided steps alone; at first the plain mean over rollouts, then a moving one."""
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=6)
+    state = {k: x[0].double() for k, x in initial_gain(1, torch.device("cpu")).items()}
+    expected = 0.0
+    for k in range(1, 8):
+        rollout = Rollout(*(x if x is None else _first(x) for x in synthetic_rollout(agent, 23, seed=k, dtype=F64)))
+        assert not rollout.valid.all()
+        mean = float(rollout.reward[rollout.valid].mean())
+        expected += max(rate, 1.0 / k) * (mean - expected)
+        unseen = rollout._replace(reward=torch.where(rollout.valid, rollout.reward, 100.0))
+        state |= update_gain(state, unseen, torch.tensor(rate, dtype=F64))
+        assert float(state["gain"]) == pytest.approx(expected, rel=1e-12)
+        if rate == 1.0:
+            assert expected == pytest.approx(mean)
+
+
+def _first(x: Any) -> Any:
+    return {k: v[0] for k, v in x.items()} if isinstance(x, dict) else x[0]
+
+
+def test_termination_is_refused() -> None:
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=6)
+    rollout = synthetic_rollout(agent, 23)
+    assert rollout.truncated.any()
+    refuse_termination(rollout._replace(terminated=torch.zeros_like(rollout.terminated)))
+    ended = torch.zeros_like(rollout.terminated)
+    ended[0, 3, 2] = True
+    with pytest.raises(UsageError, match=r"has terminated 1 episode; .* Use objective 'discounted'"):
+        refuse_termination(rollout._replace(terminated=ended))
+
+
+def test_state_weights_are_powers_by_step_of_the_episode() -> None:
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=2)
+    rollout = synthetic_rollout(agent, 3)
+    step = torch.tensor([[0, 7], [1, 0], [0, 1], [1, 2]])
+    found = state_weights(rollout._replace(episode_step=step), torch.tensor(0.5, dtype=F64))
+    expected = torch.tensor([[1.0, 0.5**7], [0.5, 1.0], [1.0, 0.5]], dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-15, atol=0)
 
 
 def test_observation_statistics_are_those_of_decided_steps() -> None:

@@ -21,7 +21,7 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, policy_gradient, soft, trust_region
+from steepest.verification import agents, distributions, language, on_policy, policy_gradient, soft, trust_region
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
@@ -29,6 +29,7 @@ SHIPPED: tuple[Statement, ...] = (
     *soft.ROWS,
     *trust_region.ROWS,
     *agents.ROWS,
+    *on_policy.ROWS,
     *language.ROWS,
 )
 """Every statement that goes through a shipped function, one file per idea."""
