@@ -359,8 +359,8 @@ class Agent(ABC):
 
     def take_over(self, other: Agent) -> None:
         """Go on from another agent's parameters, optimiser and statistics, with this one's seeds."""
-        for name in ("normalize_obs", "normalize_reward"):
-            mine, others = getattr(self.config, name), getattr(other.config, name)
+        for name in ("normalize_obs", "normalize_reward", "objective"):
+            mine, others = (getattr(agent.config, name, None) for agent in (self, other))
             if mine != others:
                 raise UsageError(f"{name} is {mine}, but the agent to go on from was trained with {others}")
         generators = {k: v for k, v in self.tensors().items() if k.startswith("generator/")}

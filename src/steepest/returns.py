@@ -1,4 +1,5 @@
-"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step returns, V-trace.
+"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step and whole returns,
+V-trace.
 
 All take (T, ...) rewards and flags and (T+1, ...) values in the transition convention of ``types.Rollout``: value[t+1]
 belongs to the true observation that followed step t, also where the episode ended there. Bootstrapping is cut by
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steepest.numerics import reverse_recurrence
+from steepest.numerics import forward_recurrence, reverse_recurrence
 
 
 def td_error(
@@ -77,7 +78,7 @@ def lambda_return(
 
     Equation:  G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda_t) V(s_{t+1}) + lambda_t G_{t+1} ],
                lambda_t = 0 where the recording stops (truncation, or the last row)
-    Source:    Sutton & Barto 2018, Section 12.8. G_t = A_t^GAE + V(s_t), which is how it is computed.
+    Source:    Sutton & Barto 2018, Eq. 12.20. G_t = A_t^GAE + V(s_t), which is how it is computed.
     Verified:  tests/exact/test_returns.py::test_lambda_return_recursion
     """
     advantage = generalized_advantage(reward, value, terminated, truncated, valid, gamma, trace_decay)
@@ -99,6 +100,122 @@ def reward_to_go(
     Verified:  tests/exact/test_returns.py::test_reward_to_go_is_the_discounted_sum
     """
     return lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)
+
+
+def full_return(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """The return of the whole episode, as step t sees it: gamma^t times it is the same at every step.
+
+    Equation:  R_t = sum_{t'=0}^{T-1} gamma^{t'-t} r_{t'} (+ gamma^{T-t} V(s_T) where only the recording stops)
+    Source:    notes 1.2, with the discount: gamma^t R_t = R(tau). Differences: the sum begins where the recording does.
+               Rewards before it are left out; by causality no action in the recording has changed them, so the mean of
+               an estimator stays as it was.
+    Args:      gamma in (0, 1]; below 1 the past grows as gamma^-t
+    Verified:  tests/exact/test_returns.py::test_full_return_is_the_same_at_every_step,
+               tests/unit/test_returns.py::test_full_return_less_reward_to_go_is_the_past
+    """
+    # What the past at t comes to at t+1: (past + r_t) / gamma, nothing across an end, itself where nothing was decided.
+    lasts = (~(terminated | truncated)).to(reward.dtype) / gamma
+    factor = torch.where(valid, lasts, torch.ones_like(lasts))
+    earned = reward * valid.to(reward.dtype) * factor
+    none = torch.zeros_like(reward[:1])
+    past = forward_recurrence(torch.cat([none, earned[:-1]]), torch.cat([none, factor[:-1]]), none[0])
+    return past + reward_to_go(reward, value, terminated, truncated, valid, gamma)
+
+
+def n_step_return(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    n: int,
+) -> Float[Tensor, "t *shape"]:
+    """Rewards of n steps, then the value; fewer where the episode or the recording ends.
+
+    Equation:  G_t^(n) = r_t + gamma (1 - terminated_t) G_{t+1}^(n-1),  G_t^(0) = V(s_t),
+               with V(s_{t+1}) for G_{t+1}^(n-1) where the recording stops (truncation, or the last row)
+    Source:    notes 1.10 (A^(k) + V), with termination; Sutton & Barto 2018, Eq. 7.1. n counts decided steps.
+    Raises:    ValueError if n < 1
+    Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum,
+               tests/unit/test_returns.py::test_n_step_runs_from_td_to_monte_carlo
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; an n-step return has at least 1 step")
+    last = value[-1:]
+    # An undecided row takes over what the next decided one has, or the last value.
+    take_over = torch.cat([(~valid).to(reward.dtype), torch.zeros_like(last)])
+    following, found = value[1:], reward
+    for _ in range(n):
+        following = torch.where(truncated, value[1:], following)
+        rest = torch.where(terminated, torch.zeros_like(following), following)
+        found = reward + gamma * rest
+        following = reverse_recurrence(torch.cat([found * valid.to(found.dtype), last]), take_over)[1:]
+    return found
+
+
+def n_step_advantage(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    n: int,
+) -> Float[Tensor, "t *shape"]:
+    """How much better than the value n steps turned out; n = 1 is the TD error.
+
+    Equation:  A_t^(n) = G_t^(n) - V(s_t) = sum_{l<n} gamma^l delta_{t+l} within the episode
+    Source:    notes 1.10 (A-hat^(n), with gamma^2 V(s_{t+2}) in A-hat^(2)); Mnih et al. 2016.
+    Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum
+    """
+    return n_step_return(reward, value, terminated, truncated, valid, gamma, n) - value[:-1]
+
+
+def differential_td_error(
+    reward: Float[Tensor, "*#shape"],
+    value: Float[Tensor, "*#shape"],
+    next_value: Float[Tensor, "*#shape"],
+    gain: float | Tensor,
+) -> Float[Tensor, "*shape"]:
+    """Temporal-difference error of a continuing problem: rewards count by what they are above the average.
+
+    Equation:  delta_t = r_t - gain + v(s_{t+1}) - v(s_t)
+    Source:    notes 1.8, by its definition of G_t. There is no discount, and nothing terminates.
+    Args:      reward, value, next_value (...) reward units, all may carry gradient; gain, reward units per step
+    Returns:   (...) reward units
+    Verified:  tests/exact/test_returns.py::test_differential_error_has_mean_zero
+    """
+    return reward - gain + next_value - value
+
+
+def differential_generalized_advantage(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gain: float | Tensor,
+    gae_lambda: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """Generalised advantage estimate of a continuing problem, never across the end of a recording.
+
+    Equation:  A_t = delta_t + lambda (1 - truncated_t) A_{t+1},  delta_t = r_t - gain + v(s_{t+1}) - v(s_t),  A_T = 0
+    Source:    notes 1.8 and 1.10; Ma et al. 2021, Zhang & Ross 2021. It is GAE of rewards less the gain at gamma = 1.
+    Args:      reward (T, ...), value (T+1, ...) reward units; truncated, valid (T, ...) bool; gae_lambda in [0, 1]
+    Returns:   (T, ...) reward units; meaningless where valid is 0
+    Verified:  tests/exact/test_returns.py::test_differential_gae_equals_the_defining_sum,
+               tests/unit/test_returns.py::test_differential_gae_is_gae_of_rewards_less_the_gain
+    """
+    delta = differential_td_error(reward, value[:-1], value[1:], gain) * valid.to(reward.dtype)
+    factor = gae_lambda * (~truncated).to(delta.dtype)
+    return reverse_recurrence(delta, torch.where(valid, factor, torch.ones_like(factor)))
 
 
 class VTrace(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from spaces_envs import ACTIONS, OBSERVATIONS, PARTLY_SEEN, AnySpace
-from tiny_problems import Aim, Bandit, Chain, Recall, TinyProblem
+from tiny_problems import Aim, Bandit, Chain, Recall, TinyProblem, Treadmill
 
 import steepest
 from helpers import F64, to_float64
@@ -236,6 +236,79 @@ def test_learns_a_tiny_problem(
     scores = learn(algorithm, problem, sign, goal, **options)
     assert abs(scores[0] - problem.indifferent) < 0.15
     assert abs(scores[-1] - goal) <= 0.05, scores
+
+
+AVERAGE = {"objective": "average"}
+MODES: list[tuple[str, dict[str, Any]]] = [
+    ("reinforce", {"estimator": "full_return", "baseline": "none", "normalize_advantage": False}),
+    ("reinforce", {"estimator": "full_return", "baseline": "average_return", "normalize_advantage": False}),
+    ("reinforce", {"baseline": "none", "state_weighting": "discounted"}),
+    ("actor_critic", {"advantage": "n_step", "n_steps": 1}),
+    ("actor_critic", {"critic": "monte_carlo", "state_weighting": "discounted", "normalize_advantage": True}),
+    ("actor_critic", AVERAGE),
+    ("actor_critic", {**AVERAGE, "advantage": "n_step", "n_steps": 2, "critic": "monte_carlo"}),
+    ("ppo", AVERAGE),
+    ("ppo_kl", AVERAGE),
+    ("trpo", AVERAGE),
+]
+"""What an algorithm does where its options say so; the other tests see its defaults."""
+
+modes = pytest.mark.parametrize(("algorithm", "mode"), MODES, ids=str)
+
+
+@modes
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_every_mode_learns(algorithm: str, mode: dict[str, Any], sign: float) -> None:
+    """A tiny problem that never ends where the average reward is the objective, the chain elsewhere."""
+    problem = Treadmill if mode.get("objective") == "average" else Chain
+    goal = problem.best if sign > 0 else problem.worst
+    scores = learn(algorithm, problem, sign, goal, **mode)
+    assert abs(scores[-1] - goal) <= 0.05, scores
+
+
+@modes
+def test_every_mode_resumes_to_the_same_bits(algorithm: str, mode: dict[str, Any], tmp_path: Path) -> None:
+    settings = tiny(algorithm, total_steps=320, checkpoint_every=96, tensorboard=False, seeds=2, **mode)
+    with Run(algorithm, Treadmill, out=tmp_path / "alone", **settings) as run:
+        list(run)
+    alone = run.agent.tensors()
+    with Run(algorithm, Treadmill, out=tmp_path / "left", **settings) as run:
+        while run.step < 240:
+            run.iterate()
+    with Run.resume(tmp_path / "left", env=Treadmill) as run:
+        assert 96 <= run.step < 240, "something has to be lost and done again"
+        list(run)
+    assert_same_tensors(run.agent.tensors(), alone)
+    if mode.get("objective") == "average":
+        assert 0.2 < float(alone["gain"].min()) < float(alone["gain"].max()) < 0.8
+        assert alone["gain"][0] != alone["gain"][1]
+
+
+@pytest.mark.parametrize(("algorithm", "mode"), [MODES[1], MODES[6], MODES[7]], ids=str)
+@pytest.mark.compiles
+def test_modes_compile(algorithm: str, mode: dict[str, Any]) -> None:
+    agent_class, agents, rollouts = find(algorithm), [], []
+    config = agent_class.Config(**{k: v for k, v in TINY.items() if k in fields(algorithm)}, **mode)
+    for compile in (False, True):
+        env = make_env(Treadmill, 2)
+        agent = agent_class(config, env.obs_spec, env.action_spec, num_envs=2, compile=compile, note=no_falling_back)
+        collector = Collector(env, agent, config.rollout_steps)
+        collector.reset(0)
+        rollouts.append(tree_map(torch.clone, collector.collect()[0]))
+        env.close()
+        agents.append(agent)
+    before = agents[0].state["params"].clone()
+    expected, found = (agent.update(rollouts[0], 0.25) for agent in agents)
+    assert not torch.equal(agents[1].state["params"], before)
+    assert_close_states(agents[0].state, agents[1].state, torch.float32)
+    assert_close_figures(expected, found, torch.float32)
+
+
+@pytest.mark.parametrize("algorithm", ["actor_critic", "ppo", "ppo_kl", "trpo"])
+def test_an_end_is_no_part_of_an_average(algorithm: str) -> None:
+    said = "objective is 'average', but the environment has terminated"
+    with Run(algorithm, Bandit, **tiny(algorithm, **AVERAGE)) as run, pytest.raises(UsageError, match=said):
+        run.iterate()
 
 
 @algorithms

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from helpers import F64, defining_gae, defining_vtrace, discrete, synthetic_rollout, to_float64, vector
 from steepest.agent import Agent
+from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
@@ -274,9 +275,10 @@ def written_ppo_kl(run: Written, rollout: Rollout, progress: float) -> dict[str,
     return {**means, "kl": kl, "kl_coef": used, **critic_figures(rollout, first_target, old_value)}
 
 
-def written_reinforce(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+def written_one_step(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
+    """REINFORCE, to the end of the episode less the baseline; with a lambda, the actor-critic."""
     config = run.config
-    advantage, baseline, _ = run.advantages(rollout, 1.0)  # to the end of the episode, less the baseline
+    advantage, baseline, _ = run.advantages(rollout, getattr(config, "gae_lambda", 1.0))
     target = advantage + baseline
     here = rollout.valid
     assert rollout.action_mask is not None
@@ -373,15 +375,18 @@ def critic_figures(rollout: Rollout, target: Tensor, value: Tensor) -> dict[str,
 ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
     "ppo": (PPO, PPOConfig, COMMON | PPO_ONLY, written_ppo),
     "ppo_kl": (PPOKL, PPOKLConfig, COMMON | KL_ONLY, written_ppo_kl),
-    "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_reinforce),
+    "reinforce": (REINFORCE, REINFORCEConfig, COMMON, written_one_step),
+    "actor_critic": (ActorCritic, ActorCriticConfig, COMMON | {"gae_lambda": LAMBDA}, written_one_step),
     "trpo": (TRPO, TRPOConfig, TRPO_ONLY, written_trpo),
 }
-SPECIAL = ("KL as printed in the notes", "searching", "restoring", "unchecked", "thinned Fisher matrix")
+TRPO_VARIANTS = ("searching", "restoring", "unchecked", "thinned Fisher matrix")
+KL_VARIANT = "KL as printed in the notes"
 CASES = [
-    *[("ppo", v) for v in VARIANTS if v not in SPECIAL],
-    *[("ppo_kl", v) for v in ("plain", "normalised", "corrected by V-trace", "KL as printed in the notes")],
+    *[("ppo", v) for v in VARIANTS if v not in (KL_VARIANT, *TRPO_VARIANTS)],
+    *[("ppo_kl", v) for v in ("plain", "normalised", "corrected by V-trace", KL_VARIANT)],
     *[("reinforce", v) for v in ("plain", "normalised")],
-    *[("trpo", v) for v in ("plain", "normalised", *SPECIAL[1:])],
+    *[("actor_critic", v) for v in ("plain", "normalised")],
+    *[("trpo", v) for v in ("plain", "normalised", *TRPO_VARIANTS)],
 ]
 
 

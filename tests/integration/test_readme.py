@@ -157,7 +157,8 @@ def test_named_options_exist(page: Path) -> None:
     from steepest.algorithms import ALGORITHMS, find
     from steepest.runs.config import RunConfig
 
-    known = {f.name for kind in (*(find(a).Config for a in ALGORITHMS), RunConfig) for f in dataclasses.fields(kind)}
+    configs = [RunConfig, *(find(algorithm).Config for algorithm in ALGORITHMS)]
+    known = {f.name for kind in configs for f in dataclasses.fields(kind)}
     table = page.read_text().partition("## Details")[2]
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE):
         for option in re.findall(r"`(\w+)`", row):

@@ -74,6 +74,35 @@ RETURNS: Mistakes = {
         "lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)",
         "lambda_return(reward, value, truncated, terminated, valid, gamma, 1.0)",
     ),
+    "the past discounted forwards": (".to(reward.dtype) / gamma", ".to(reward.dtype) * gamma"),
+    "the past runs on across truncation": ("lasts = (~(terminated | truncated))", "lasts = (~terminated)"),
+    "the past counts the step itself": ("torch.cat([none, earned[:-1]])", "earned"),
+    "an undecided row ages the past": ("torch.where(valid, lasts, torch.ones_like(lasts))", "lasts"),
+    "n steps run on across truncation": (
+        "following = torch.where(truncated, value[1:], following)",
+        "following = following",
+    ),
+    "n steps run on across termination": (
+        "torch.where(terminated, torch.zeros_like(following), following)",
+        "following",
+    ),
+    "no discount over n steps": ("found = reward + gamma * rest", "found = reward + rest"),
+    "one step too many": ("for _ in range(n):", "for _ in range(n + 1):"),
+    "an undecided row ends the n steps": (
+        "torch.cat([found * valid.to(found.dtype), last]), take_over)",
+        "torch.cat([found, last]), 0.0 * take_over)",
+    ),
+    "n steps less the next value": (
+        "truncated, valid, gamma, n) - value[:-1]",
+        "truncated, valid, gamma, n) - value[1:]",
+    ),
+    "the gain added": ("return reward - gain + next_value", "return reward + gain + next_value"),
+    "no next differential value": ("return reward - gain + next_value - value", "return reward - gain - value"),
+    "differential advantages cross truncation": (
+        "factor = gae_lambda * (~truncated).to(delta.dtype)",
+        "factor = gae_lambda * torch.ones_like(delta)",
+    ),
+    "an undecided row counts as a differential step": ("torch.where(valid, factor, torch.ones_like(factor))", "factor"),
 }
 
 VTRACE: Mistakes = {
@@ -126,16 +155,16 @@ TRUST_REGION: Mistakes = {
         "return -clipped * advantage",
     ),
     "ratio upside down": (
-        "ratio = torch.exp(log_prob - old_log_prob.detach())",
-        "ratio = torch.exp(old_log_prob.detach() - log_prob)",
+        "return torch.exp(log_prob - old_log_prob.detach())",
+        "return torch.exp(old_log_prob.detach() - log_prob)",
     ),
     "gradient through the old policy": (
-        "ratio = torch.exp(log_prob - old_log_prob.detach())",
-        "ratio = torch.exp(log_prob - old_log_prob)",
+        "return torch.exp(log_prob - old_log_prob.detach())",
+        "return torch.exp(log_prob - old_log_prob)",
     ),
     "no gradient through the ratio": (
-        "ratio = torch.exp(log_prob - old",
-        "ratio = torch.exp(log_prob.detach() - old",
+        "return torch.exp(log_prob - old",
+        "return torch.exp(log_prob.detach() - old",
     ),
     "gradient through the surrogate's advantage": ("    advantage = advantage.detach()\n", ""),
     "clipped from above only": ("torch.maximum(ratio, 1.0 - epsilon)", "ratio"),
@@ -321,10 +350,46 @@ ON_POLICY: Mistakes = {
         "log_ratio = log_prob - from_sequences(old_log_prob, length, rollout.reward.shape[1])",
         "log_ratio = from_sequences(old_log_prob, length, rollout.reward.shape[1]) - log_prob",
     ),
-    "V-trace of the unscaled rewards": ("reward = scaled_rewards(state, rollout)", "reward = rollout.reward"),
-    "rho counted twice": ("advantage = estimate.q_value - value[:-1]", "advantage = estimate.advantage"),
-    "V-trace's q as its target": ("to_sequences(estimate.target, length)", "to_sequences(estimate.q_value, length)"),
+    "V-trace of the unscaled rewards": (
+        "reward, gamma = scaled_rewards(state, rollout),",
+        "reward, gamma = rollout.reward,",
+    ),
+    "rho counted twice": (
+        "advantage, target = estimate.q_value - value[:-1],",
+        "advantage, target = estimate.advantage,",
+    ),
+    "V-trace's q as its target": ("value[:-1], estimate.target", "value[:-1], estimate.q_value"),
     "memory transposed like the steps": ('x if k == "memory" else x.transpose(0, 1)', "x.transpose(0, 1)"),
+    "the gain of undecided rows too": (
+        "weighted_mean(rollout.reward, rollout.valid.to(rollout.reward.dtype))",
+        "rollout.reward.mean()",
+    ),
+    "the gain never a plain mean": ("torch.maximum(gain_rate, 1.0 / count)", "gain_rate"),
+    "the gain moves away": ('(mean - state["gain"])', '(mean + state["gain"])'),
+    "the gain left out": ('return new, rollout.reward - new["gain"],', "return new, rollout.reward,"),
+    "the gain of the rollout before": (
+        'return new, rollout.reward - new["gain"],',
+        'return new, rollout.reward - state["gain"],',
+    ),
+    "a discount beside the gain": (
+        'rollout.reward - new["gain"], torch.ones_like(hyper["gamma"])',
+        'rollout.reward - new["gain"], hyper["gamma"]',
+    ),
+    "V-trace without the gain": (
+        'reward, gamma = rollout.reward - state["gain"], torch.ones_like(hyper["gamma"])',
+        'reward, gamma = rollout.reward, torch.ones_like(hyper["gamma"])',
+    ),
+    "V-trace discounts beside the gain": (
+        'reward, gamma = rollout.reward - state["gain"], torch.ones_like(hyper["gamma"])',
+        'reward, gamma = rollout.reward - state["gain"], hyper["gamma"]',
+    ),
+    "V-trace's differential values not pinned": (
+        "target = pinned_target(target, value[:-1], rollout.valid)",
+        "target = target",
+    ),
+    "targets pushed from mean zero": ("return target - VALUE_PIN", "return target + VALUE_PIN"),
+    "truncation refused": ("rollout.terminated.sum()", "rollout.truncated.sum()"),
+    "states weighted a step late": ("gamma ** rollout.episode_step[:-1]", "gamma ** rollout.episode_step[1:]"),
 }
 
 PPO: Mistakes = {
@@ -334,7 +399,7 @@ PPO: Mistakes = {
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
     ),
-    "gamma and lambda exchanged": ('hyper["gamma"], hyper["gae_lambda"])', 'hyper["gae_lambda"], hyper["gamma"])'),
+    "gamma and lambda exchanged": ('gamma, hyper["gae_lambda"])', 'hyper["gae_lambda"], gamma)'),
     "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
@@ -385,6 +450,8 @@ PPO: Mistakes = {
         'batch |= self._correct(state, rollout, batch["log_prob"], hyper)',
         'batch |= self._correct(self.state, rollout, batch["log_prob"], hyper)',
     ),
+    "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
     "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
 }
 
@@ -436,14 +503,17 @@ PPO_KL: Mistakes = {
 }
 
 REINFORCE: Mistakes = {
-    "no baseline": ("advantage = target - baseline[:-1]", "advantage = target"),
-    "baseline of the next state": ("target - baseline[:-1]", "target - baseline[1:]"),
-    "baseline added": ("target - baseline[:-1]", "target + baseline[:-1]"),
+    "no baseline": ("psi = psi - value[:-1]", "psi = psi"),
+    "baseline of the next state": ("psi = psi - value[:-1]", "psi = psi - value[1:]"),
+    "baseline added": ("psi = psi - value[:-1]", "psi = psi + value[:-1]"),
+    "average return added": ("psi = psi - weighted_mean", "psi = psi + weighted_mean"),
+    "reward-to-go for the full return": ("psi = full_return(reward,", "psi = reward_to_go(reward, "),
+    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
     "terminated and truncated exchanged": (
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
     ),
-    "returns of the unscaled rewards": ("reward_to_go(reward,", "reward_to_go(rollout.reward,"),
+    "returns of the unscaled rewards": ("target = reward_to_go(reward,", "target = reward_to_go(rollout.reward,"),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
         "standardize(advantage, weight.new_ones(weight.shape))",
@@ -466,6 +536,33 @@ REINFORCE: Mistakes = {
         "self.state = self._merge(state, rollout, hyper)",
         "self.state = state",
     ),
+}
+
+ACTOR_CRITIC: Mistakes = {
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "gamma for lambda": ('*flags, gamma, hyper["gae_lambda"])', "*flags, gamma, gamma)"),
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
+    "one critic for both": ("target = reward_to_go(reward, value, *flags, gamma)", "target = target"),
+    "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
+    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
+    "advantage regressed on": ('value_loss(value, batch["target"])', 'value_loss(value, batch["advantage"])'),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "statistics forgotten": ("state = {**state, **statistics}", "state = {**statistics, **state}"),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "observation statistics never merged": ("return update_observations(state, rollout, hyper), {", "return state, {"),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
 }
 
 ADAM: Mistakes = {
@@ -499,9 +596,14 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
     "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
-    "on_policy.py": Suspect(ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py")),
-    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py")),
+    "on_policy.py": Suspect(
+        ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
+    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
     "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
+    "algorithms/actor_critic.py": Suspect(
+        ACTOR_CRITIC, ("exact/test_actor_critic.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
     "algorithms/reinforce.py": Suspect(REINFORCE, ("exact/test_reinforce.py", "exact/test_updates.py")),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
 }

@@ -12,7 +12,16 @@ from torch.func import vmap
 
 from helpers import F64, Ragged, defining_gae, ragged
 from steepest.numerics import reverse_recurrence
-from steepest.returns import generalized_advantage, lambda_return, reward_to_go, td_error
+from steepest.returns import (
+    differential_generalized_advantage,
+    full_return,
+    generalized_advantage,
+    lambda_return,
+    n_step_advantage,
+    n_step_return,
+    reward_to_go,
+    td_error,
+)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +120,61 @@ def monte_carlo(data: Ragged, gamma: float) -> Tensor:
             total += 0.0 if data.terminated[k, n] else power * float(data.value[k + 1, n])
             out[t, n] = total
     return out
+
+
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.0, 1.0))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_n_step_runs_from_td_to_monte_carlo(seed: int, gamma: float) -> None:
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    td = generalized_advantage(*data, gamma, 0.0)
+    torch.testing.assert_close(n_step_advantage(*data, gamma, 1)[data.valid], td[data.valid], rtol=1e-12, atol=1e-12)
+    whole = reward_to_go(*data, gamma)
+    torch.testing.assert_close(n_step_return(*data, gamma, 12)[data.valid], whole[data.valid], rtol=1e-10, atol=1e-10)
+
+
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.3, 1.0), lam=st.floats(0.0, 0.95))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_gae_is_the_mixture_of_n_step_advantages(seed: int, gamma: float, lam: float) -> None:
+    """(1 - lambda) sum_n lambda^{n-1} A^(n); after the last step every A^(n) is the same, and takes what is left."""
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    parts = [n_step_advantage(*data, gamma, n) for n in range(1, 13)]
+    mixture = sum(((1.0 - lam) * lam**n * a for n, a in enumerate(parts)), lam**12 * parts[-1])
+    found = generalized_advantage(*data, gamma, lam)
+    torch.testing.assert_close(found[data.valid], mixture[data.valid], rtol=1e-9, atol=1e-10)
+
+
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.3, 1.0))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_full_return_less_reward_to_go_is_the_past(seed: int, gamma: float) -> None:
+    """The difference at step t+1 is (the difference at t, plus r_t) / gamma; it is 0 where an episode begins."""
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    past = full_return(*data, gamma) - reward_to_go(*data, gamma)
+    for n in range(3):
+        expected = 0.0
+        for t in range(12):
+            if not data.valid[t, n]:
+                continue
+            assert float(past[t, n]) == pytest.approx(expected, rel=1e-8, abs=1e-8)
+            done = bool(data.terminated[t, n] or data.truncated[t, n])
+            expected = 0.0 if done else (expected + float(data.reward[t, n])) / gamma
+
+
+@given(seed=st.integers(0, 10_000), gain=st.floats(-2.0, 2.0), lam=st.floats(0.0, 1.0))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_differential_gae_is_gae_of_rewards_less_the_gain(seed: int, gain: float, lam: float) -> None:
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    never = torch.zeros_like(data.terminated)
+    found = differential_generalized_advantage(data.reward, data.value, data.truncated, data.valid, gain, lam)
+    same = generalized_advantage(data.reward - gain, data.value, never, data.truncated, data.valid, 1.0, lam)
+    torch.testing.assert_close(found[data.valid], same[data.valid], rtol=1e-10, atol=1e-10)
+    # A constant on the values changes nothing: they are defined up to one.
+    lifted = differential_generalized_advantage(data.reward, data.value + 3.0, data.truncated, data.valid, gain, lam)
+    torch.testing.assert_close(lifted[data.valid], found[data.valid], rtol=1e-9, atol=1e-9)
+
+
+def test_no_step_is_no_return() -> None:
+    with pytest.raises(ValueError, match="n is 0"):
+        n_step_return(*ragged(0), 0.9, 0)
 
 
 # Episodes do not leak

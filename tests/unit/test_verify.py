@@ -14,7 +14,7 @@ import torch
 
 import steepest
 from steepest import cli, distributions, losses, numerics, returns
-from steepest.algorithms import ppo, ppo_kl, reinforce, trpo
+from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
 from steepest.verification import SHIPPED, Result, check, statements, verify
 
@@ -146,6 +146,22 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (trpo, "conjugate_gradient_step", slower, "1.10 TRPO's full step = exact natural step"),
     (trpo, "line_search_step", without_the_limit, "1.10 KL(old||new) <= delta, searched"),
     (trpo, "line_search_step", without_the_limit, "1.10 a failed search changes nothing"),
+    (returns, "full_return", scaled, "1.2 gamma^t times the full return is R(tau)"),
+    (returns, "n_step_advantage", scaled, "1.10 n-step advantage by TD errors"),
+    (returns, "differential_td_error", negated, "1.8 differential GAE by its sum"),
+    (returns, "differential_generalized_advantage", scaled, "1.8 differential GAE by its sum"),
+    (reinforce, "full_return", scaled, "1.2 REINFORCE, full return, gamma^t"),
+    (reinforce, "reward_to_go", scaled, "1.3 REINFORCE, reward-to-go, gamma^t"),
+    (reinforce, "state_weights", scaled, "1.4 REINFORCE less v, gamma^t"),
+    (actor_critic, "score_function_loss", negated, "1.5 actor-critic, GAE, V exact"),
+    (actor_critic, "generalized_advantage", scaled, "1.5 actor-critic, lambda = 1, any V"),
+    (actor_critic, "n_step_advantage", scaled, "1.5 actor-critic, two steps, V exact"),
+    (actor_critic, "state_weights", scaled, "1.5 actor-critic, one step, V exact"),
+    (actor_critic, "reward_to_go", scaled, "1.5 actor-critic: Monte-Carlo critic pulled to V^pi"),
+    (actor_critic, "value_loss", scaled, "1.5 actor-critic: bootstrapped critic pulled to the backup"),
+    (actor_critic, "generalized_advantage", scaled, "1.8 actor-critic, average reward: grad r(pi)"),
+    (actor_critic, "pinned_target", scaled, "1.8 critic pulled to r - gain + v(s'), pinned"),
+    (ppo, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
     (distributions.Categorical, "entropy", scaled, "1 Categorical: H = -E[log p], KL = E[log p - log q]"),
     (distributions.Factored, "log_prob", scaled, "1 Factored: log_prob is the log-density"),
     (distributions.Bernoulli, "kl", negated, "1 Bernoulli: H = -E[log p], KL = E[log p - log q]"),

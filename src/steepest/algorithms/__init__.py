@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from steepest.agent import Agent
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "actor_critic": ("ActorCritic", "synchronous advantage actor-critic, A2C (notes 1.5)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
     "ppo_kl": ("PPOKL", "proximal policy optimisation, adaptive KL penalty (notes 1.10)"),
-    "reinforce": ("REINFORCE", "score-function gradient, reward-to-go, learned baseline (notes 1.2 to 1.4)"),
+    "reinforce": ("REINFORCE", "score-function gradient: full return, reward-to-go, baseline (notes 1.2 to 1.4)"),
     "trpo": ("TRPO", "trust-region policy optimisation; without a line search, natural policy gradient (notes 1.10)"),
 }
 """Name -> (class, one line). A table rather than imports: listing algorithms does not load torch."""

@@ -14,6 +14,9 @@ Differences from the notes: states are weighted without gamma^t (errata 1.1); th
 notes leave out, are those of the paper's Eq. 9. Details beyond the paper, each switchable: advantages standardised per
 minibatch, gradient norm clipped, learning rate and clip range on linear schedules, target-KL stop, clipped value loss,
 advantages and targets corrected by V-trace at every epoch after the first (Espeholt et al. 2018).
+
+With ``objective`` "average" (notes 1.8) what is maximised is the average reward per step: TD errors are
+r - gain + v(s') - v(s), without a discount, the gain being a running estimate (Ma et al. 2021, Zhang & Ross 2021).
 """
 
 from __future__ import annotations
@@ -35,11 +38,15 @@ from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
+    Objective,
     batch_inputs,
     corrected_batch,
     each_minibatch,
+    initial_gain,
     minibatch_indices,
-    scale_rewards,
+    objective_rewards,
+    pinned_target,
+    refuse_termination,
     score_rollout,
     sequences_per_rollout,
     steps_per_call,
@@ -64,8 +71,12 @@ class PPOConfig(PolicyConfig):
     """Adam's step size at the start."""
     learning_rate_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
+    objective: Objective = "discounted"
+    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
     gamma: float = 0.99
-    """Discount factor."""
+    """Discount factor. Not used where the objective is the average reward."""
+    gain_rate: float = 0.1
+    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
     gae_lambda: float = 0.95
     """GAE's trade of bias (0) against variance (1)."""
     clip_epsilon: float = 0.2
@@ -93,13 +104,15 @@ class PPOConfig(PolicyConfig):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "clip_epsilon", "max_gradient_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gain_rate", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         for name in ("value_coef", "entropy_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         for name in ("value_clip", "target_kl"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a positive number or none")
+        allowed = self.objective == "discounted" or not self.normalize_reward  # what scales is a discounted return
+        require(allowed, "normalize_reward", self.normalize_reward, 'False where objective is "average"')
 
 
 class PPO(Agent):
@@ -114,6 +127,8 @@ class PPO(Agent):
         self.sequences = sequences_per_rollout(
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
+        if config.objective == "average":
+            self.state |= initial_gain(self.members, self.device)
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
         self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
@@ -127,12 +142,14 @@ class PPO(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
-        statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
         log_prob, value = score_rollout(forward, rollout, self.sequence_length)
+        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, hyper["gamma"], hyper["gae_lambda"])
+        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
         target = advantage + value[:-1]
+        if self.config.objective == "average":
+            target = pinned_target(target, value[:-1], rollout.valid)
         return statistics, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
@@ -183,8 +200,11 @@ class PPO(Agent):
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
+        if config.objective == "average":
+            refuse_termination(rollout)
         hyper = self.hyper(
             gamma=config.gamma,
+            gain_rate=config.gain_rate,
             gae_lambda=config.gae_lambda,
             learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
             clip_epsilon=config.clip_epsilon * schedule_factor(config.clip_schedule, progress),
@@ -209,7 +229,8 @@ class PPO(Agent):
                 history.append(metrics)
         del state["active"]
         self.state = self._merge(state, rollout, hyper)
-        return to_host({**mean_metrics(history), **critic})
+        gain = {"gain": state["gain"]} if "gain" in state else {}
+        return to_host({**mean_metrics(history), **critic, **gain})
 
 
 _MOVED = ("params", "adam_mean", "adam_square", "adam_count")

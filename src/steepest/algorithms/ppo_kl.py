@@ -20,6 +20,9 @@ Differences from the notes: they print KL(pi || pi_old), which ``kl_direction`` 
 are weighted without gamma^t (errata 1.1); the value and entropy terms are those of the paper's Eq. 9. Details beyond
 the paper, each switchable: advantages standardised per minibatch, gradient norm clipped, learning rate on a linear
 schedule, advantages and targets corrected by V-trace at every epoch after the first (Espeholt et al. 2018).
+
+With ``objective`` "average" (notes 1.8) what is maximised is the average reward per step: TD errors are
+r - gain + v(s') - v(s), without a discount, the gain being a running estimate (Ma et al. 2021, Zhang & Ross 2021).
 """
 
 from __future__ import annotations
@@ -42,15 +45,19 @@ from steepest.networks import ActorCritic, PolicyConfig, Schedule, schedule_fact
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
+    Objective,
     all_sequences,
     batch_distribution,
     batch_inputs,
     corrected_batch,
     distribution_to_batch,
     each_minibatch,
+    initial_gain,
     minibatch_indices,
+    objective_rewards,
+    pinned_target,
+    refuse_termination,
     replay_rollout,
-    scale_rewards,
     sequences_per_rollout,
     steps_per_call,
     training_batch,
@@ -74,8 +81,12 @@ class PPOKLConfig(PolicyConfig):
     """Adam's step size at the start."""
     learning_rate_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
+    objective: Objective = "discounted"
+    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
     gamma: float = 0.99
-    """Discount factor."""
+    """Discount factor. Not used where the objective is the average reward."""
+    gain_rate: float = 0.1
+    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
     gae_lambda: float = 0.95
     """GAE's trade of bias (0) against variance (1)."""
     target_kl: float = 0.01
@@ -101,10 +112,12 @@ class PPOKLConfig(PolicyConfig):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "target_kl", "kl_coef", "max_gradient_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gain_rate", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         for name in ("value_coef", "entropy_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        allowed = self.objective == "discounted" or not self.normalize_reward  # what scales is a discounted return
+        require(allowed, "normalize_reward", self.normalize_reward, 'False where objective is "average"')
 
 
 class PPOKL(Agent):
@@ -119,6 +132,8 @@ class PPOKL(Agent):
         self.sequences = sequences_per_rollout(
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
+        if config.objective == "average":
+            self.state |= initial_gain(self.members, self.device)
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
         self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
@@ -137,13 +152,15 @@ class PPOKL(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old values and old distributions of a rollout; pure, one member."""
-        statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
+        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
         forward = partial(self.forward, state["params"], state)
         old_policy, value = replay_rollout(forward, rollout, self.sequence_length)
         log_prob = old_policy.log_prob(rollout.action)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, hyper["gamma"], hyper["gae_lambda"])
+        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
         target = advantage + value[:-1]
+        if self.config.objective == "average":
+            target = pinned_target(target, value[:-1], rollout.valid)
         batch, critic = training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
         return statistics, {**batch, **distribution_to_batch("old_policy", old_policy, self.sequence_length)}, critic
 
@@ -202,8 +219,11 @@ class PPOKL(Agent):
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
+        if config.objective == "average":
+            refuse_termination(rollout)
         hyper = self.hyper(
             gamma=config.gamma,
+            gain_rate=config.gain_rate,
             gae_lambda=config.gae_lambda,
             learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
             target_kl=config.target_kl,
@@ -226,4 +246,5 @@ class PPOKL(Agent):
                 history.append(metrics)
         adapted, distance = self._adapt(state, batch, hyper)
         self.state = self._merge({**state, **adapted}, rollout, hyper)
-        return to_host({**mean_metrics(history), **distance, **critic})
+        gain = {"gain": state["gain"]} if "gain" in state else {}
+        return to_host({**mean_metrics(history), **distance, **critic, **gain})

@@ -21,6 +21,9 @@ damping, standardised advantages. With ``line_search_steps`` 0 the full step is 
 Policy and value function may not share a torso: the natural step is the policy's alone, and what fits the values
 afterwards would move the policy out of its trust region. The two never meet: pi does not depend on the value function's
 part of the parameter vector, so g, F v and with them the step are zero there, and so is Adam's in the policy's part.
+
+With ``objective`` "average" (notes 1.8) what is maximised is the average reward per step: TD errors are
+r - gain + v(s') - v(s), without a discount, the gain being a running estimate (Ma et al. 2021, Zhang & Ross 2021).
 """
 
 from __future__ import annotations
@@ -63,10 +66,14 @@ from steepest.numerics import (
 )
 from steepest.on_policy import (
     Batch,
+    Objective,
     batch_inputs,
     gather,
+    initial_gain,
     minibatch_indices,
-    scale_rewards,
+    objective_rewards,
+    pinned_target,
+    refuse_termination,
     score_rollout,
     sequences_per_rollout,
     steps_per_call,
@@ -83,8 +90,12 @@ class TRPOConfig(PolicyConfig):
 
     rollout_steps: int = 256
     """Steps that every environment plays between updates (T). One step is taken on each, so longer than PPO's."""
+    objective: Objective = "discounted"
+    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
     gamma: float = 0.99
-    """Discount factor."""
+    """Discount factor. Not used where the objective is the average reward."""
+    gain_rate: float = 0.1
+    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
     gae_lambda: float = 0.95
     """GAE's trade of bias (0) against variance (1)."""
     max_kl: float = 0.01
@@ -116,10 +127,12 @@ class TRPOConfig(PolicyConfig):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("cg_damping", "line_search_steps"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gain_rate", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         backtrack = self.line_search_backtrack
         require(0 < backtrack < 1, "line_search_backtrack", backtrack, "between 0 and 1")
+        allowed = self.objective == "discounted" or not self.normalize_reward  # what scales is a discounted return
+        require(allowed, "normalize_reward", self.normalize_reward, 'False where objective is "average"')
         require(not self.shared_torso, "shared_torso", True, "false: TRPO moves the policy alone")
         require(self.recurrent == "none", "recurrent", self.recurrent, '"none": TRPO has no recurrent policies')
 
@@ -134,6 +147,8 @@ class TRPO(Agent):
     def __init__(self, config: TRPOConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.sequences = sequences_per_rollout(self.num_envs, config.rollout_steps, 0, config.minibatches)
+        if config.objective == "average":
+            self.state |= initial_gain(self.members, self.device)
         self.value = FunctionalModule(self.module, self.layout, self.module.value)
         self._prepare = self.learner.lift(self.prepare)
         self._policy_gradient = self.learner.lift(self.policy_gradient, differentiates=True)
@@ -151,12 +166,14 @@ class TRPO(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
-        statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
+        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
         forward = partial(self.forward, state["params"], state)
         log_prob, value = score_rollout(forward, rollout, 0)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, hyper["gamma"], hyper["gae_lambda"])
+        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
         target = advantage + value[:-1]
+        if self.config.objective == "average":
+            target = pinned_target(target, value[:-1], rollout.valid)
         batch, metrics = training_batch(rollout, 0, log_prob, value, advantage, target)
         if self.config.normalize_advantage:
             batch["advantage"] = standardize(batch["advantage"], batch["weight"])
@@ -253,10 +270,13 @@ class TRPO(Agent):
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
+        if config.objective == "average":
+            refuse_termination(rollout)
         checked = config.line_search_steps > 0
         unlimited = float("inf")
         hyper = self.hyper(
             gamma=config.gamma,
+            gain_rate=config.gain_rate,
             gae_lambda=config.gae_lambda,
             max_kl=config.max_kl,
             cg_damping=config.cg_damping,
@@ -293,7 +313,8 @@ class TRPO(Agent):
             "accepted": search.accepted,
             "line_search_steps": search.trials,
         }
-        return to_host({**figures, **solved, **found, **mean_metrics(history), **critic})
+        gain = {"gain": state["gain"]} if "gain" in state else {}
+        return to_host({**figures, **solved, **found, **mean_metrics(history), **critic, **gain})
 
     def _thinned(self, x: Tensor) -> Tensor:
         """Every so many-th step of the rollout, of all environments: neighbouring steps tell much the same."""

@@ -20,7 +20,7 @@ def surrogate_objective(
     Verified:  tests/exact/test_trust_region.py::test_surrogate_is_the_exact_one,
                tests/exact/test_trust_region.py::test_surrogate_gradient_at_the_old_policy
     """
-    return torch.exp(log_prob - old_log_prob.detach()) * advantage.detach()
+    return _ratio(log_prob, old_log_prob) * advantage.detach()
 
 
 def clipped_surrogate_loss(

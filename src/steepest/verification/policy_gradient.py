@@ -179,7 +179,7 @@ def monte_carlo_critic(c: Process) -> Sides:
     return Sides(_critic_gradient(c, lambda _: _to_go(c)), value_pull(c))
 
 
-def _bellman_pull(c: Process) -> Tensor:
+def bellman_pull(c: Process) -> Tensor:
     """(S,) visits times (v - (r_pi + gamma P_pi v)), v = 0 where the process is over."""
     v = torch.where(c.mdp.absorbing, 0.0, c.baseline)
     backup = mdps.policy_reward(c.mdp, c.policy) + c.mdp.gamma * mdps.policy_transition(c.mdp, c.policy) @ v
@@ -189,18 +189,18 @@ def _bellman_pull(c: Process) -> Tensor:
 def bootstrapped_critic(c: Process) -> Sides:
     """Regression on r + gamma (1 - terminated) V(s'), held fixed, pulls every state to its Bellman backup."""
     found = _critic_gradient(c, lambda v: _errors(c, v) + v[c.paths.state[:-1]])
-    return Sides(found, _bellman_pull(c))
+    return Sides(found, bellman_pull(c))
 
 
 def bootstrapped_critic_without_gamma(c: Process) -> Sides:
     """Negative control: the target as printed, r + V(s'), without gamma or a terminal case."""
-    return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), _bellman_pull(c))
+    return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), bellman_pull(c))
 
 
 def bootstrapped_critic_past_the_end(c: Process) -> Sides:
     """Negative control: a target that goes on after termination."""
     found = _critic_gradient(c, lambda v: c.paths.reward + c.mdp.gamma * v[c.paths.state[1:]])
-    return Sides(found, _bellman_pull(c))
+    return Sides(found, bellman_pull(c))
 
 
 def target_not_held_fixed(c: Process) -> Sides:
@@ -209,7 +209,7 @@ def target_not_held_fixed(c: Process) -> Sides:
     def expected_loss(value: Tensor) -> Tensor:
         return c.paths.probability @ (0.5 * _errors(c, value).square() * c.paths.valid).sum(0)
 
-    return Sides(gradient(expected_loss, c.baseline), _bellman_pull(c))
+    return Sides(gradient(expected_loss, c.baseline), bellman_pull(c))
 
 
 def off_policy_actor(c: Process) -> Sides:

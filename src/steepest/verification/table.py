@@ -26,6 +26,7 @@ from steepest.verification import (
     distributions,
     kl_penalty,
     language,
+    on_policy,
     policy_gradient,
     soft,
     trpo,
@@ -42,6 +43,7 @@ SHIPPED: tuple[Statement, ...] = (
     *vtrace.ROWS,
     *trpo.ROWS,
     *agents.ROWS,
+    *on_policy.ROWS,
     *language.ROWS,
 )
 """Every statement that goes through a shipped function, one file per idea."""
