@@ -153,11 +153,11 @@ def test_named_functions_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_options_exist(page: Path) -> None:
     """A word in backquotes that looks like an option in a details table is one."""
-    from steepest.algorithms.ppo import PPOConfig
-    from steepest.algorithms.reinforce import REINFORCEConfig
+    from steepest.algorithms import ALGORITHMS, find
     from steepest.runs.config import RunConfig
 
-    known = {f.name for kind in (PPOConfig, REINFORCEConfig, RunConfig) for f in dataclasses.fields(kind)}
+    kinds = [RunConfig, *(find(name).Config for name in ALGORITHMS)]
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
     table = page.read_text().partition("## Details")[2]
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE):
         for option in re.findall(r"`(\w+)`", row):

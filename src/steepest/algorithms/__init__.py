@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from steepest.agent import Agent
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "dpg": ("DPG", "deterministic policy gradient with a compatible critic (notes 1.11)"),
+    "off_pac": ("OffPAC", "off-policy actor-critic with traces and gradient-TD critic (notes 1.6)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
     "reinforce": ("REINFORCE", "score-function gradient, reward-to-go, learned baseline (notes 1.2 to 1.4)"),
 }

@@ -21,11 +21,22 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, policy_gradient, soft, trust_region
+from steepest.verification import (
+    agents,
+    compatible,
+    distributions,
+    language,
+    off_policy_actor,
+    policy_gradient,
+    soft,
+    trust_region,
+)
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
     *policy_gradient.ROWS,
+    *off_policy_actor.ROWS,
+    *compatible.ROWS,
     *soft.ROWS,
     *trust_region.ROWS,
     *agents.ROWS,
