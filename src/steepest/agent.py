@@ -57,6 +57,8 @@ class Agent(ABC):
 
     algorithm: ClassVar[str]
     Config: ClassVar[type[PolicyConfig]]
+    per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
+    """State entries (M, N, ...) that start afresh where the number of environments differs."""
 
     def __init__(
         self,
@@ -194,6 +196,10 @@ class Agent(ABC):
             return action.unsqueeze(0), None if memory is None else memory.unsqueeze(0)
 
         return act
+
+    def behaviour(self, *, fused: bool = False) -> Actor:
+        """The policy that collects experience: the agent's own, unless the algorithm learns off-policy."""
+        return self.actor(fused=fused)
 
     def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, ...]]:
         """Acting as a pure function of one member's state."""
@@ -370,8 +376,7 @@ class Agent(ABC):
         """Take over what ``tensors`` gave; the shapes must be this agent's."""
         expected = {k: tuple(v.shape) for k, v in self.tensors().items()}
         for name, shape in expected.items():
-            # Statistics per environment start afresh when the number of environments differs.
-            if name == "return_carry":
+            if name in self.per_environment:
                 continue
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != shape:
@@ -384,7 +389,7 @@ class Agent(ABC):
             if key in VECTORS:
                 parts = {name: tensors[f"{key}/{name}"] for name in self.layout.names}
                 self.state[key] = self.layout.flatten(parts).to(self.device)
-            elif key != "return_carry" or tuple(tensors[key].shape) == tuple(self.state[key].shape):
+            elif key not in self.per_environment or tuple(tensors[key].shape) == tuple(self.state[key].shape):
                 self.state[key] = tensors[key].clone().to(self.device)
         for i, generator in enumerate(self.generators):
             generator.set_state(tensors[f"generator/{i}"])

@@ -283,6 +283,32 @@ parameters, J^T F J is the Hessian of KL(old || new) in the new one's parameters
 """
 
 
+def softened(policy: Distribution, epsilon: float) -> Distribution:
+    """A policy that explores more than the given one, with full support wherever an action is legal.
+
+    Equation:  (1 - epsilon) pi + epsilon / n over the n legal choices of every discrete component;
+               N(mean, ((1 + epsilon) std)^2) for a Gaussian policy
+    Source:    the epsilon-soft behaviour of Degris, White & Sutton 2012. Differences: a Gaussian, which has full
+               support already, is widened.
+    Args:      policy, carries gradient; epsilon in [0, 1], where 1 is uniform over discrete choices
+    Returns:   a distribution of the same kind
+    Raises:    ValueError if epsilon is not in [0, 1]
+    Verified:  tests/unit/test_softened.py::test_discrete_policies_are_mixed_with_the_uniform_one
+    """
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"epsilon is {epsilon}; it must lie in [0, 1]")
+    if isinstance(policy, (DiagonalGaussian, TanhGaussian)):
+        return type(policy)(policy.mean, policy.log_std + math.log1p(epsilon))
+    if isinstance(policy, FullGaussian):
+        return FullGaussian(policy.mean, policy.scale_tril * (1.0 + epsilon))
+    log_probs = policy.log_probs
+    impossible = torch.finfo(log_probs.dtype).min
+    legal = log_probs > 0.5 * impossible
+    uniform = legal.to(log_probs.dtype) / legal.sum(-1, keepdim=True)
+    mixed = (1.0 - epsilon) * log_probs.exp() + epsilon * uniform
+    return type(policy)(torch.where(legal, torch.log(torch.where(legal, mixed, 1.0)), impossible))
+
+
 def log_tanh_derivative(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """log(1 - tanh(u)^2), stable for every u.
 

@@ -96,7 +96,7 @@ class Collector:
         mask_rows = None if self.mask is None else self.mask.numpy()
         noise = agent.draw_noise((steps, agent.num_envs)).unbind(0)
         obs_rows = {k: self._members(x).unbind(0) for k, x in self.obs.items()}
-        act = agent.actor(fused=agent.learner.compile)
+        act = agent.behaviour(fused=agent.learner.compile)
         episodes: list[Episode] = []
         recurrent = self.memory is not None
         every = agent.config.sequence_length

@@ -130,3 +130,4 @@ class Rollout(NamedTuple):
     episode_step: Tensor  # (T+1, N) int64: actions taken since the episode began; 0 marks its first observation
     action_mask: Tensor | None  # (T+1, N, mask_size) bool, True where legal
     memory: Tensor | None  # (T / sequence_length, N, K): recurrent state at the start of every sequence
+    behaviour_log_prob: Tensor | None = None  # (T, N) nats, of the action under the policy that took it; None: unknown

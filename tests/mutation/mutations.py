@@ -565,6 +565,133 @@ ACTOR_CRITIC: Mistakes = {
     "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
 }
 
+GRADIENT_TD: Mistakes = {
+    "the ratio covers this step alone": (
+        "ratio.unsqueeze(-1) * (feature + gamma * trace_decay * carried)",
+        "ratio.unsqueeze(-1) * feature + gamma * trace_decay * carried",
+    ),
+    "no gamma in the trace": ("gamma * trace_decay * carried", "trace_decay * carried"),
+    "no lambda in the trace": ("gamma * trace_decay * carried", "gamma * carried"),
+    "traces run on across episodes": (
+        "carried = torch.where(start.unsqueeze(-1), torch.zeros_like(trace), trace)",
+        "carried = trace",
+    ),
+    "traces are cut everywhere but at the start": (
+        "torch.where(start.unsqueeze(-1), torch.zeros_like(trace), trace)",
+        "torch.where(start.unsqueeze(-1), trace, torch.zeros_like(trace))",
+    ),
+    "the correction goes on past the end": ("gamma * (1.0 - ended) * remaining", "gamma * remaining"),
+    "the correction keeps lambda where recordings end": ("(~truncated).to(trace.dtype)", "1.0"),
+    "the correction weighs lambda, not what is left of it": (
+        "remaining = 1.0 - trace_decay * (~truncated)",
+        "remaining = trace_decay * (~truncated)",
+    ),
+    "the correction is added": (
+        "* trace - correction.unsqueeze(-1) * next_feature",
+        "* trace + correction.unsqueeze(-1) * next_feature",
+    ),
+    "GTD2 without gamma": (
+        "discount = gamma * (1.0 - terminated.to(trace.dtype))",
+        "discount = 1.0 - terminated.to(trace.dtype)",
+    ),
+    "GTD2 past the end": (
+        "discount = gamma * (1.0 - terminated.to(trace.dtype))",
+        "discount = gamma * torch.ones_like(terminated, dtype=trace.dtype)",
+    ),
+    "the auxiliary regression has no features": (
+        "- (feature @ auxiliary).unsqueeze(-1) * feature",
+        "- (feature @ auxiliary).unsqueeze(-1) * trace",
+    ),
+    "curvature of the other sign": (
+        "projection.unsqueeze(-1) * curvature - delta",
+        "projection.unsqueeze(-1) * curvature + delta",
+    ),
+    "curvature without its trace": ("delta.unsqueeze(-1) * curvature_trace", "delta.unsqueeze(-1) * curvature"),
+    "no gamma in the follow-on trace": ("return gamma * previous_ratio * carried", "return previous_ratio * carried"),
+    "no ratio in the follow-on trace": ("return gamma * previous_ratio * carried", "return gamma * carried"),
+    "the follow-on trace runs on across episodes": (
+        "carried = torch.where(start, torch.zeros_like(trace), trace)",
+        "carried = trace",
+    ),
+    "lambda_a the other way round": (
+        "(1.0 - emphasis_decay) * interest + emphasis_decay * followon",
+        "emphasis_decay * interest + (1.0 - emphasis_decay) * followon",
+    ),
+}
+
+COMPATIBLE: Mistakes = {
+    "features of the action itself": (
+        "((action - mean).unsqueeze(-1) * jacobian)",
+        "(action.unsqueeze(-1) * jacobian)",
+    ),
+    "features of the other sign": ("((action - mean)", "((mean - action)"),
+    "the slope of the other sign": ("return jacobian @ weight", "return -jacobian @ weight"),
+    "the policy descends": (
+        "return (action_gradient.unsqueeze(-1) * jacobian).sum(-2)",
+        "return -(action_gradient.unsqueeze(-1) * jacobian).sum(-2)",
+    ),
+}
+
+OFF_PAC: Mistakes = {
+    "states never discounted": ('if self.config.state_weighting == "discounted":', "if False:"),
+    "ratios without a bound": ('.exp().clamp(max=hyper["max_ratio"])', ".exp()"),
+    "the ratio upside down": (
+        '(log_prob - step["behaviour_log_prob"]).exp()',
+        '(step["behaviour_log_prob"] - log_prob).exp()',
+    ),
+    "the emphasis is left out": ("weight.unsqueeze(-1) * score", "score"),
+    "undecided rows count": ('counts = step["valid"].to(delta.dtype)', "counts = torch.ones_like(delta)"),
+    "the follow-on trace takes this step's ratio": (
+        "followon_trace(state[FOLLOWON], state[RATIO],",
+        "followon_trace(state[FOLLOWON], ratio,",
+    ),
+    "the auxiliary weights stay at rest": ('w + hyper["auxiliary_learning_rate"] * auxiliary', "w"),
+    "the value function takes the policy's step size": (
+        'hyper["value_learning_rate"] * critic',
+        'hyper["policy_learning_rate"] * critic',
+    ),
+    "values of the next state alone": (
+        "(value, next_value) = features.chunk(2), values.chunk(2)",
+        "(next_value, value) = features.chunk(2), values.chunk(2)",
+    ),
+    "another behaviour is scored than acts": (
+        "softened(policy, self.config.behaviour_epsilon).log_prob(rollout.action)",
+        "policy.log_prob(rollout.action)",
+    ),
+}
+
+DPG: Mistakes = {
+    "SARSA follows the policy": ('if self.config.critic == "sarsa":', "if False:"),
+    "SARSA takes actions that only restarted": (
+        "torch.cat([rollout.valid[1:], torch.zeros_like(rollout.valid[-1:])])",
+        "torch.cat([torch.ones_like(rollout.valid[1:]), torch.zeros_like(rollout.valid[-1:])])",
+    ),
+    "SARSA takes an action from beyond the rollout": (
+        "torch.zeros_like(rollout.valid[-1:])",
+        "torch.ones_like(rollout.valid[-1:])",
+    ),
+    "SARSA takes its own action again": (
+        "torch.cat([rollout.action[1:], rollout.action[-1:]])",
+        "rollout.action",
+    ),
+    "no correction": ('if self.config.critic == "gradient_q":', "if False:"),
+    "the correction reaches the advantage": (
+        "torch.cat([torch.zeros_like(feature), next_slope], dim=-1)",
+        "torch.cat([feature, next_slope], dim=-1)",
+    ),
+    "the critic without its advantage": ("q = feature @ w + value", "q = value"),
+    "the policy moves by the value's step": (
+        'hyper["policy_learning_rate"] * shortened(actor, limit)',
+        'hyper["value_learning_rate"] * shortened(actor, limit)',
+    ),
+}
+
+LOGGED: Mistakes = {
+    "no row behind an end": ("np.concatenate([[0], np.cumsum(done)[:-1]])", "np.zeros(len(done), dtype=np.int64)"),
+    "the last observation of an episode is lost": ("obs[place[done] + 1] = data.next_obs[done]", "pass"),
+    "steps are counted through episodes": ("steps[i] + 1 if counts else 0", "steps[i] + 1"),
+}
+
 ADAM: Mistakes = {
     "climbs instead of descending": (
         'state["params"] - learning_rate * step',
@@ -605,6 +732,13 @@ SUSPECTS: dict[str, Suspect] = {
         ACTOR_CRITIC, ("exact/test_actor_critic.py", "exact/test_updates.py", "exact/test_average_reward.py")
     ),
     "algorithms/reinforce.py": Suspect(REINFORCE, ("exact/test_reinforce.py", "exact/test_updates.py")),
+    "losses/gradient_td.py": Suspect(
+        GRADIENT_TD, ("exact/test_gradient_td.py", "exact/test_off_pac.py", "exact/test_off_pac_update.py")
+    ),
+    "losses/compatible.py": Suspect(COMPATIBLE, ("exact/test_compatible.py",)),
+    "algorithms/off_pac.py": Suspect(OFF_PAC, ("exact/test_off_pac_update.py",)),
+    "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
+    "logged.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
 }
 

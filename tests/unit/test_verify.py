@@ -16,6 +16,7 @@ import steepest
 from steepest import cli, distributions, losses, numerics, returns
 from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
+from steepest.losses import compatible, gradient_td
 from steepest.verification import SHIPPED, Result, check, statements, verify
 
 
@@ -162,6 +163,18 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (actor_critic, "generalized_advantage", scaled, "1.8 actor-critic, average reward: grad r(pi)"),
     (actor_critic, "pinned_target", scaled, "1.8 critic pulled to r - gain + v(s'), pinned"),
     (ppo, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
+    (gradient_td, "eligibility_trace", scaled, "1.6 actor's trace = lambda-returns, any V"),
+    (gradient_td, "eligibility_trace", negated, "1.6 Off-PAC with traces, V exact: grad Q dropped"),
+    (gradient_td, "followon_trace", scaled, "1.6 emphatic actor: grad J_beta, p^beta"),
+    (gradient_td, "followon_trace", scaled, "1.6 emphatic actor: grad J_beta, d^beta"),
+    (gradient_td, "emphatic_weight", scaled, "1.6 Off-PAC, V exact, d^beta"),
+    (gradient_td, "tdc_direction", scaled, "1.6 TDC(lambda) = -1/2 grad MSPBE"),
+    (gradient_td, "gtd2_direction", negated, "1.6 GTD2(lambda), expected"),
+    (gradient_td, "auxiliary_direction", scaled, "1.6 auxiliary weights, expected"),
+    (gradient_td, "curvature_direction", negated, "1.6 GTD2, V not linear"),
+    (compatible, "compatible_feature", scaled, "1.11 compatible features: slope J w, 0 at mu(s)"),
+    (compatible, "compatible_action_gradient", scaled, "1.11 COPDAC's actor with the fitted compatible critic"),
+    (compatible, "deterministic_policy_direction", negated, "1.11 E[grad mu grad_a Q], Q exact"),
     (distributions.Categorical, "entropy", scaled, "1 Categorical: H = -E[log p], KL = E[log p - log q]"),
     (distributions.Factored, "log_prob", scaled, "1 Factored: log_prob is the log-density"),
     (distributions.Bernoulli, "kl", negated, "1 Bernoulli: H = -E[log p], KL = E[log p - log q]"),

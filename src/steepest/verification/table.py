@@ -23,9 +23,11 @@ from steepest.exact.theorems import (
 )
 from steepest.verification import (
     agents,
+    compatible,
     distributions,
     kl_penalty,
     language,
+    off_policy_actor,
     on_policy,
     policy_gradient,
     soft,
@@ -37,6 +39,8 @@ from steepest.verification import (
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
     *policy_gradient.ROWS,
+    *off_policy_actor.ROWS,
+    *compatible.ROWS,
     *soft.ROWS,
     *trust_region.ROWS,
     *kl_penalty.ROWS,
