@@ -155,9 +155,14 @@ def test_named_options_exist(page: Path) -> None:
     """A word in backquotes that looks like an option in a details table is one."""
     from steepest.algorithms.ppo import PPOConfig
     from steepest.algorithms.reinforce import REINFORCEConfig
+    from steepest.language.dpo import DPOConfig
+    from steepest.language.reward_model import RewardModelConfig
+    from steepest.language.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
     from steepest.runs.config import RunConfig
 
-    known = {f.name for kind in (PPOConfig, REINFORCEConfig, RunConfig) for f in dataclasses.fields(kind)}
+    language = (DPOConfig, RewardModelConfig, TokenPPOConfig, RLOOConfig, GRPOConfig)
+    configs = (PPOConfig, REINFORCEConfig, RunConfig, *language)
+    known = {f.name for kind in configs for f in dataclasses.fields(kind)}
     table = page.read_text().partition("## Details")[2]
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE):
         for option in re.findall(r"`(\w+)`", row):

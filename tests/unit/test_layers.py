@@ -78,7 +78,7 @@ NEVER = {
 ABOVE = ["losses", "algorithms", "runs", "cli"]  # each knows only what stands before it
 TOP = {"cli", "api", "runs", "presets"}
 VERIFIERS = {"cli", "verification", "estimators"}  # what compares shipped functions with the exact solutions
-VERIFICATION = {*PURE, "errors", "losses", "algorithms", "exact"}  # what `steepest verify` may look at
+VERIFICATION = {*PURE, "errors", "losses", "algorithms", "language", "exact"}  # what `steepest verify` may look at
 
 
 def used(module: str) -> set[str]:

@@ -3,8 +3,41 @@
 A ``_loss`` is minimised, an ``_objective`` maximised.
 """
 
+from steepest.losses.kl import adapted_kl_coef, k1_estimate, k2_estimate, k3_estimate
 from steepest.losses.policy_gradient import score_function_loss
+from steepest.losses.preference import (
+    bradley_terry_loss,
+    dpo_loss,
+    hinge_dpo_loss,
+    implicit_reward,
+    ipo_loss,
+    length_normalized_dpo_loss,
+    preference_metrics,
+    robust_dpo_loss,
+    score_centring_loss,
+    smoothed_dpo_loss,
+)
 from steepest.losses.trust_region import clipped_surrogate_loss, kl_estimate
 from steepest.losses.value import clipped_value_loss, value_loss
 
-__all__ = ["clipped_surrogate_loss", "clipped_value_loss", "kl_estimate", "score_function_loss", "value_loss"]
+__all__ = [
+    "adapted_kl_coef",
+    "bradley_terry_loss",
+    "clipped_surrogate_loss",
+    "clipped_value_loss",
+    "dpo_loss",
+    "hinge_dpo_loss",
+    "implicit_reward",
+    "ipo_loss",
+    "k1_estimate",
+    "k2_estimate",
+    "k3_estimate",
+    "kl_estimate",
+    "length_normalized_dpo_loss",
+    "preference_metrics",
+    "robust_dpo_loss",
+    "score_centring_loss",
+    "score_function_loss",
+    "smoothed_dpo_loss",
+    "value_loss",
+]

@@ -21,7 +21,7 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, policy_gradient, soft, trust_region
+from steepest.verification import agents, distributions, language, policy_gradient, preference, soft, trust_region
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
@@ -30,6 +30,7 @@ SHIPPED: tuple[Statement, ...] = (
     *trust_region.ROWS,
     *agents.ROWS,
     *language.ROWS,
+    *preference.ROWS,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 
