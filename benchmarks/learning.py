@@ -27,9 +27,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "ppo-walker2d": ("ppo", "Walker2d-v5"),
     "ppo-pong": ("ppo", "ALE/Pong-v5", "--total-steps", "1000000"),
     "reinforce-cartpole": ("reinforce", "CartPole-v1"),
-    "reinforce-full-cartpole": (
-        *("reinforce", "CartPole-v1", "--estimator", "full_return", "--baseline", "none"),
-    ),
+    "reinforce-full-cartpole": (*("reinforce", "CartPole-v1", "--estimator", "full_return", "--baseline", "none"),),
     "reinforce-to-go-cartpole": ("reinforce", "CartPole-v1", "--baseline", "none"),
     "actor_critic-cartpole": ("actor_critic", "CartPole-v1"),
     "trpo-cartpole": ("trpo", "CartPole-v1", "--total-steps", "100000"),

@@ -274,3 +274,81 @@ def vtrace(
     next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])])
     advantage = delta + (gamma * trace_decay) * going_on * next_correction
     return VTrace(here + correction, here + advantage, rho * advantage)
+
+
+def token_rewards(
+    score: Float[Tensor, " *shape"],
+    log_prob: Float[Tensor, "t *shape"],
+    ref_log_prob: Float[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    last: Bool[Tensor, "t *shape"],
+    kl_coef: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """The reward of every token of a response: the KL penalty on each, the response's score on the last one.
+
+    Equation:  r_t = -kl_coef (log pi(y_t|x, y_<t) - log ref(y_t|x, y_<t)) + [t is last] r(x, y)
+    Source:    notes 2.2.1, r(x, y) = r_phi(x, y) - beta (log pi - log ref), per token; summed over t it is that.
+    Args:      score (...) reward units; log_prob, ref_log_prob (T, ...) nats; valid (T, ...) bool, the steps that
+               decide a token of the response, last (T, ...) the last of them; kl_coef >= 0. All detached here: the
+               gradient of the reward's own log pi has mean zero
+    Returns:   (T, ...) reward units, zero where not valid
+    Verified:  tests/exact/test_rlhf.py::test_token_rewards_are_the_exact_ones
+    """
+    penalty = -kl_coef * (log_prob - ref_log_prob).detach()
+    reward = penalty + torch.where(last, score.detach().unsqueeze(0), torch.zeros_like(penalty))
+    return torch.where(valid, reward, torch.zeros_like(reward))
+
+
+def scaled_token_rewards(reward: Float[Tensor, "t b"], epsilon: float = 1e-4) -> Float[Tensor, "t b"]:
+    """Rewards in units of the deviation of whole responses' rewards, with nothing subtracted.
+
+    Equation:  r_t / (s + epsilon),  s = deviation over the batch of R = sum_t r_t
+    Source:    Ziegler et al. 2019 and later RLHF code scale rewards without moving their mean. Score and penalty are
+               scaled as one, which leaves the optimum where it is; scaling the score alone would change kl_coef, and
+               subtracting a mean per token would pay for length.
+    Args:      reward (T, B) reward units, of token_rewards, zero where no token is decided; detached here
+    Returns:   (T, B) without unit
+    Verified:  tests/exact/test_rlhf.py::test_scaling_rewards
+    """
+    reward = reward.detach()
+    return reward / (reward.sum(0).var(correction=0).sqrt() + epsilon)
+
+
+def leave_one_out_advantage(reward: Float[Tensor, "*shape group"]) -> Float[Tensor, "*shape group"]:
+    """Each sample's reward less the mean of the other samples' of its group: unbiased, without a critic.
+
+    Equation:  A_i = r_i - 1/(k - 1) sum_{j != i} r_j
+    Source:    Kool, van Hoof & Welling 2019; Ahmadian et al. 2024 (RLOO), where a group is the responses to a prompt.
+    Args:      reward (..., k) reward units, k >= 2 independent samples; detached here
+    Returns:   (..., k) reward units
+    Raises:    ValueError for groups of one
+    Verified:  tests/exact/test_rlhf.py::test_rloo_gradient_over_all_groups
+    """
+    k = _group_size(reward)
+    reward = reward.detach()
+    return (reward - reward.mean(-1, keepdim=True)) * (k / (k - 1))
+
+
+def group_standardized_advantage(
+    reward: Float[Tensor, "*shape group"], epsilon: float = 1e-4
+) -> Float[Tensor, "*shape group"]:
+    """Each sample's reward less its group's mean, over its group's deviation.
+
+    Equation:  A_i = (r_i - m) / (s + epsilon),  s^2 = 1/k sum_i (r_i - m)^2
+    Source:    Shao et al. 2024 (GRPO), section 4.1.2. Not a policy gradient of the expected reward: groups of small
+               deviation count for more (Liu et al. 2025). epsilon is far above the rounding of equal rewards.
+    Args:      reward (..., k) reward units, k >= 2 independent samples; detached here
+    Returns:   (..., k) without unit
+    Raises:    ValueError for groups of one
+    Verified:  tests/unit/test_returns.py::test_group_standardized_advantage
+    """
+    _group_size(reward)
+    centred = reward.detach() - reward.detach().mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + epsilon)
+
+
+def _group_size(reward: Tensor) -> int:
+    k = reward.shape[-1]
+    if k < 2:
+        raise ValueError(f"groups of {k} sample; a group is compared with itself and needs at least 2")
+    return k

@@ -131,3 +131,22 @@ class Rollout(NamedTuple):
     action_mask: Tensor | None  # (T+1, N, mask_size) bool, True where legal
     memory: Tensor | None  # (T / sequence_length, N, K): recurrent state at the start of every sequence
     behaviour_log_prob: Tensor | None = None  # (T, N) nats, of the action under the policy that took it; None: unknown
+
+
+class TokenBatch(NamedTuple):
+    """B prompts with one response each, padded on either side to L tokens.
+
+    What a token is, the masks say; ids do not, since padding often has the id of EOS. A response's last token is its
+    EOS or, at the token limit, whatever stands there: both end the episode.
+    """
+
+    tokens: Tensor  # (B, L) int64
+    attention_mask: Tensor  # (B, L) bool: prompt or response, not padding
+    response_mask: Tensor  # (B, L) bool: chosen by the policy, EOS included
+
+
+class PreferenceBatch(NamedTuple):
+    """B prompts with two responses each, of which ``chosen`` is preferred. The two may be padded differently."""
+
+    chosen: TokenBatch
+    rejected: TokenBatch

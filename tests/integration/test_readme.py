@@ -155,9 +155,13 @@ def test_named_functions_exist(page: Path) -> None:
 def test_named_options_exist(page: Path) -> None:
     """A word in backquotes that looks like an option in a details table is one."""
     from steepest.algorithms import ALGORITHMS, find
+    from steepest.language.dpo import DPOConfig
+    from steepest.language.reward_model import RewardModelConfig
+    from steepest.language.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
     from steepest.runs.config import RunConfig
 
-    configs = [RunConfig, *(find(algorithm).Config for algorithm in ALGORITHMS)]
+    language = (DPOConfig, RewardModelConfig, TokenPPOConfig, RLOOConfig, GRPOConfig)
+    configs = [RunConfig, *(find(algorithm).Config for algorithm in ALGORITHMS), *language]
     known = {f.name for kind in configs for f in dataclasses.fields(kind)}
     table = page.read_text().partition("## Details")[2]
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE):

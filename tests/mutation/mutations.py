@@ -141,6 +141,31 @@ VTRACE: Mistakes = {
     "policy gradient's advantage without rho": ("here + advantage, rho * advantage)", "here + advantage, advantage)"),
 }
 
+TOKEN_REWARDS: Mistakes = {
+    "the penalty of the other sign": ("penalty = -kl_coef *", "penalty = kl_coef *"),
+    "the score on every token": ("torch.where(last, score.detach()", "torch.where(valid, score.detach()"),
+    "penalty where no token is decided": (
+        "return torch.where(valid, reward, torch.zeros_like(reward))",
+        "return reward",
+    ),
+    "gradient through the penalty": ("(log_prob - ref_log_prob).detach()", "(log_prob - ref_log_prob)"),
+    "rewards centred": (
+        "return reward / (reward.sum(0).var(correction=0).sqrt() + epsilon)",
+        "return (reward - reward.mean()) / (reward.sum(0).var(correction=0).sqrt() + epsilon)",
+    ),
+    "rewards scaled by a token's deviation": ("reward.sum(0).var(correction=0)", "reward.var(correction=0)"),
+    "a sample in its own baseline": (" * (k / (k - 1))", ""),
+    "the group's mean not subtracted": (
+        "centred = reward.detach() - reward.detach().mean(-1, keepdim=True)",
+        "centred = reward.detach()",
+    ),
+    "variance for deviation": ("mean(-1, keepdim=True).sqrt() + epsilon)", "mean(-1, keepdim=True) + epsilon)"),
+    "rounding taken for a difference": (
+        'epsilon: float = 1e-4\n) -> Float[Tensor, "*shape group"]',
+        'epsilon: float = 1e-12\n) -> Float[Tensor, "*shape group"]',
+    ),
+}
+
 POLICY_GRADIENT: Mistakes = {
     "score-function loss of the other sign": ("return -log_prob * advantage", "return log_prob * advantage"),
     "gradient through the advantage": ("advantage.detach()", "advantage"),
@@ -709,6 +734,260 @@ ADAM: Mistakes = {
 }
 
 
+PREFERENCE: Mistakes = {
+    "Bradley-Terry of the other sign": (
+        "return -logsigmoid(chosen_score - rejected_score)",
+        "return logsigmoid(chosen_score - rejected_score)",
+    ),
+    "the rejected response preferred": (
+        "return -logsigmoid(chosen_score - rejected_score)",
+        "return -logsigmoid(rejected_score - chosen_score)",
+    ),
+    "sigmoid for its logarithm": (
+        "return -logsigmoid(chosen_score - rejected_score)",
+        "return -(chosen_score - rejected_score).sigmoid()",
+    ),
+    "centring pulls the two together": (
+        "(chosen_score + rejected_score).square()",
+        "(chosen_score - rejected_score).square()",
+    ),
+    "implicit reward without the reference": ("kl_coef * (log_prob - ref_log_prob.detach())", "kl_coef * log_prob"),
+    "implicit reward without beta": (
+        "kl_coef * (log_prob - ref_log_prob.detach())",
+        "log_prob - ref_log_prob.detach()",
+    ),
+    "gradient into the reference": (
+        "kl_coef * (log_prob - ref_log_prob.detach())",
+        "kl_coef * (log_prob - ref_log_prob)",
+    ),
+    "references exchanged": (
+        "return (chosen - chosen_ref.detach()) - (rejected - rejected_ref.detach())",
+        "return (chosen - rejected_ref.detach()) - (rejected - chosen_ref.detach())",
+    ),
+    "the margin added up": (
+        "return (chosen - chosen_ref.detach()) - (rejected - rejected_ref.detach())",
+        "return (chosen - chosen_ref.detach()) + (rejected - rejected_ref.detach())",
+    ),
+    "IPO drawn to 1 / beta": ("1.0 / (2.0 * kl_coef)", "1.0 / kl_coef"),
+    "IPO's margin times beta": ("return (h - 1.0", "return (kl_coef * h - 1.0"),
+    "hinge of the other sign": ("torch.relu(1.0 - kl_coef * h)", "torch.relu(1.0 + kl_coef * h)"),
+    "hinge without beta": ("torch.relu(1.0 - kl_coef * h)", "torch.relu(1.0 - h)"),
+    "smoothing ignored": ("- eps * logsigmoid(-kl_coef * h)", "- 0.0 * logsigmoid(-kl_coef * h)"),
+    "smoothing takes labels for flips": (
+        "return -(1.0 - eps) * logsigmoid(kl_coef * h) - eps * logsigmoid(-kl_coef * h)",
+        "return -eps * logsigmoid(kl_coef * h) - (1.0 - eps) * logsigmoid(-kl_coef * h)",
+    ),
+    "robust loss adds what it should subtract": (
+        "logsigmoid(kl_coef * h) + eps * logsigmoid(-kl_coef * h)) /",
+        "logsigmoid(kl_coef * h) - eps * logsigmoid(-kl_coef * h)) /",
+    ),
+    "robust loss not rescaled": (" / (1.0 - 2.0 * eps)", ""),
+    "lengths exchanged": (
+        "chosen_ref_log_prob, kl_coef) / chosen_length",
+        "chosen_ref_log_prob, kl_coef) / rejected_length",
+    ),
+    "a tie counted as right": ("(chosen > rejected)", "(chosen >= rejected)"),
+    "the reported margin of the other sign": (
+        '"rewards/margins": chosen - rejected',
+        '"rewards/margins": rejected - chosen',
+    ),
+    "the reported rewards exchanged": ('"rewards/rejected": rejected', '"rewards/rejected": chosen'),
+}
+
+KL: Mistakes = {
+    "k1 of the other sign": ("return log_prob - ref_log_prob.detach()", "return ref_log_prob.detach() - log_prob"),
+    "k2 without its half": ("0.5 * (log_prob", "1.0 * (log_prob"),
+    "k3 the wrong way round": (
+        "kl_estimate(ref_log_prob.detach(), log_prob)",
+        "kl_estimate(log_prob, ref_log_prob.detach())",
+    ),
+    "the coefficient falls where the KL is too large": ("kl / target_kl - 1.0", "1.0 - kl / target_kl"),
+    "the controller's error not clipped": ("min(max(kl / target_kl - 1.0, -0.2), 0.2)", "kl / target_kl - 1.0"),
+    "the controller clipped on one side": (
+        "min(max(kl / target_kl - 1.0, -0.2), 0.2)",
+        "min(kl / target_kl - 1.0, 0.2)",
+    ),
+    "the controller ignores how many responses": ("error * responses / horizon", "error / horizon"),
+}
+
+TOKENS: Mistakes = {
+    "logits of the token itself": ("logits[:, :-1].to(torch.promote", "logits[:, 1:].to(torch.promote"),
+    "the tokens that were read": ("tokens[:, 1:].unsqueeze(-1)", "tokens[:, :-1].unsqueeze(-1)"),
+    "unnormalised log-probabilities": (" - z.logsumexp(-1)", ""),
+    "multiplied by the temperature": ("z = z / temperature", "z = z * temperature"),
+    "log-softmax in half precision": (
+        "logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))",
+        "logits[:, :-1]",
+    ),
+    "the mask a token early": (
+        "torch.where(batch.response_mask[:, 1:], log_prob",
+        "torch.where(batch.response_mask[:, :-1], log_prob",
+    ),
+    "padding scored": (
+        "torch.where(batch.response_mask[:, 1:], log_prob",
+        "torch.where(batch.attention_mask[:, 1:], log_prob",
+    ),
+    "a mean over tokens": ("torch.zeros_like(log_prob)).sum(-1)", "torch.zeros_like(log_prob)).mean(-1)"),
+    "the first token for the last": ("valid.long().flip(-1).cumsum(-1).flip(-1) == 1", "valid.long().cumsum(-1) == 1"),
+    "positions count padding": (
+        "(attention_mask.long().cumsum(-1) - 1).clamp(min=0)",
+        "torch.ones_like(attention_mask.long()).cumsum(-1) - 1",
+    ),
+    "the last column for the last token": (
+        "return (index * attention_mask).argmax(-1)",
+        "return (index + 0 * attention_mask).argmax(-1)",
+    ),
+    "the number of tokens for the last one's place": (
+        "return (index * attention_mask).argmax(-1)",
+        "return attention_mask.sum(-1) - 1",
+    ),
+    "the other KL of the vocabulary": (
+        "Categorical(new).kl(Categorical(ref))",
+        "Categorical(ref).kl(Categorical(new))",
+    ),
+    "a response without logits before it accepted": ("if bool(response[:, 0].any())", "if False"),
+    "a row without a response accepted": ("if not bool(response.any(-1).all())", "if False"),
+}
+
+RLHF: Mistakes = {
+    "values of the state after the token": ("value[:, :-1].to(", "value[:, 1:].to("),
+    "reference and policy exchanged": (
+        "token_rewards(score, steps.log_prob.T, steps.ref_log_prob.T,",
+        "token_rewards(score, steps.ref_log_prob.T, steps.log_prob.T,",
+    ),
+    "the last token truncates": (
+        "generalized_advantage(reward, value, last, never,",
+        "generalized_advantage(reward, value, never, last,",
+    ),
+    "the end not marked": (
+        "generalized_advantage(reward, value, last, never,",
+        "generalized_advantage(reward, value, never, never,",
+    ),
+    "gamma and lambda exchanged": (
+        "self.config.gamma, self.config.gae_lambda)",
+        "self.config.gae_lambda, self.config.gamma)",
+    ),
+    "the target is the advantage": ("target = advantage + value[:-1]", "target = advantage"),
+    "padding in the standardisation": (
+        "standardize(advantage, valid.to(advantage.dtype))",
+        "standardize(advantage, torch.ones_like(advantage))",
+    ),
+    "padding in PPO's surrogate": ('fixed["advantage"], epsilon) * weight', 'fixed["advantage"], epsilon)'),
+    "padding in PPO's value loss": (
+        'value_loss(value, fixed["target"]) * weight',
+        'value_loss(value, fixed["target"])',
+    ),
+    "value weight forgotten": ("self.config.value_coef * regression", "regression"),
+    "a mean over tokens": (
+        "(surrogate + self.config.value_coef * regression).sum(-1)",
+        "(surrogate + self.config.value_coef * regression).mean(-1)",
+    ),
+    "RLOO scores tokens one by one": (
+        "new, old = log_prob.sum(-1), steps.log_prob.sum(-1)",
+        "new, old = log_prob.mean(-1), steps.log_prob.mean(-1)",
+    ),
+    "RLOO without the penalty": ("grouped(reward.sum(0), self.config", "grouped(score, self.config"),
+    "RLOO's groups across prompts": (
+        "score.reshape(-1, group_size)).reshape(-1)",
+        "score.reshape(group_size, -1).T).T.reshape(-1)",
+    ),
+    "GRPO's penalty of the other sign": ("surrogate + self.kl_coef * penalty", "surrogate - self.kl_coef * penalty"),
+    "GRPO's penalty on padding": (
+        "k3_estimate(log_prob, steps.ref_log_prob) * weight",
+        "k3_estimate(log_prob, steps.ref_log_prob + 1.0 - weight)",
+    ),
+    "GRPO by leave-one-out": (
+        "self.config.group_size, group_standardized_advantage)",
+        "self.config.group_size, leave_one_out_advantage)",
+    ),
+    "rewards never scaled": ("return scaled_token_rewards(reward) if scaled else reward", "return reward"),
+    "the temperature forgotten": (
+        "token_log_probs(logits, batch.tokens, self.config.temperature)",
+        "token_log_probs(logits, batch.tokens)",
+    ),
+    "dropout left on": ("self.policy = policy.eval()", "self.policy = policy.train()"),
+    "parts of steps out of order": (
+        "torch.cat([x.log_prob for x in found])",
+        "torch.cat([x.log_prob for x in reversed(found)])",
+    ),
+    "the order of minibatches fixed": ("torch.randperm(len(score), generator=generator)", "torch.arange(len(score))"),
+    "the objective forgets kl_coef": ("(score - self.kl_coef * k1).mean()", "(score - k1).mean()"),
+    "kl_coef never adapted": ("self.kl_coef = adapted_kl_coef(", "_ = adapted_kl_coef("),
+    "kl_coef not saved": ('self.kl_coef = float(state["kl_coef"])', 'float(state["kl_coef"])'),
+    "schedule forgotten": (
+        "self.config.learning_rate * schedule_factor(self.config.learning_rate_schedule, progress)",
+        "self.config.learning_rate",
+    ),
+    "clip fraction counts padding": ("outside.sum(-1) / valid.sum(-1)", "outside.sum(-1) / valid.shape[-1]"),
+}
+
+DPO: Mistakes = {
+    "chosen and rejected exchanged": (
+        "four = (chosen, rejected, ref_chosen, ref_rejected)",
+        "four = (rejected, chosen, ref_chosen, ref_rejected)",
+    ),
+    "references exchanged": (
+        "four = (chosen, rejected, ref_chosen, ref_rejected)",
+        "four = (chosen, rejected, ref_rejected, ref_chosen)",
+    ),
+    "the halves split in the wrong place": (
+        "log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]",
+        "log_prob[::2], log_prob[1::2]",
+    ),
+    "lengths exchanged": ("tokens[0], tokens[1], beta)", "tokens[1], tokens[0], beta)"),
+    "lengths with the prompt": ("x.response_mask.sum(-1)", "x.attention_mask.sum(-1)"),
+    "smoothing for robust": (
+        'case "robust":\n                loss = robust_dpo_loss(',
+        'case "robust":\n                loss = smoothed_dpo_loss(',
+    ),
+    "dropout left on in the policy": ("self.policy = policy.eval()", "self.policy = policy.train()"),
+    "dropout left on in the reference": ("        reference.eval()", "        reference.train()"),
+    "references of other pairs than the part's": (
+        "ref_log_prob[0][part], ref_log_prob[1][part])",
+        "ref_log_prob[0][: len(part)], ref_log_prob[1][: len(part)])",
+    ),
+    "optimiser not restored": ('self.optimizer.load_state_dict(state["optimizer"])', "pass"),
+}
+
+PAIRS: Mistakes = {
+    "chosen below rejected": ("torch.cat([fill(a), fill(b)])", "torch.cat([fill(b), fill(a)])"),
+    "padded on the left": ("(0, length - x.shape[1])", "(length - x.shape[1], 0)"),
+    "uneven sides accepted": ("if len(batch.chosen.tokens) != len(batch.rejected.tokens):", "if False:"),
+}
+
+GRADIENT: Mistakes = {
+    "a mean of means over parts": ("(losses.sum() / len(index)).backward()", "losses.mean().backward()"),
+    "a sum instead of a mean": ("(losses.sum() / len(index)).backward()", "losses.sum().backward()"),
+    "gradients pile up": ("optimizer.zero_grad(set_to_none=True)", "pass"),
+    "figures of the last part": ("totals.get(k, 0.0) + x.detach()", "x.detach()"),
+    "the norm not limited": (
+        "clip_grad_norm_(parameters, max_gradient_norm)",
+        'clip_grad_norm_(parameters, float("inf"))',
+    ),
+    "the step size never set": ('group["lr"] = learning_rate', 'group["lr"] = group["lr"]'),
+}
+
+REWARD_MODEL: Mistakes = {
+    "scored at the last column": ("last_token(attention_mask)]", "-1]"),
+    "the head begins large": ("std=1.0 / (width + 1)", "std=1.0"),
+    "centring forgotten": (
+        "likelihood + self.config.centring_coef * score_centring_loss(chosen, rejected)",
+        "likelihood",
+    ),
+    "the halves exchanged": (
+        "score[: len(batch.chosen.tokens)], score[len(batch.chosen.tokens) :]",
+        "score[len(batch.chosen.tokens) :], score[: len(batch.chosen.tokens)]",
+    ),
+    "confidence of the chosen one, not of the preferred": ("torch.sigmoid(margin.abs())", "torch.sigmoid(margin)"),
+    "a tie counted as right": ("0.5 * (1.0 + torch.sign(margin))", "(margin >= 0.0).double()"),
+    "bins over all of [0, 1]": ("((probability - 0.5) * (2.0 * bins))", "(probability * bins)"),
+    "every bin weighs the same": (
+        "(confidence - observed).abs().sum() / margin.numel()",
+        "((confidence - observed) / count.clamp(min=1.0)).abs().mean()",
+    ),
+}
+
+
 class Suspect(NamedTuple):
     """A source file, the mistakes in it, and the tests that should notice them (the others run where they do not)."""
 
@@ -717,8 +996,12 @@ class Suspect(NamedTuple):
 
 
 SUSPECTS: dict[str, Suspect] = {
-    "returns.py": Suspect(RETURNS | VTRACE, ("unit/test_returns.py", "exact/test_returns.py", "exact/test_vtrace.py")),
+    "returns.py": Suspect(
+        RETURNS | VTRACE | TOKEN_REWARDS, ("unit/test_returns.py", "exact/test_returns.py", "exact/test_vtrace.py")
+    ),
     "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
+    "losses/preference.py": Suspect(PREFERENCE, ("exact/test_preference.py",)),
+    "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
     "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
@@ -740,6 +1023,12 @@ SUSPECTS: dict[str, Suspect] = {
     "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
     "logged.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
+    "language/tokens.py": Suspect(TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")),
+    "language/rlhf.py": Suspect(RLHF, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
+    "language/dpo.py": Suspect(DPO, ("unit/test_dpo.py", "exact/test_dpo.py")),
+    "language/pairs.py": Suspect(PAIRS, ("unit/test_dpo.py",)),
+    "language/gradient.py": Suspect(GRADIENT, ("unit/test_dpo.py", "exact/test_dpo.py")),
+    "language/reward_model.py": Suspect(REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")),
 }
 
 IMPORTS = re.compile(

@@ -79,7 +79,8 @@ NEVER = {
 ABOVE = ["losses", "algorithms", "runs", "cli"]  # each knows only what stands before it
 TOP = {"cli", "api", "runs", "presets"}
 VERIFIERS = {"cli", "verification", "estimators"}  # what compares shipped functions with the exact solutions
-VERIFICATION = {*PURE, "errors", "losses", "on_policy", "algorithms", "exact"}  # what `steepest verify` may look at
+VERIFICATION = {*PURE, "errors", "losses", "on_policy", "algorithms", "language", "exact"}
+"""What `steepest verify` may look at."""
 
 
 def used(module: str) -> set[str]:

@@ -16,11 +16,15 @@ from steepest.returns import (
     differential_generalized_advantage,
     full_return,
     generalized_advantage,
+    group_standardized_advantage,
     lambda_return,
+    leave_one_out_advantage,
     n_step_advantage,
     n_step_return,
     reward_to_go,
+    scaled_token_rewards,
     td_error,
+    token_rewards,
 )
 
 
@@ -253,3 +257,43 @@ def test_a_wrong_shape_raises() -> None:
     for arguments in wrong_arguments:
         with pytest.raises(jaxtyping.TypeCheckError):
             generalized_advantage(*arguments, 0.9, 0.8)
+
+
+def test_leave_one_out_advantage_by_hand() -> None:
+    reward = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]], dtype=F64, requires_grad=True)
+    found = leave_one_out_advantage(reward)
+    expected = torch.tensor([[1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5], [0.0, 0.0, 0.0]], dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+    with pytest.raises(ValueError, match="at least 2"):
+        leave_one_out_advantage(reward[:, :1])
+
+
+def test_group_standardized_advantage() -> None:
+    """(r - m) / (s + 1e-4) with the deviation over n; equal rewards teach nothing, though rounding may split them."""
+    reward = torch.tensor([[1.0, 2.0, 6.0], [0.0, 1.0, 1.0]], dtype=F64, requires_grad=True)
+    found = group_standardized_advantage(reward)
+    for row, r in zip(found.tolist(), reward.tolist(), strict=True):
+        m = sum(r) / 3
+        s = (sum((x - m) ** 2 for x in r) / 3) ** 0.5
+        assert row == pytest.approx([(x - m) / (s + 1e-4) for x in r], rel=1e-12)
+    assert not found.requires_grad
+    equal = group_standardized_advantage(torch.full((1, 3), 0.1))
+    assert float(equal.abs().max()) < 1e-3
+    with pytest.raises(ValueError, match="at least 2"):
+        group_standardized_advantage(reward[:, :1])
+
+
+def test_token_rewards_by_hand() -> None:
+    """Time first: the penalty where a token is decided, the score on the last one, nothing elsewhere, no gradient."""
+    log_prob = torch.tensor([[9.0, -1.0], [-2.0, -3.0], [-4.0, 9.0], [9.0, 9.0]], dtype=F64, requires_grad=True)
+    ref = torch.tensor([[5.0, -2.0], [-1.0, -1.0], [-1.0, 5.0], [5.0, 5.0]], dtype=F64)
+    valid = torch.tensor([[False, True], [True, True], [True, False], [False, False]])
+    last = torch.tensor([[False, False], [False, True], [True, False], [False, False]])
+    found = token_rewards(torch.tensor([10.0, 20.0], dtype=F64), log_prob, ref, valid, last, 0.5)
+    expected = torch.tensor([[0.0, -0.5], [0.5, 1.0 + 20.0], [1.5 + 10.0, 0.0], [0.0, 0.0]], dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+    total = expected.sum(0)
+    scale = float(((total - total.mean()) ** 2).mean() ** 0.5) + 1e-4
+    torch.testing.assert_close(scaled_token_rewards(found), expected / scale, rtol=1e-12, atol=1e-12)

@@ -16,6 +16,7 @@ import steepest
 from steepest import cli, distributions, losses, numerics, returns
 from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
+from steepest.language import rlhf, tokens
 from steepest.losses import compatible, gradient_td
 from steepest.verification import SHIPPED, Result, check, statements, verify
 
@@ -183,6 +184,33 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (distributions.TanhGaussian, "log_prob", scaled, "1 TanhGaussian: density and KL"),
     (distributions.TanhGaussian, "entropy", scaled, "1 TanhGaussian: H = -E[log p]"),
     (distributions, "log_tanh_derivative", negated, "1 TanhGaussian: H = -E[log p]"),
+]
+
+
+def a_token_late(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Logits taken for those of the token that they were read at."""
+    return lambda logits, tokens, *more: function(logits.roll(1, 1), tokens, *more)
+
+
+BROKEN += [
+    (tokens, "token_log_probs", a_token_late, "2.2.1 log pi(y|x) of padded rows"),
+    (tokens, "token_kl", scaled, "2.2.1 KL of the vocabulary, summed over tokens"),
+    (returns, "token_rewards", scaled, "2.2.1 reward per token, score on the last"),
+    (returns, "scaled_token_rewards", scaled, "2.2.1 score and penalty scaled as one"),
+    (rlhf, "token_log_probs", a_token_late, "2.2.1 RLHF by PPO, lambda = 1, any V"),
+    (rlhf, "clipped_surrogate_loss", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
+    (rlhf, "token_rewards", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
+    (rlhf, "leave_one_out_advantage", scaled, "2.2.1 RLHF by RLOO, all groups of two"),
+    (losses, "score_function_loss", scaled, "2.2.1 RLHF by the score function"),
+    (losses, "k1_estimate", negated, "2.2.1 E[k1] = KL(pi||ref)"),
+    (losses, "k2_estimate", scaled, "2.2.1 E[grad k2] = grad KL(pi||ref)"),
+    (losses, "k3_estimate", scaled, "2.2.1 E[grad k3] = grad KL(ref||pi)"),
+    (losses, "bradley_terry_loss", scaled, "2.2.1 L_R over all pairs, value and gradient"),
+    (losses, "dpo_loss", scaled, "2.2.2 L_DPO over all pairs, value and gradient"),
+    (losses, "dpo_loss", scaled, "2.2.2 L_DPO = ln 2 at the reference"),
+    (losses, "smoothed_dpo_loss", scaled, "2.2.2 smoothed DPO with soft labels"),
+    (losses, "robust_dpo_loss", scaled, "2.2.2 robust DPO undoes flipped labels"),
+    (losses, "implicit_reward", scaled, "2.2.2 r = implicit reward + beta log Z"),
 ]
 
 

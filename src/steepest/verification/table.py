@@ -30,6 +30,7 @@ from steepest.verification import (
     off_policy_actor,
     on_policy,
     policy_gradient,
+    preference,
     soft,
     trpo,
     trust_region,
@@ -49,6 +50,7 @@ SHIPPED: tuple[Statement, ...] = (
     *agents.ROWS,
     *on_policy.ROWS,
     *language.ROWS,
+    *preference.ROWS,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 
