@@ -130,3 +130,38 @@ class Rollout(NamedTuple):
     episode_step: Tensor  # (T+1, N) int64: actions taken since the episode began; 0 marks its first observation
     action_mask: Tensor | None  # (T+1, N, mask_size) bool, True where legal
     memory: Tensor | None  # (T / sequence_length, N, K): recurrent state at the start of every sequence
+
+
+class TokenBatch(NamedTuple):
+    """Sequences of tokens for a language model: prompts, and the responses in which every token is an action.
+
+    A mask says of a token itself what it is; whatever is scored (log-probabilities, advantages, losses) has the same
+    shape and sits at the token that it is about, not at the one before it. The first token of a sequence is no action.
+
+    Padded: every row is one sequence, padded on the right; ``attention_mask`` says which tokens are real, never their
+    ids, since a model's padding token may be its end token. Packed: a row holds several sequences end to end,
+    ``position_ids`` starts again from 0 at each, and ``attention_mask`` is None.
+    """
+
+    tokens: Tensor  # (B, L) int64
+    attention_mask: Tensor | None  # (B, L) bool, True at real tokens; None where sequences are packed
+    position_ids: Tensor  # (B, L) int64: place of the token in its own sequence
+    response_mask: Tensor  # (B, L) bool: the token is an action (of a response, to be learned from)
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on a device."""
+        return TokenBatch(*(None if x is None else x.to(device) for x in self))  # pyright: ignore[reportArgumentType]
+
+
+class PreferenceBatch(NamedTuple):
+    """Pairs of responses to the same prompts: row i of ``chosen`` was preferred to row i of ``rejected``.
+
+    Both are padded to one length, so that they can be scored in a single forward pass.
+    """
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+
+    def to(self, device: torch.device | str) -> PreferenceBatch:
+        """The same batch on a device."""
+        return PreferenceBatch(self.chosen.to(device), self.rejected.to(device))
