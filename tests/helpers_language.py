@@ -1,56 +1,59 @@
-"""A language whose responses can be listed, and tiny recurrent language models."""
+"""A small tokenizer and tiny random models, made once per process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
-from steepest.exact.language import EnumerableLanguage
+from steepest.language.data import Example
+from steepest.language.models import LanguageModel
+from steepest.language.scratch import tiny_llama, train_tokenizer
 
-F64 = torch.float64
-
-
-def small_language() -> EnumerableLanguage:
-    """Two prompts of different length, 15 responses of up to three tokens out of three. EOS is 0, and so is padding."""
-    return EnumerableLanguage(((1,), (2, 1)), (0.3, 0.7), vocab_size=3, eos=0, max_length=3)
-
-
-def normal(seed: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-class TinyLM(nn.Module):
-    """An embedding and a GRU over the attended tokens: hidden states (B, L, D), logits (B, L, V), values (B, L)."""
-
-    def __init__(self, vocab_size: int, width: int = 16, seed: int = 0) -> None:
-        super().__init__()
-        state = torch.get_rng_state()
-        torch.manual_seed(seed)
-        self.embedding = nn.Embedding(vocab_size, width)
-        self.cell = nn.GRUCell(width, width)
-        self.head = nn.Linear(width, vocab_size)
-        self.value_head = nn.Linear(width, 1)
-        torch.set_rng_state(state)
-        self.width = width
-
-    def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """Padding leaves the state as it was."""
-        h = self.embedding.weight.new_zeros((len(tokens), self.width))
-        states: list[Tensor] = []
-        for t in range(tokens.shape[1]):
-            h = torch.where(attention_mask[:, t, None], self.cell(self.embedding(tokens[:, t]), h), h)
-            states.append(h)
-        return torch.stack(states, 1)
-
-    def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.head(self.hidden(tokens, attention_mask))
+ADJECTIVES = ("great", "dull", "wonderful", "terrible", "moving", "boring", "clever", "slow")
+NOUNS = ("movie", "film", "story", "actor", "plot", "scene", "ending")
+CORPUS = [
+    f"This {noun} was {one} and the {other} is {two}. I have seen it, and it's not {two}!"
+    for (noun, other), (one, two) in itertools.product(
+        itertools.permutations(NOUNS[:5], 2), itertools.permutations(ADJECTIVES[:5], 2)
+    )
+]
 
 
-class TinyActorCritic(TinyLM):
-    """The same, giving (logits, values)."""
+@functools.cache
+def tokenizer() -> Any:
+    return train_tokenizer(CORPUS, 320)
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        hidden = self.hidden(tokens, attention_mask)
-        return self.head(hidden), self.value_head(hidden).squeeze(-1)
+
+@functools.cache
+def chat_tokenizer() -> Any:
+    return train_tokenizer(CORPUS, 320, chat=True)
+
+
+def tiny(*, chat: bool = False, seed: int = 0, scale: float = 5.0, **options: Any) -> LanguageModel:
+    """A Llama of two layers; its weights scaled up, so that it has opinions and attention matters."""
+    lm = tiny_llama(
+        chat_tokenizer() if chat else tokenizer(), **{"layers": 2, "width": 32, "heads": 2, "context": 128, **options},
+        seed=seed,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(scale)
+    return lm
+
+
+def demonstrations(count: int = 40) -> list[dict[str, str]]:
+    """Prompts whose completion follows from them."""
+    pairs = itertools.islice(itertools.cycle(itertools.product(NOUNS, ADJECTIVES)), count)
+    return [{"prompt": f"This {noun} was {word}.", "completion": f" I have seen the {noun}."} for noun, word in pairs]
+
+
+_RNG = np.random.default_rng(0)
+EXAMPLES = [
+    Example(tuple(int(t) for t in _RNG.integers(258, 320, n)), (False,) * 2 + (True,) * (n - 2)) for n in (9, 5, 7, 3)
+]
+"""Four short sequences of two prompt tokens each."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers_language import F64, normal, small_language
+from helpers_tokens import F64, normal, small_language
 from steepest.exact import language as exact
 from steepest.exact.text import TabularLM, padded
 from steepest.language.dpo import DPO, DPOConfig, reference_log_probs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers_language import F64, normal, small_language
+from helpers_tokens import F64, normal, small_language
 from steepest.errors import UsageError
 from steepest.exact import language as exact
 from steepest.exact.text import TabularActorCritic, TabularLM, everything, padded, prefix_values

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers_language import TinyLM
+from helpers_tokens import TinyLM
 from steepest.errors import UsageError
 from steepest.language.reward_model import RewardModel, RewardModelConfig, calibration
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers_language import TinyActorCritic, TinyLM
+from helpers_tokens import TinyActorCritic, TinyLM
 from steepest.errors import UsageError
 from steepest.language.rlhf import GRPO, RLHF, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
 from steepest.types import TokenBatch

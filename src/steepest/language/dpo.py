@@ -69,7 +69,7 @@ class DPOConfig:
 def pair_log_probs(model: TokenModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the chosen and the rejected responses (B,), in one forward pass."""
     both = joined(batch)
-    log_prob = response_log_probs(model(both.tokens, both.attention_mask), both)
+    log_prob = response_log_probs(model(both.tokens, both.attended), both)
     return log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]
 
 

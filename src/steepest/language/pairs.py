@@ -20,12 +20,14 @@ def joined(batch: PreferenceBatch) -> TokenBatch:
     def fill(x: Tensor) -> Tensor:
         return torch.nn.functional.pad(x, (0, length - x.shape[1]))  # zeros: outside the masks, whatever token 0 is
 
-    return TokenBatch(*(torch.cat([fill(a), fill(b)]) for a, b in zip(batch.chosen, batch.rejected, strict=True)))
+    pairs = zip(batch.chosen, batch.rejected, strict=True)
+    fields = [None if a is None or b is None else torch.cat([fill(a), fill(b)]) for a, b in pairs]
+    return TokenBatch(*fields)  # pyright: ignore[reportArgumentType]
 
 
 def rows_of(batch: PreferenceBatch, index: Tensor) -> PreferenceBatch:
     """Some of the pairs."""
-    return PreferenceBatch(*(TokenBatch(*(x[index] for x in side)) for side in batch))
+    return PreferenceBatch(*(side.rows(index) for side in batch))
 
 
 def check_pairs(batch: PreferenceBatch) -> None:

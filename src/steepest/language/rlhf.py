@@ -132,7 +132,7 @@ class RLHF:
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (B, T) of the response's tokens, 0 elsewhere, and values (B, T) if the policy has them."""
-        logits, value = _logits_and_values(self.policy(batch.tokens, batch.attention_mask))
+        logits, value = _logits_and_values(self.policy(batch.tokens, batch.attended))
         log_prob = self._log_prob(logits, batch)
         return log_prob, None if value is None else value[:, :-1].to(log_prob.dtype)
 
@@ -146,9 +146,9 @@ class RLHF:
         found: list[Steps] = []
         everything = torch.arange(len(batch.tokens), device=batch.tokens.device)
         for part in parts_of(everything, self.config.microbatch_size):
-            rows = TokenBatch(*(x[part] for x in batch))
+            rows = batch.rows(part)
             log_prob, value = self.forward(rows)
-            ref_logits, _ = _logits_and_values(self.reference(rows.tokens, rows.attention_mask))
+            ref_logits, _ = _logits_and_values(self.reference(rows.tokens, rows.attended))
             ref_log_prob = self._log_prob(ref_logits, rows)
             found.append(Steps(rows.response_mask[:, 1:], log_prob, ref_log_prob, value))
         values = [x.value for x in found if x.value is not None]
@@ -203,7 +203,7 @@ class RLHF:
         self, batch: TokenBatch, steps: Steps, fixed: dict[str, Tensor], index: Tensor, learning_rate: float
     ) -> Figures:
         def loss(part: Tensor) -> tuple[Tensor, Figures]:
-            log_prob, value = self.forward(TokenBatch(*(x[part] for x in batch)))
+            log_prob, value = self.forward(batch.rows(part))
             return self.sequence_loss(log_prob, value, steps.rows(part), {k: x[part] for k, x in fixed.items()})
 
         return mean_gradient_step(

@@ -41,7 +41,7 @@ def check_tokens(batch: TokenBatch) -> None:
                is not attended to, or one that begins at position 0, where no logits precede it
     Verified:  tests/unit/test_tokens.py::test_bad_batches_are_refused
     """
-    tokens, attention, response = batch
+    tokens, attention, response = batch.tokens, batch.attended, batch.response_mask
     if tokens.ndim != 2 or attention.shape != tokens.shape or response.shape != tokens.shape:
         raise UsageError(
             f"tokens {tuple(tokens.shape)}, attention_mask {tuple(attention.shape)} and response_mask "
