@@ -21,17 +21,19 @@ from timing import arguments, limit_threads, report
 WARM_UP_ITERATIONS = 3
 
 # Everything that matters is spelled out, so that no preset of ours can change what is compared.
-COMMON: dict[str, Any] = {
-    "clip_epsilon": 0.2,
-    "clip_schedule": "constant",
-    "learning_rate_schedule": "constant",
-    "max_gradient_norm": 0.5,
+NETWORK: dict[str, Any] = {
     "normalize_obs": False,
     "normalize_reward": False,
-    "value_coef": 0.5,
     "hidden_sizes": (64, 64),
     "activation": "tanh",
 }
+ACTOR_CRITIC: dict[str, Any] = {
+    **NETWORK,
+    "learning_rate_schedule": "constant",
+    "max_gradient_norm": 0.5,
+    "value_coef": 0.5,
+}
+COMMON: dict[str, Any] = {**ACTOR_CRITIC, "clip_epsilon": 0.2, "clip_schedule": "constant"}
 
 CASES: dict[str, dict[str, Any]] = {
     "cartpole_rejax": {
@@ -79,6 +81,54 @@ CASES: dict[str, dict[str, Any]] = {
             "entropy_coef": 0.0,
         },
     },
+    "halfcheetah_tianshou": {
+        "env_id": "HalfCheetah-v5",
+        "total_steps": 40_960,
+        "settings": {
+            "num_envs": 8,
+            "rollout_steps": 256,
+            "epochs": 10,
+            "minibatches": 32,
+            "learning_rate": 3e-4,
+            "gamma": 0.99,
+            "gae_lambda": 0.95,
+            "entropy_coef": 0.0,
+        },
+    },
+    "a2c_cartpole": {
+        "algorithm": "actor_critic",
+        "env_id": "CartPole-v1",
+        "total_steps": 100_000,
+        "settings": {
+            **ACTOR_CRITIC,
+            "num_envs": 8,
+            "rollout_steps": 5,
+            "learning_rate": 7e-4,
+            "gamma": 0.99,
+            "gae_lambda": 1.0,
+            "entropy_coef": 0.0,
+        },
+    },
+    "trpo_halfcheetah": {
+        "algorithm": "trpo",
+        "env_id": "HalfCheetah-v5",
+        "total_steps": 40_960,
+        "settings": {
+            **NETWORK,
+            "num_envs": 1,
+            "rollout_steps": 2048,
+            "gamma": 0.99,
+            "gae_lambda": 0.95,
+            "max_kl": 0.01,
+            "cg_iterations": 15,
+            "cg_damping": 0.1,
+            "line_search_steps": 10,
+            "line_search_backtrack": 0.8,
+            "epochs": 10,
+            "minibatches": 16,
+            "learning_rate": 1e-3,
+        },
+    },
 }
 
 SOLVED_RETURN = 475
@@ -88,14 +138,15 @@ SOLVED_EPISODES = 100
 def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) -> dict[str, Any]:
     import steepest
 
-    settings = {**COMMON, **case["settings"]}
+    algorithm = case.get("algorithm", "ppo")
+    settings = {**COMMON, **case["settings"]} if algorithm == "ppo" else case["settings"]
     per_iteration = settings["num_envs"] * settings["rollout_steps"]
     timed_steps = total_steps or case["total_steps"]
     planned = timed_steps + WARM_UP_ITERATIONS * per_iteration
 
     start = time.perf_counter()
     run = steepest.Run(
-        "ppo",
+        algorithm,
         case["env_id"],
         total_steps=planned,
         seed=seed,

@@ -67,6 +67,27 @@ CASES = [
         peer_case="halfcheetah",
     ),
     Case(
+        name="ppo_halfcheetah_tianshou",
+        measures="env steps/s",
+        ours="halfcheetah_tianshou",
+        peer="tianshou",
+        peer_case="ppo_halfcheetah",
+    ),
+    Case(
+        name="a2c_cartpole_sb3",
+        measures="env steps/s",
+        ours="a2c_cartpole",
+        peer="sb3",
+        peer_case="a2c_cartpole",
+    ),
+    Case(
+        name="trpo_halfcheetah_sb3",
+        measures="env steps/s",
+        ours="trpo_halfcheetah",
+        peer="sb3",
+        peer_case="trpo_halfcheetah",
+    ),
+    Case(
         name="time_to_solved_cartpole",
         measures="seconds",
         ours="solve",
