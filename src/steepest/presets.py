@@ -125,10 +125,12 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate_schedule": "linear",
     },
     ("actor_critic", "CartPole"): {
-        "total_steps": 250_000,
+        "total_steps": 400_000,
         "num_envs": 16,
         "rollout_steps": 8,
         "learning_rate_schedule": "linear",
+        "gamma": 0.98,
+        "gae_lambda": 0.95,
         "entropy_coef": 0.01,
     },
     ("actor_critic", "steepest/RiverSwim"): {
