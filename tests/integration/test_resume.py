@@ -77,7 +77,7 @@ def test_a_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_an_agent_and_resumes(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    options = ["reinforce", "CartPole-v1", "--total-steps", 120_000, "--checkpoint-every", 20_000, *COMMON]
+    options = ["reinforce", "CartPole-v1", "--total-steps", 400_000, "--checkpoint-every", 20_000, *COMMON]
     out = tmp_path / "run"
     log = tmp_path / "log"
     process = start_command("train", *options, "--out", out, log=log)

@@ -26,7 +26,8 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
 def find(name: str) -> type[Agent]:
     """The agent class of an algorithm; UsageError with the nearest names if there is none."""
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name.lower(), ALGORITHMS, n=3, cutoff=0.4)
+        lower = name.lower()
+        near = [lower] if lower in ALGORITHMS else difflib.get_close_matches(lower, ALGORITHMS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise UsageError(f"no algorithm is called {name!r}{hint} Known: {', '.join(sorted(ALGORITHMS))}")
     return getattr(importlib.import_module(f"steepest.algorithms.{name}"), ALGORITHMS[name][0])
