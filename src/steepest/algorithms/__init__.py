@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from steepest.agent import Agent
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "ddpg": ("DDPG", "deep deterministic policy gradient (notes 1.11)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
     "reinforce": ("REINFORCE", "score-function gradient, reward-to-go, learned baseline (notes 1.2 to 1.4)"),
+    "sac": ("SAC", "soft actor-critic, twin Q-functions, learned temperature (notes 1.7)"),
+    "sac_v": ("SACV", "soft actor-critic with a value network (notes 1.7)"),
+    "td3": ("TD3", "twin delayed deep deterministic policy gradient (notes 1.11)"),
 }
 """Name -> (class, one line). A table rather than imports: listing algorithms does not load torch."""
 

@@ -21,12 +21,13 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, policy_gradient, soft, trust_region
+from steepest.verification import agents, distributions, language, off_policy, policy_gradient, soft, trust_region
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
     *policy_gradient.ROWS,
     *soft.ROWS,
+    *off_policy.ROWS,
     *trust_region.ROWS,
     *agents.ROWS,
     *language.ROWS,
