@@ -33,7 +33,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 USER_EXTRAS := video
-TEST_EXTRAS := atari,box2d,dev,envpool,mujoco,video
+TEST_EXTRAS := atari,box2d,dev,envpool,language,mujoco,qlora,video
 # torch is named and pinned so that pip never chooses another build of it. To have a CPU-only build on a machine whose
 # package index offers several, point pip at it (PIP_INDEX_URL, PIP_FIND_LINKS or pip's configuration file).
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt $(TORCH)
@@ -102,8 +102,8 @@ train: $(BASE) ## train PPO on CartPole until solved, evaluate it, say where eve
 test: lint ## lint, types and tests: what CI runs (under 15 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) $(PYTEST_ARGS)
 
-test-learning: $(TEST) ## the long tests that train agents to known returns
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) -m learning --timeout 3600 $(PYTEST_ARGS)
+test-learning: $(TEST) ## the long tests: agents trained to known returns, rarer combinations of spaces and options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) -m "learning or slow" --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(TEST) ## ruff and pyright, changing nothing
 	@$(BIN)/ruff check

@@ -27,6 +27,17 @@ CASES: dict[str, tuple[str, ...]] = {
     "ppo-walker2d": ("ppo", "Walker2d-v5"),
     "ppo-pong": ("ppo", "ALE/Pong-v5", "--total-steps", "1000000"),
     "reinforce-cartpole": ("reinforce", "CartPole-v1"),
+    "reinforce-full-cartpole": (*("reinforce", "CartPole-v1", "--estimator", "full_return", "--baseline", "none"),),
+    "reinforce-to-go-cartpole": ("reinforce", "CartPole-v1", "--baseline", "none"),
+    "actor_critic-cartpole": ("actor_critic", "CartPole-v1"),
+    "trpo-cartpole": ("trpo", "CartPole-v1", "--total-steps", "100000"),
+    "trpo-halfcheetah": ("trpo", "HalfCheetah-v5"),
+    "trpo-hopper": ("trpo", "Hopper-v5"),
+    "trpo-walker2d": ("trpo", "Walker2d-v5"),
+    "ppo_kl-cartpole": ("ppo_kl", "CartPole-v1", "--total-steps", "100000"),
+    "ppo_kl-halfcheetah": ("ppo_kl", "HalfCheetah-v5"),
+    "ppo_kl-hopper": ("ppo_kl", "Hopper-v5"),
+    "ppo_kl-walker2d": ("ppo_kl", "Walker2d-v5"),
 }
 
 IMAGES = ("ppo-pong",)

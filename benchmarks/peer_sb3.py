@@ -1,7 +1,8 @@
-"""Stable-Baselines3's PPO, timed as its users run it: ``model.learn`` with its own settings on the CPU.
+"""Stable-Baselines3 and its contrib package, timed as their users run them: ``model.learn`` on the CPU.
 
-The CartPole settings are the tuned ones that the library's own model zoo publishes; HalfCheetah uses the defaults.
-One warm-up iteration is timed apart, so that imports, allocation and the first calls do not count against it.
+PPO's and A2C's CartPole settings are the tuned ones that the library's own model zoo publishes; the HalfCheetah cases
+use the defaults. One warm-up iteration is timed apart, so that imports, allocation and the first calls do not count
+against it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ def linear(initial: float):
 
 CASES = {
     "cartpole": {
+        "algorithm": "PPO",
         "env_id": "CartPole-v1",
         "num_envs": 8,
         "total_steps": 100_000,
@@ -32,7 +34,27 @@ CASES = {
             "clip_range": linear(0.2),
         },
     },
-    "halfcheetah": {"env_id": "HalfCheetah-v5", "num_envs": 1, "total_steps": 40_960, "settings": {}},
+    "halfcheetah": {
+        "algorithm": "PPO",
+        "env_id": "HalfCheetah-v5",
+        "num_envs": 1,
+        "total_steps": 40_960,
+        "settings": {},
+    },
+    "a2c_cartpole": {
+        "algorithm": "A2C",
+        "env_id": "CartPole-v1",
+        "num_envs": 8,
+        "total_steps": 100_000,
+        "settings": {"n_steps": 5, "ent_coef": 0.0},
+    },
+    "trpo_halfcheetah": {
+        "algorithm": "TRPO",
+        "env_id": "HalfCheetah-v5",
+        "num_envs": 1,
+        "total_steps": 40_960,
+        "settings": {},
+    },
 }
 
 
@@ -41,9 +63,11 @@ def main() -> None:
     limit_threads(args.threads)
 
     import gymnasium
+    import sb3_contrib
     import stable_baselines3
     import torch
-    from stable_baselines3 import PPO
+    from sb3_contrib import TRPO
+    from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -51,7 +75,8 @@ def main() -> None:
     case = CASES[args.case]
     total_steps = args.total_steps or case["total_steps"]
     envs = make_vec_env(case["env_id"], n_envs=case["num_envs"], seed=args.seed)
-    model = PPO("MlpPolicy", envs, device="cpu", seed=args.seed, **case["settings"])
+    algorithm = {"PPO": PPO, "A2C": A2C, "TRPO": TRPO}[case["algorithm"]]
+    model = algorithm("MlpPolicy", envs, device="cpu", seed=args.seed, **case["settings"])
 
     start = time.perf_counter()
     model.learn(model.n_steps * case["num_envs"])
@@ -75,6 +100,7 @@ def main() -> None:
         final_return=float(final_return),
         versions={
             "stable-baselines3": stable_baselines3.__version__,
+            "sb3-contrib": sb3_contrib.__version__,
             "torch": torch.__version__,
             "gymnasium": gymnasium.__version__,
         },

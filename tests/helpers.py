@@ -6,6 +6,7 @@ Nothing here uses the library's own mathematics, only its containers.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_type_hints
@@ -261,6 +262,56 @@ def defining_gae(
                     break
             out[t, n] = total
     return out
+
+
+def defining_vtrace(
+    log_ratio: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    valid: Tensor,
+    gamma: float,
+    lam: float,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """(v_t, q_t) by the definitions, in loops over the decided steps of the episode; NaN where undecided.
+
+    v_t = V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k},  q_t = r_t + gamma of what V and v make of
+    s_{t+1}, in the proportion 1 - lambda to lambda; V alone where the recording stops, nothing after termination.
+    """
+    steps, envs = reward.shape
+    v, q = (torch.full((steps, envs), float("nan"), dtype=F64) for _ in range(2))
+    for n in range(envs):
+        for t in range(steps):
+            if not valid[t, n]:
+                continue
+            total, product = float(value[t, n]), 1.0
+            for k in range(t, steps):
+                if not valid[k, n]:
+                    continue
+                following = 0.0 if terminated[k, n] else float(value[k + 1, n])
+                delta = float(reward[k, n]) + gamma * following - float(value[k, n])
+                ratio = math.exp(float(log_ratio[k, n]))
+                total += product * min(rho_bar, ratio) * delta
+                product *= gamma * lam * min(c_bar, ratio)
+                if terminated[k, n] or truncated[k, n]:
+                    break
+            v[t, n] = total
+        for t in range(steps):
+            if not valid[t, n]:
+                continue
+            later = next((k for k in range(t + 1, steps) if valid[k, n]), None)
+            here = float(value[t + 1, n])
+            if terminated[t, n]:
+                following = 0.0
+            elif truncated[t, n] or later is None:
+                following = here
+            else:
+                following = (1.0 - lam) * here + lam * float(v[later, n])
+            q[t, n] = float(reward[t, n]) + gamma * following
+    return v, q
 
 
 class Ragged(NamedTuple):

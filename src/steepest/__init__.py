@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
     from steepest.errors import UsageError as UsageError
+    from steepest.language_api import respond as respond
+    from steepest.language_api import resume_language as resume_language
+    from steepest.language_api import sft as sft
     from steepest.runs.evaluation import Evaluation as Evaluation
     from steepest.runs.run import Run as Run
     from steepest.verification import verify as verify
@@ -39,6 +42,9 @@ _HOME = {
     "RunError": "steepest.errors",
     "SteepestError": "steepest.errors",
     "UsageError": "steepest.errors",
+    "respond": "steepest.language_api",
+    "resume_language": "steepest.language_api",
+    "sft": "steepest.language_api",
     "Evaluation": "steepest.runs.evaluation",
     "Run": "steepest.runs.run",
     "verify": "steepest.verification",
@@ -56,7 +62,10 @@ __all__ = [
     "load",
     "make_env",
     "plot",
+    "respond",
     "resume",
+    "resume_language",
+    "sft",
     "train",
     "train_seeds",
     "verify",

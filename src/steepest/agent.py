@@ -75,6 +75,8 @@ class Agent(ABC):
     """Whether a box of actions needs finite bounds."""
     squash: ClassVar[Squash | None] = None
     """How the algorithm's actions meet the bounds of a box; None leaves it to the config."""
+    per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
+    """State entries (M, N, ...) that start afresh where the number of environments differs."""
 
     def __init__(
         self,
@@ -247,6 +249,10 @@ class Agent(ABC):
 
         return act
 
+    def behaviour(self, *, fused: bool = False) -> Actor:
+        """The policy that collects experience: the agent's own, unless the algorithm learns off-policy."""
+        return self.actor(fused=fused)
+
     def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, ...]]:
         """Acting as a pure function of one member's state."""
 
@@ -418,8 +424,8 @@ class Agent(ABC):
 
     def take_over(self, other: Agent) -> None:
         """Go on from another agent's parameters, optimiser and statistics, with this one's seeds."""
-        for name in ("normalize_obs", "normalize_reward"):
-            mine, others = (getattr(agent.config, name, False) for agent in (self, other))
+        for name in ("normalize_obs", "normalize_reward", "objective"):
+            mine, others = (getattr(agent.config, name, None) for agent in (self, other))
             if mine != others:
                 raise UsageError(f"{name} is {mine}, but the agent to go on from was trained with {others}")
         generators = {k: v for k, v in self.tensors().items() if k.startswith("generator/")}
@@ -429,8 +435,7 @@ class Agent(ABC):
         """Take over what ``tensors`` gave; the shapes must be this agent's."""
         expected = {k: tuple(v.shape) for k, v in self.tensors().items()}
         for name, shape in expected.items():
-            # Statistics per environment start afresh when the number of environments differs.
-            if name == "return_carry":
+            if name in self.per_environment:
                 continue
             found = tuple(tensors[name].shape) if name in tensors else None
             if found != shape:
@@ -443,7 +448,7 @@ class Agent(ABC):
             layout = self._layout_of(key)
             if layout is not None:
                 self.state[key] = layout.flatten({k: tensors[f"{key}/{k}"] for k in layout.names}).to(self.device)
-            elif key != "return_carry" or tuple(tensors[key].shape) == tuple(self.state[key].shape):
+            elif key not in self.per_environment or tuple(tensors[key].shape) == tuple(self.state[key].shape):
                 self.state[key] = tensors[key].clone().to(self.device)
         for i, generator in enumerate(self.generators):
             generator.set_state(tensors[f"generator/{i}"])

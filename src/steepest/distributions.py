@@ -102,6 +102,10 @@ class Categorical(NamedTuple):
         """KL(self || other) in nats."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(-1)
 
+    def fisher_product(self, tangent: Categorical) -> Categorical:
+        """The Fisher information of the log-probabilities, diag(p), times a tangent."""
+        return Categorical(self.log_probs.exp() * tangent.log_probs)
+
 
 class Factored(NamedTuple):
     """d independent choices, padded to the largest k. Action: int64 (..., d). Noise: standard Gumbel (..., d, k)."""
@@ -124,6 +128,10 @@ class Factored(NamedTuple):
         """KL(self || other) in nats."""
         return Categorical(self.log_probs).kl(Categorical(other.log_probs)).sum(-1)
 
+    def fisher_product(self, tangent: Factored) -> Factored:
+        """diag(p) times a tangent; the components are independent."""
+        return Factored(self.log_probs.exp() * tangent.log_probs)
+
 
 class Bernoulli(NamedTuple):
     """d independent bits. Action: int64 (..., d) of 0 and 1. Noise: standard Gumbel (..., d, 2)."""
@@ -145,6 +153,10 @@ class Bernoulli(NamedTuple):
     def kl(self, other: Bernoulli) -> Float[Tensor, "*batch"]:
         """KL(self || other) in nats."""
         return Categorical(self.log_probs).kl(Categorical(other.log_probs)).sum(-1)
+
+    def fisher_product(self, tangent: Bernoulli) -> Bernoulli:
+        """diag(p) times a tangent; the components are independent."""
+        return Bernoulli(self.log_probs.exp() * tangent.log_probs)
 
 
 class DiagonalGaussian(NamedTuple):
@@ -171,6 +183,10 @@ class DiagonalGaussian(NamedTuple):
         log_ratio = self.log_std - other.log_std
         z = (self.mean - other.mean) * torch.exp(-other.log_std)
         return (0.5 * (torch.exp(2.0 * log_ratio) + z.square() - 1.0) - log_ratio).sum(-1)
+
+    def fisher_product(self, tangent: DiagonalGaussian) -> DiagonalGaussian:
+        """1 / std^2 times the mean's tangent, 2 times that of log std."""
+        return DiagonalGaussian(tangent.mean * torch.exp(-2.0 * self.log_std), 2.0 * tangent.log_std)
 
 
 class FullGaussian(NamedTuple):
@@ -207,6 +223,14 @@ class FullGaussian(NamedTuple):
         trace = ratio.square().sum((-2, -1))
         mahalanobis = other._whiten(self.mean - other.mean).square().sum(-1)
         return 0.5 * (trace + mahalanobis - d) + other._log_det() - self._log_det()
+
+    def fisher_product(self, tangent: FullGaussian) -> FullGaussian:
+        """Sigma^-1 times the mean's tangent; L^-T (M + diag M) for that of L, where M = L^-1 dL."""
+        solve, upper = torch.linalg.solve_triangular, self.scale_tril.mT
+        mean = solve(upper, self._whiten(tangent.mean).unsqueeze(-1), upper=True).squeeze(-1)
+        m = solve(self.scale_tril, tangent.scale_tril, upper=False)
+        m = m + torch.diag_embed(m.diagonal(dim1=-2, dim2=-1))
+        return FullGaussian(mean, solve(upper, m, upper=True).tril())
 
 
 class TanhGaussian(NamedTuple):
@@ -247,8 +271,42 @@ class TanhGaussian(NamedTuple):
         """KL(self || other) in nats, that of the underlying Gaussians."""
         return self.base.kl(other.base)
 
+    def fisher_product(self, tangent: TanhGaussian) -> TanhGaussian:
+        """That of the underlying Gaussian: a bijection changes no information."""
+        return TanhGaussian(*self.base.fisher_product(tangent.base))
+
 
 Distribution = Categorical | Factored | Bernoulli | DiagonalGaussian | FullGaussian | TanhGaussian
+"""``fisher_product(u)`` is F u with F = E[score score^T] in the fields, which share their leading axes; u is a change
+that leaves them a distribution (log-probabilities stay normalised). With J the derivative of the fields in some
+parameters, J^T F J is the Hessian of KL(old || new) in the new one's parameters where the two are the same.
+"""
+
+
+def softened(policy: Distribution, epsilon: float) -> Distribution:
+    """A policy that explores more than the given one, with full support wherever an action is legal.
+
+    Equation:  (1 - epsilon) pi + epsilon / n over the n legal choices of every discrete component;
+               N(mean, ((1 + epsilon) std)^2) for a Gaussian policy
+    Source:    the epsilon-soft behaviour of Degris, White & Sutton 2012. Differences: a Gaussian, which has full
+               support already, is widened.
+    Args:      policy, carries gradient; epsilon in [0, 1], where 1 is uniform over discrete choices
+    Returns:   a distribution of the same kind
+    Raises:    ValueError if epsilon is not in [0, 1]
+    Verified:  tests/unit/test_softened.py::test_discrete_policies_are_mixed_with_the_uniform_one
+    """
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"epsilon is {epsilon}; it must lie in [0, 1]")
+    if isinstance(policy, (DiagonalGaussian, TanhGaussian)):
+        return type(policy)(policy.mean, policy.log_std + math.log1p(epsilon))
+    if isinstance(policy, FullGaussian):
+        return FullGaussian(policy.mean, policy.scale_tril * (1.0 + epsilon))
+    log_probs = policy.log_probs
+    impossible = torch.finfo(log_probs.dtype).min
+    legal = log_probs > 0.5 * impossible
+    uniform = legal.to(log_probs.dtype) / legal.sum(-1, keepdim=True)
+    mixed = (1.0 - epsilon) * log_probs.exp() + epsilon * uniform
+    return type(policy)(torch.where(legal, torch.log(torch.where(legal, mixed, 1.0)), impossible))
 
 
 def log_tanh_derivative(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

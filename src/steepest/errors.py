@@ -11,3 +11,9 @@ class UsageError(SteepestError):
 
 class RunError(SteepestError):
     """The request was right but something failed; the command exits with code 1."""
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise the one kind of error that a bad configuration value gives."""
+    if not condition:
+        raise UsageError(f"{name} is {value!r}; expected {expected}")

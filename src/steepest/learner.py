@@ -211,10 +211,14 @@ class FunctionalModule:
 
     A buffer that the module assigns anew as it runs is written into the state, as one that it changes in place is.
     Buffers stand in the state under ``buffers/``, the network's prefix where an agent has several, and their names.
+    ``function``: what is called, one of the module's methods; by default its forward pass.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, prefix: str = "") -> None:
+    def __init__(
+        self, module: nn.Module, layout: Layout, prefix: str = "", function: Callable[..., Any] | None = None
+    ) -> None:
         self.module = module
+        self.function = function or module
         self.layout = layout
         first_name = {id(p): name for name, p in module.named_parameters()}
         # A tied parameter has several owners, and each must see the replacement.
@@ -255,7 +259,7 @@ class FunctionalModule:
         try:
             for owner, key, tensor in new:
                 owner[key] = tensor
-            result = self.module(*arguments)
+            result = self.function(*arguments)
             for name, owner, key in self.buffer_owners:
                 # Of another shape it is something that the module keeps for itself, such as a mask for this batch.
                 if owner[key] is not state[name] and owner[key].shape == state[name].shape:
@@ -442,7 +446,7 @@ class Compiled:
         fixed = [x.contiguous() for x in tree_leaves(first)]
         _same_kind(self.expected[: len(fixed)], fixed)
         expected = self.expected[len(fixed) :]
-        flat = isinstance(self.outputs, tuple) and all(isinstance(x, Tensor) for x in cast(Any, self.outputs))
+        flat = type(self.outputs) is tuple and all(isinstance(x, Tensor) for x in cast(Any, self.outputs))
 
         def call(*rest: Any) -> Any:
             leaves = [x.contiguous() for x in tree_leaves(rest)]

@@ -27,6 +27,7 @@ from steepest.distributions import (
     floored_log_probs,
     floored_log_std,
 )
+from steepest.errors import require
 from steepest.types import BARE_OBS, ActionSpec, Obs, ObsSpec
 
 NetworkFactory = Callable[[ObsSpec], nn.Module]
@@ -100,14 +101,6 @@ class PolicyConfig(NetworkConfig):
             self.gaussian,
             '"diagonal" where squash is "tanh"',
         )
-
-
-def require(condition: bool, name: str, value: object, expected: str) -> None:
-    """Raise the one kind of error that a bad configuration value gives."""
-    if not condition:
-        from steepest.errors import UsageError
-
-        raise UsageError(f"{name} is {value!r}; expected {expected}")
 
 
 class Normalization(NamedTuple):
@@ -245,9 +238,9 @@ class TwinLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.bmm(x, self.weight.transpose(1, 2)) + self.bias.unsqueeze(1)
 
-    def first(self, x: Tensor) -> Tensor:
-        """The first of the two on its own, over inputs (B, in)."""
-        return F.linear(x, self.weight[0], self.bias[0])
+    def alone(self, which: int, x: Tensor) -> Tensor:
+        """One of the two on its own, over inputs (B, in)."""
+        return F.linear(x, self.weight[which], self.bias[which])
 
 
 class TwinTorso(nn.Module):
@@ -274,11 +267,11 @@ class TwinTorso(nn.Module):
             x = self.activation(layer(x))
         return x
 
-    def policy(self, obs: Obs) -> Tensor:
-        """Features of the policy alone, (B, H)."""
+    def alone(self, which: int, obs: Obs) -> Tensor:
+        """Features of the policy (0) or the value function (1) alone, (B, H)."""
         x = _concatenated(self.spec, obs)
         for layer in self.layers:
-            x = self.activation(cast(TwinLinear, layer).first(x))
+            x = self.activation(cast(TwinLinear, layer).alone(which, x))
         return x
 
 
@@ -393,7 +386,7 @@ class ActorCritic(nn.Module):
         if self.twin_torso is not None and with_value:
             policy, value = self.twin_torso(obs).unbind(0)
         elif self.twin_torso is not None:
-            policy, value = self.twin_torso.policy(obs), None
+            policy, value = self.twin_torso.alone(0, obs), None
         else:
             seen = as_user_sees(self.obs_spec, obs)
             policy = self.policy_torso(seen)
@@ -428,6 +421,18 @@ class ActorCritic(nn.Module):
         distribution = self._distribution(self.policy_head(policy_features), inputs.action_mask)
         value = self.value_head(value_features).squeeze(-1) if with_value else None
         return PolicyOutput(distribution, value, memory)
+
+    def value(self, inputs: PolicyInput, normalization: Normalization) -> Tensor:
+        """The value function on its own, (B,), for a feed-forward network and one batch axis.
+
+        Verified:  tests/unit/test_networks.py::test_the_value_on_its_own_is_the_value
+        """
+        obs = preprocess(self.obs_spec, inputs.obs, normalization)
+        if self.twin_torso is not None:
+            features = self.twin_torso.alone(1, obs)
+        else:
+            features = self.value_torso(as_user_sees(self.obs_spec, obs))
+        return self.value_head(features).squeeze(-1)
 
     def _distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
         spec, config = self.action_spec, self.config

@@ -1,8 +1,10 @@
-"""Small numerical tools: weighted means, running moments, linear recurrences."""
+"""Small numerical tools: weighted means, running moments, linear recurrences, conjugate gradients, a line search."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -107,3 +109,132 @@ def correlated(
         previous = fresh if previous is None else correlation * previous + math.sqrt(1.0 - correlation**2) * fresh
         rows.append(previous)
     return torch.stack(rows)
+
+
+class ConjugateGradient(NamedTuple):
+    """Where the solution of A x = b stands after some iterations."""
+
+    solution: Float[Tensor, " n"]
+    residual: Float[Tensor, " n"]  # b - A x, by its recurrence
+    direction: Float[Tensor, " n"]
+    limit: Float[Tensor, ""]  # squared norm of the residual at which nothing moves any more
+
+
+def conjugate_gradient_start(b: Float[Tensor, " n"], tolerance: float | None = None) -> ConjugateGradient:
+    """x = 0, before the first iteration. See ``conjugate_gradient``."""
+    share = torch.finfo(b.dtype).eps ** (2.0 / 3.0) if tolerance is None else tolerance
+    return ConjugateGradient(torch.zeros_like(b), b, b, share**2 * (b * b).sum())
+
+
+def conjugate_gradient_step(
+    matvec: Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]], at: ConjugateGradient
+) -> ConjugateGradient:
+    """One iteration; none once the residual is within its limit, or along a direction that A maps to nothing.
+
+    Equation:  alpha = r.r / p.Ap;  x <- x + alpha p;  r' = r - alpha Ap;  p <- r' + (r'.r' / r.r) p
+    Source:    Hestenes & Stiefel 1952. A mask stops it: a branch on a value would neither compile nor vmap.
+    Verified:  tests/unit/test_numerics.py::test_conjugate_gradient_solves_as_a_dense_solver,
+               tests/unit/test_numerics.py::test_conjugate_gradient_stops_where_it_has_arrived
+    """
+    image = matvec(at.direction)
+    square = (at.residual * at.residual).sum()
+    curvature = (at.direction * image).sum()
+    moves = (square > at.limit) & (curvature > 0.0)
+    one = torch.ones_like(square)
+    length = torch.where(moves, square, 0.0) / torch.where(moves, curvature, one)
+    residual = at.residual - length * image
+    turn = torch.where(moves, (residual * residual).sum() / torch.where(moves, square, one), 0.0)
+    direction = torch.where(moves, residual + turn * at.direction, at.direction)
+    return ConjugateGradient(at.solution + length * at.direction, residual, direction, at.limit)
+
+
+def conjugate_gradient(
+    matvec: Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]],
+    b: Float[Tensor, " n"],
+    iterations: int,
+    tolerance: float | None = None,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
+    """Solve A x = b for a symmetric, positive semi-definite A that is only known by its products.
+
+    Equation:  x_k = argmin 1/2 x.Ax - b.x over span{b, Ab, ..., A^(k-1) b}; exact after rank A iterations
+    Args:      matvec x (n,) -> A x (n,); b (n,), in the range of A; iterations; tolerance of ||b - A x|| / ||b||, after
+               which nothing changes any more: by default eps^(2/3) of the type, since beyond it only rounding is left,
+               which a singular A does not reduce and whose tiny curvatures would throw x anywhere
+    Returns:   x (n,), where A is singular the solution of least norm; ||b - A x||, by its recurrence
+    Verified:  tests/unit/test_numerics.py::test_conjugate_gradient_solves_as_a_dense_solver,
+               tests/unit/test_numerics.py::test_conjugate_gradient_of_a_singular_matrix
+    """
+    at = conjugate_gradient_start(b, tolerance)
+    for _ in range(iterations):
+        at = conjugate_gradient_step(matvec, at)
+    return at.solution, torch.linalg.vector_norm(at.residual)
+
+
+class LineSearch(NamedTuple):
+    """Where a search along one step stands after some trials."""
+
+    point: Float[Tensor, " n"]  # where to go; the start, to the last bit, until a trial is accepted
+    improvement: Float[Tensor, ""]  # of the accepted trial, 0 while there is none
+    divergence: Float[Tensor, ""]  # of the accepted trial, 0 while there is none
+    accepted: Float[Tensor, ""]  # 1 or 0
+    trials: Float[Tensor, ""]  # needed so far
+    scale: Float[Tensor, ""]  # what the next trial multiplies the step by
+
+
+def line_search_start(start: Float[Tensor, " n"]) -> LineSearch:
+    """Before the first trial, which is of the full step."""
+    zero = torch.zeros_like(start[0])
+    return LineSearch(start, zero, zero, zero, zero, torch.ones_like(zero))
+
+
+def line_search_step(
+    measure: Callable[[Float[Tensor, " n"]], tuple[Float[Tensor, ""], Float[Tensor, ""]]],
+    start: Float[Tensor, " n"],
+    step: Float[Tensor, " n"],
+    at: LineSearch,
+    backtrack: float | Float[Tensor, ""],
+    least_improvement: float | Float[Tensor, ""],
+    most_divergence: float | Float[Tensor, ""],
+) -> LineSearch:
+    """One trial; it changes nothing once one was accepted. A measure that is no number is never accepted.
+
+    Verified:  tests/unit/test_numerics.py::test_line_search_takes_the_first_acceptable_trial,
+               tests/unit/test_numerics.py::test_a_failed_line_search_restores_the_start
+    """
+    trial = start + at.scale * step
+    improvement, divergence = measure(trial)
+    searching = at.accepted == 0.0
+    good = searching & (improvement > least_improvement) & (divergence <= most_divergence)
+    return LineSearch(
+        torch.where(good, trial, at.point),
+        torch.where(good, improvement, at.improvement),
+        torch.where(good, divergence, at.divergence),
+        torch.where(good, torch.ones_like(at.accepted), at.accepted),
+        at.trials + searching.to(at.trials.dtype),
+        at.scale * backtrack,
+    )
+
+
+def line_search(
+    measure: Callable[[Float[Tensor, " n"]], tuple[Float[Tensor, ""], Float[Tensor, ""]]],
+    start: Float[Tensor, " n"],
+    step: Float[Tensor, " n"],
+    trials: int,
+    backtrack: float = 0.8,
+    *,
+    least_improvement: float | Float[Tensor, ""] = 0.0,
+    most_divergence: float | Float[Tensor, ""],
+) -> LineSearch:
+    """Backtrack along a step until what is measured is acceptable; stay where nothing is.
+
+    Equation:  x + b^j step for the first j = 0, 1, ..., trials - 1 with improvement > least_improvement and
+               divergence <= most_divergence; x if there is none
+    Args:      measure x (n,) -> (improvement, divergence); start, step (n,); trials; backtrack b in (0, 1)
+    Returns:   the search's end; all trials are measured, since a branch on a value would neither compile nor vmap
+    Verified:  tests/unit/test_numerics.py::test_line_search_takes_the_first_acceptable_trial,
+               tests/unit/test_numerics.py::test_a_failed_line_search_restores_the_start
+    """
+    at = line_search_start(start)
+    for _ in range(trials):
+        at = line_search_step(measure, start, step, at, backtrack, least_improvement, most_divergence)
+    return at

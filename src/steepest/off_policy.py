@@ -13,8 +13,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from steepest.errors import require
 from steepest.learner import Hyper, Metrics, State, adam_step
-from steepest.networks import NetworkConfig, Schedule, require
+from steepest.networks import NetworkConfig, Schedule
 from steepest.types import Obs
 
 Batch = dict[str, Tensor]

@@ -8,18 +8,30 @@ feed-forward policy every step is a sequence of its own and the axes are (S, ...
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from steepest.distributions import Distribution
 from steepest.errors import UsageError
 from steepest.learner import Hyper, Metrics, State
 from steepest.networks import PolicyInput, PolicyOutput
 from steepest.numerics import forward_recurrence, merge_moments, weighted_mean, weighted_variance
+from steepest.returns import vtrace
 from steepest.types import Obs, Rollout
 
 Batch = dict[str, Tensor]
+
+Objective = Literal["discounted", "average"]
+"""What is maximised: the expected discounted return, or the average reward per step (the gain) of a problem that never
+ends."""
+
+StateWeighting = Literal["discounted", "undiscounted"]
+"""Whether the score of step t is weighted by gamma^t, which the gradient of the discounted objective asks for."""
+
+VALUE_PIN = 0.1
+"""Share of the mean differential value that a critic's targets are lowered by; see ``pinned_target``."""
 
 
 def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State, Tensor]:
@@ -42,7 +54,14 @@ def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State,
     )
     carry = returns[-1] * (~done[-1]).to(returns.dtype)
     new = {"return_mean": mean, "return_variance": variance, "return_count": count, "return_carry": carry}
-    return new, rollout.reward * torch.rsqrt(variance + 1e-8)
+    return new, scaled_rewards(new, rollout)
+
+
+def scaled_rewards(state: State, rollout: Rollout) -> Tensor:
+    """A rollout's rewards divided by the deviation in the statistics, which ``scale_rewards`` has merged it into."""
+    if "return_variance" not in state:
+        return rollout.reward
+    return rollout.reward * torch.rsqrt(state["return_variance"] + 1e-8)
 
 
 def update_observations(state: State, rollout: Rollout, hyper: Hyper) -> State:
@@ -61,6 +80,76 @@ def update_observations(state: State, rollout: Rollout, hyper: Hyper) -> State:
     return new
 
 
+def initial_gain(members: int, device: torch.device) -> State:
+    """What a member knows of its average reward before its first rollout: nothing."""
+    return {"gain": torch.zeros(members, device=device), "gain_rollouts": torch.zeros(members, device=device)}
+
+
+def update_gain(state: State, rollout: Rollout, gain_rate: Tensor) -> State:
+    """The running estimate of the average reward per step, with this rollout's decided steps in it.
+
+    Equation:  gain <- gain + max(gain_rate, 1/k) (mean r - gain),  k rollouts so far: at first the plain mean
+    Source:    Ma et al. 2021 (moving average over rollouts); Zhang & Ross 2021, where gain_rate is 1.
+    Args:      gain_rate in [0, 1]; the gain is in reward units per step
+    Returns:   the statistics that changed
+    Verified:  tests/unit/test_on_policy.py::test_running_gain_against_a_loop
+    """
+    count = state["gain_rollouts"] + 1.0
+    mean = weighted_mean(rollout.reward, rollout.valid.to(rollout.reward.dtype))
+    gain = state["gain"] + torch.maximum(gain_rate, 1.0 / count) * (mean - state["gain"])
+    return {"gain": gain, "gain_rollouts": count}
+
+
+def objective_rewards(state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Tensor, Tensor]:
+    """What the objective counts: rewards (T, N) and their discount, with the statistics that both rest on.
+
+    Equation:  discounted: r_t, scaled where rewards are normalised, and gamma; average: r_t - gain, and 1
+    Source:    notes 1.8. TD errors and GAE of rewards less the gain, without a discount, are the differential ones
+               (``returns.differential_generalized_advantage``).
+    Returns:   the statistics that changed, the rewards, the discount
+    Verified:  tests/unit/test_on_policy.py::test_rewards_of_both_objectives
+    """
+    if "gain" not in state:
+        return *scale_rewards(state, rollout, hyper["gamma"]), hyper["gamma"]
+    new = update_gain(state, rollout, hyper["gain_rate"])
+    return new, rollout.reward - new["gain"], torch.ones_like(hyper["gamma"])
+
+
+def pinned_target(target: Tensor, value: Tensor, valid: Tensor) -> Tensor:
+    """Targets of differential values, drawn towards the solution whose mean is zero.
+
+    Differential values are defined up to a constant. Advantages do not see it, but nothing would hold it: every error
+    of the gain would add to it, rollout after rollout. Lowering the targets by a share of the values' own mean leaves
+    exactly one fixed point, the values with mean zero over the states that are visited.
+
+    Equation:  target_t - VALUE_PIN mean_t v(s_t)
+    Source:    Ma et al. 2021, average value constraint; here with the mean of the rollout at hand.
+    Args:      target, value (T, N) reward units; valid (T, N) bool
+    Verified:  tests/exact/test_average_reward.py::test_the_critic_comes_to_rest_at_the_values_of_mean_zero
+    """
+    return target - VALUE_PIN * weighted_mean(value, valid.to(value.dtype))
+
+
+def refuse_termination(rollout: Rollout) -> None:
+    """UsageError if an episode has terminated: where the process ends, there is no average reward per step."""
+    ended = int(rollout.terminated.sum())
+    if ended:
+        raise UsageError(
+            f"objective is 'average', but the environment has terminated {ended} episode{'s' if ended > 1 else ''}; an "
+            "average reward per step is that of a problem which never does (time limits are fine: they truncate). "
+            "Use objective 'discounted' here"
+        )
+
+
+def state_weights(rollout: Rollout, gamma: Tensor) -> Tensor:
+    """gamma^t (T, N), t counted from the episode's beginning: what an unbiased discounted gradient weighs states by.
+
+    Source:    errata to notes 1.1 to 1.4; Nota & Thomas 2020.
+    Verified:  tests/exact/test_reinforce.py::test_discounted_weighting_climbs_the_discounted_objective
+    """
+    return gamma ** rollout.episode_step[:-1].to(gamma.dtype)
+
+
 def score_rollout(
     forward: Callable[[PolicyInput], PolicyOutput], rollout: Rollout, length: int
 ) -> tuple[Tensor, Tensor]:
@@ -69,13 +158,23 @@ def score_rollout(
     Computed here in one pass rather than while acting: acting is then as cheap as it can be, and the old
     log-probabilities come from the very forward pass that training differentiates.
     """
+    policy, value = replay_rollout(forward, rollout, length)
+    return policy.log_prob(rollout.action), value
+
+
+def replay_rollout(
+    forward: Callable[[PolicyInput], PolicyOutput], rollout: Rollout, length: int
+) -> tuple[Distribution, Tensor]:
+    """Distributions of the T decided steps, fields (T, N, ...), and values (T+1, N) of the observations.
+
+    Args:      length: steps per sequence, each replayed from its stored memory; 0 for a feed-forward policy
+    """
     steps = rollout.action.shape[0]
     if length == 0:
         output = forward(PolicyInput(rollout.obs, rollout.action_mask, None, None, None))
         assert output.value is not None
-        policy = cast(Any, type(output.distribution))(*(x[:steps] for x in output.distribution))
-        return policy.log_prob(rollout.action), output.value
-    log_probs: list[Tensor] = []
+        return cast(Any, type(output.distribution))(*(x[:steps] for x in output.distribution)), output.value
+    policies: list[Distribution] = []
     values: list[Tensor] = []
     memory: Tensor | None = None
     for first in range(0, steps, length):
@@ -83,13 +182,14 @@ def score_rollout(
         assert rollout.memory is not None
         output = forward(_sequence_input(rollout, rows, rollout.valid[rows], rollout.memory[first // length]))
         assert output.value is not None
-        log_probs.append(output.distribution.log_prob(rollout.action[rows]))
+        policies.append(output.distribution)
         values.append(output.value)
         memory = output.memory
     last = slice(steps, steps + 1)
     output = forward(_sequence_input(rollout, last, torch.ones_like(rollout.valid[-1:]), memory))
     assert output.value is not None
-    return torch.cat(log_probs), torch.cat([*values, output.value])
+    fields = zip(*policies, strict=True)
+    return cast(Any, type(policies[0]))(*(torch.cat(x) for x in fields)), torch.cat([*values, output.value])
 
 
 def _sequence_input(rollout: Rollout, rows: slice, valid: Tensor, memory: Tensor | None) -> PolicyInput:
@@ -132,12 +232,28 @@ def training_batch(
     return batch, metrics
 
 
+def distribution_to_batch(name: str, policy: Distribution, length: int) -> Batch:
+    """The distributions (T, N) of a rollout, under keys that a batch can hold beside other things."""
+    return {f"{name}/{field}": to_sequences(x, length) for field, x in policy._asdict().items()}
+
+
+def batch_distribution(name: str, batch: Batch, kind: type[Distribution]) -> Distribution:
+    """The distributions that a batch holds under a name."""
+    return cast(Any, kind)(*(batch[f"{name}/{field}"] for field in kind._fields))
+
+
 def to_sequences(x: Tensor, length: int) -> Tensor:
     """(T, N, ...) -> (S, ...) with S = T N for length 0 (feed-forward), else (S, L, ...) with S = T N / L."""
     if length == 0:
         return x.flatten(0, 1)
     steps, envs = x.shape[:2]
     return x.reshape(steps // length, length, envs, *x.shape[2:]).transpose(1, 2).flatten(0, 1)
+
+
+def from_sequences(x: Tensor, length: int, envs: int) -> Tensor:
+    """The inverse of ``to_sequences``: (T, N, ...) again."""
+    rows = x.unflatten(0, (-1, envs))
+    return rows if length == 0 else rows.movedim(2, 1).flatten(0, 1)
 
 
 def obs_to_sequences(obs: Obs, length: int) -> Batch:
@@ -162,6 +278,52 @@ def minibatch_indices(sequences: int, minibatches: int, epochs: int, generator: 
 def gather(batch: Batch, index: Tensor) -> Batch:
     """The sequences of a minibatch; time comes first where there are sequences: (L, B, ...), memory (B, K)."""
     return all_sequences({k: x[index] for k, x in batch.items()})
+
+
+def each_minibatch(
+    step: Callable[[State, Batch], tuple[State, Metrics]], state: State, batch: Batch, indices: Tensor
+) -> tuple[State, Metrics]:
+    """A gradient step on every minibatch in turn, unrolled so that K of them cost one call.
+
+    Args:      step: (state, minibatch) -> (state, figures); indices (K, B) of the batch's sequences
+    Returns:   the state after the last step, the mean of every figure
+    """
+    totals: Metrics = {}
+    for index in indices.unbind(0):
+        state, metrics = step(state, gather(batch, index))
+        totals = {k: totals.get(k, 0.0) + v for k, v in metrics.items()}
+    return state, {k: v / indices.shape[0] for k, v in totals.items()}
+
+
+def corrected_batch(
+    forward: Callable[[PolicyInput], PolicyOutput],
+    state: State,
+    rollout: Rollout,
+    old_log_prob: Tensor,
+    length: int,
+    hyper: Hyper,
+) -> Batch:
+    """Advantages and value targets of a rollout under the policy and value function as they are now, by V-trace.
+
+    Equation:  target = v_t,  advantage = q_t - V(s_t), both with ratios to the policy that acted, clipped at 1
+    Source:    Espeholt et al. 2018, section 4. The advantage goes without the factor rho_t of their policy gradient:
+               the surrogate's own ratio is that factor.
+    Args:      old_log_prob (S, ...) as in the batch, of the policy that acted; length: steps per sequence, or 0
+    Returns:   what takes the place of the same entries of the batch
+    Verified:  tests/unit/test_on_policy.py::test_corrected_batch_is_vtrace_of_the_present_policy
+    """
+    log_prob, value = score_rollout(forward, rollout, length)
+    log_ratio = log_prob - from_sequences(old_log_prob, length, rollout.reward.shape[1])
+    flags = (rollout.terminated, rollout.truncated, rollout.valid)
+    if "gain" in state:
+        reward, gamma = rollout.reward - state["gain"], torch.ones_like(hyper["gamma"])
+    else:
+        reward, gamma = scaled_rewards(state, rollout), hyper["gamma"]
+    estimate = vtrace(log_ratio, reward, value, *flags, gamma, hyper["gae_lambda"])
+    advantage, target = estimate.q_value - value[:-1], estimate.target
+    if "gain" in state:
+        target = pinned_target(target, value[:-1], rollout.valid)
+    return {"advantage": to_sequences(advantage, length), "target": to_sequences(target, length)}
 
 
 def sequences_per_rollout(num_envs: int, rollout_steps: int, length: int, minibatches: int) -> int:

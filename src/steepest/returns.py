@@ -1,4 +1,5 @@
-"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step returns.
+"""Returns and advantages from time-major experience: TD errors, GAE, lambda-returns, n-step and whole returns,
+V-trace.
 
 All take (T, ...) rewards and flags and (T+1, ...) values in the transition convention of ``types.Rollout``: value[t+1]
 belongs to the true observation that followed step t, also where the episode ended there. Bootstrapping is cut by
@@ -8,11 +9,13 @@ and passes what comes after it through unchanged. Rewards and values share their
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steepest.numerics import reverse_recurrence
+from steepest.numerics import forward_recurrence, reverse_recurrence
 
 
 def td_error(
@@ -97,3 +100,255 @@ def reward_to_go(
     Verified:  tests/exact/test_returns.py::test_reward_to_go_is_the_discounted_sum
     """
     return lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)
+
+
+def full_return(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """The return of the whole episode, as step t sees it: gamma^t times it is the same at every step.
+
+    Equation:  R_t = sum_{t'=0}^{T-1} gamma^{t'-t} r_{t'} (+ gamma^{T-t} V(s_T) where only the recording stops)
+    Source:    notes 1.2, with the discount: gamma^t R_t = R(tau). Differences: the sum begins where the recording does.
+               Rewards before it are left out; by causality no action in the recording has changed them, so the mean of
+               an estimator stays as it was.
+    Args:      gamma in (0, 1]; below 1 the past grows as gamma^-t
+    Verified:  tests/exact/test_returns.py::test_full_return_is_the_same_at_every_step,
+               tests/unit/test_returns.py::test_full_return_less_reward_to_go_is_the_past
+    """
+    # What the past at t comes to at t+1: (past + r_t) / gamma, nothing across an end, itself where nothing was decided.
+    lasts = (~(terminated | truncated)).to(reward.dtype) / gamma
+    factor = torch.where(valid, lasts, torch.ones_like(lasts))
+    earned = reward * valid.to(reward.dtype) * factor
+    none = torch.zeros_like(reward[:1])
+    past = forward_recurrence(torch.cat([none, earned[:-1]]), torch.cat([none, factor[:-1]]), none[0])
+    return past + reward_to_go(reward, value, terminated, truncated, valid, gamma)
+
+
+def n_step_return(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    n: int,
+) -> Float[Tensor, "t *shape"]:
+    """Rewards of n steps, then the value; fewer where the episode or the recording ends.
+
+    Equation:  G_t^(n) = r_t + gamma (1 - terminated_t) G_{t+1}^(n-1),  G_t^(0) = V(s_t),
+               with V(s_{t+1}) for G_{t+1}^(n-1) where the recording stops (truncation, or the last row)
+    Source:    notes 1.10 (A^(k) + V), with termination; Sutton & Barto 2018, Eq. 7.1. n counts decided steps.
+    Raises:    ValueError if n < 1
+    Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum,
+               tests/unit/test_returns.py::test_n_step_runs_from_td_to_monte_carlo
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; an n-step return has at least 1 step")
+    last = value[-1:]
+    # An undecided row takes over what the next decided one has, or the last value.
+    take_over = torch.cat([(~valid).to(reward.dtype), torch.zeros_like(last)])
+    following, found = value[1:], reward
+    for _ in range(n):
+        following = torch.where(truncated, value[1:], following)
+        rest = torch.where(terminated, torch.zeros_like(following), following)
+        found = reward + gamma * rest
+        following = reverse_recurrence(torch.cat([found * valid.to(found.dtype), last]), take_over)[1:]
+    return found
+
+
+def n_step_advantage(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    n: int,
+) -> Float[Tensor, "t *shape"]:
+    """How much better than the value n steps turned out; n = 1 is the TD error.
+
+    Equation:  A_t^(n) = G_t^(n) - V(s_t) = sum_{l<n} gamma^l delta_{t+l} within the episode
+    Source:    notes 1.10 (A-hat^(n), with gamma^2 V(s_{t+2}) in A-hat^(2)); Mnih et al. 2016.
+    Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum
+    """
+    return n_step_return(reward, value, terminated, truncated, valid, gamma, n) - value[:-1]
+
+
+def differential_td_error(
+    reward: Float[Tensor, "*#shape"],
+    value: Float[Tensor, "*#shape"],
+    next_value: Float[Tensor, "*#shape"],
+    gain: float | Tensor,
+) -> Float[Tensor, "*shape"]:
+    """Temporal-difference error of a continuing problem: rewards count by what they are above the average.
+
+    Equation:  delta_t = r_t - gain + v(s_{t+1}) - v(s_t)
+    Source:    notes 1.8, by its definition of G_t. There is no discount, and nothing terminates.
+    Args:      reward, value, next_value (...) reward units, all may carry gradient; gain, reward units per step
+    Returns:   (...) reward units
+    Verified:  tests/exact/test_returns.py::test_differential_error_has_mean_zero
+    """
+    return reward - gain + next_value - value
+
+
+def differential_generalized_advantage(
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gain: float | Tensor,
+    gae_lambda: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """Generalised advantage estimate of a continuing problem, never across the end of a recording.
+
+    Equation:  A_t = delta_t + lambda (1 - truncated_t) A_{t+1},  delta_t = r_t - gain + v(s_{t+1}) - v(s_t),  A_T = 0
+    Source:    notes 1.8 and 1.10; Ma et al. 2021, Zhang & Ross 2021. It is GAE of rewards less the gain at gamma = 1.
+    Args:      reward (T, ...), value (T+1, ...) reward units; truncated, valid (T, ...) bool; gae_lambda in [0, 1]
+    Returns:   (T, ...) reward units; meaningless where valid is 0
+    Verified:  tests/exact/test_returns.py::test_differential_gae_equals_the_defining_sum,
+               tests/unit/test_returns.py::test_differential_gae_is_gae_of_rewards_less_the_gain
+    """
+    delta = differential_td_error(reward, value[:-1], value[1:], gain) * valid.to(reward.dtype)
+    factor = gae_lambda * (~truncated).to(delta.dtype)
+    return reverse_recurrence(delta, torch.where(valid, factor, torch.ones_like(factor)))
+
+
+class VTrace(NamedTuple):
+    """What V-trace says of every step, in reward units; see ``vtrace``."""
+
+    target: Tensor  # (T, ...) v_t, for the value function
+    q_value: Tensor  # (T, ...) q_t, of the action taken
+    advantage: Tensor  # (T, ...) rho_t (q_t - V(s_t)), for the policy gradient
+
+
+def vtrace(
+    log_ratio: Float[Tensor, "t *shape"],
+    reward: Float[Tensor, "t *shape"],
+    value: Float[Tensor, "t_plus_1 *shape"],
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    gamma: float | Tensor,
+    trace_decay: float | Tensor,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+) -> VTrace:
+    """Value targets and advantages of a policy pi from what another policy mu did.
+
+    Equation:  v_t - V(s_t) = rho_t delta_t + gamma c_t (1 - done_t) (v_{t+1} - V(s_{t+1})),
+               rho_t = min(rho_bar, x_t),  c_t = lambda min(c_bar, x_t),  x_t = pi(a_t|s_t) / mu(a_t|s_t);
+               q_t = r_t + gamma (1 - terminated_t) [ (1 - lambda_t) V(s_{t+1}) + lambda_t v_{t+1} ],
+               lambda_t = 0 where the recording stops;  advantage_t = rho_t (q_t - V(s_t))
+    Source:    Espeholt et al. 2018, Eq. 1, Remark 2 (lambda) and section 4.2 (q). Differences: lambda in q too, so
+               that with x = 1 the target is the lambda-return and q - V is GAE; explicit termination and truncation;
+               rows that decided nothing (valid 0) pass v_{t+1} - V(s_{t+1}) through. The target's fixed point is the
+               value of pi_rho(a|s) ~ min(rho_bar mu(a|s), pi(a|s)), which is pi only for a large rho_bar; c_bar trades
+               variance for speed and leaves the fixed point where it is.
+    Args:      log_ratio (T, ...) nats, log pi - log mu of the action taken; reward (T, ...), value (T+1, ...) reward
+               units, V of any policy; flags (T, ...) bool; gamma, trace_decay (lambda) in [0, 1]. All detached by the
+               caller: a target is no function of what it is a target for
+    Returns:   target, q_value and advantage, each (T, ...) reward units; meaningless where valid is 0
+    Raises:    ValueError unless value has one row more than reward, and rho_bar >= c_bar > 0
+    Verified:  tests/exact/test_vtrace.py::test_vtrace_equals_the_defining_sum,
+               tests/exact/test_vtrace.py::test_the_fixed_point_is_the_clipped_policys_value
+    """
+    if value.shape[0] != reward.shape[0] + 1:
+        raise ValueError(
+            f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards"
+        )
+    if not rho_bar >= c_bar > 0.0:
+        raise ValueError(f"rho_bar is {rho_bar} and c_bar is {c_bar}; expected rho_bar >= c_bar > 0")
+    ratio = torch.exp(log_ratio)
+    rho = ratio.clamp(max=rho_bar)
+    going_on = (~(terminated | truncated)).to(reward.dtype)
+    here, following = value[:-1], value[1:]
+    delta = td_error(reward, here, following, terminated, gamma)
+    shrink = (gamma * trace_decay) * ratio.clamp(max=c_bar) * going_on
+    weighted = torch.where(valid, rho * delta, torch.zeros_like(delta))
+    correction = reverse_recurrence(weighted, torch.where(valid, shrink, torch.ones_like(shrink)))
+    next_correction = torch.cat([correction[1:], torch.zeros_like(correction[:1])])
+    advantage = delta + (gamma * trace_decay) * going_on * next_correction
+    return VTrace(here + correction, here + advantage, rho * advantage)
+
+
+def token_rewards(
+    score: Float[Tensor, " *shape"],
+    log_prob: Float[Tensor, "t *shape"],
+    ref_log_prob: Float[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    last: Bool[Tensor, "t *shape"],
+    kl_coef: float | Tensor,
+) -> Float[Tensor, "t *shape"]:
+    """The reward of every token of a response: the KL penalty on each, the response's score on the last one.
+
+    Equation:  r_t = -kl_coef (log pi(y_t|x, y_<t) - log ref(y_t|x, y_<t)) + [t is last] r(x, y)
+    Source:    notes 2.2.1, r(x, y) = r_phi(x, y) - beta (log pi - log ref), per token; summed over t it is that.
+    Args:      score (...) reward units; log_prob, ref_log_prob (T, ...) nats; valid (T, ...) bool, the steps that
+               decide a token of the response, last (T, ...) the last of them; kl_coef >= 0. All detached here: the
+               gradient of the reward's own log pi has mean zero
+    Returns:   (T, ...) reward units, zero where not valid
+    Verified:  tests/exact/test_rlhf.py::test_token_rewards_are_the_exact_ones
+    """
+    penalty = -kl_coef * (log_prob - ref_log_prob).detach()
+    reward = penalty + torch.where(last, score.detach().unsqueeze(0), torch.zeros_like(penalty))
+    return torch.where(valid, reward, torch.zeros_like(reward))
+
+
+def scaled_token_rewards(reward: Float[Tensor, "t b"], epsilon: float = 1e-4) -> Float[Tensor, "t b"]:
+    """Rewards in units of the deviation of whole responses' rewards, with nothing subtracted.
+
+    Equation:  r_t / (s + epsilon),  s = deviation over the batch of R = sum_t r_t
+    Source:    Ziegler et al. 2019 and later RLHF code scale rewards without moving their mean. Score and penalty are
+               scaled as one, which leaves the optimum where it is; scaling the score alone would change kl_coef, and
+               subtracting a mean per token would pay for length.
+    Args:      reward (T, B) reward units, of token_rewards, zero where no token is decided; detached here
+    Returns:   (T, B) without unit
+    Verified:  tests/exact/test_rlhf.py::test_scaling_rewards
+    """
+    reward = reward.detach()
+    return reward / (reward.sum(0).var(correction=0).sqrt() + epsilon)
+
+
+def leave_one_out_advantage(reward: Float[Tensor, "*shape group"]) -> Float[Tensor, "*shape group"]:
+    """Each sample's reward less the mean of the other samples' of its group: unbiased, without a critic.
+
+    Equation:  A_i = r_i - 1/(k - 1) sum_{j != i} r_j
+    Source:    Kool, van Hoof & Welling 2019; Ahmadian et al. 2024 (RLOO), where a group is the responses to a prompt.
+    Args:      reward (..., k) reward units, k >= 2 independent samples; detached here
+    Returns:   (..., k) reward units
+    Raises:    ValueError for groups of one
+    Verified:  tests/exact/test_rlhf.py::test_rloo_gradient_over_all_groups
+    """
+    k = _group_size(reward)
+    reward = reward.detach()
+    return (reward - reward.mean(-1, keepdim=True)) * (k / (k - 1))
+
+
+def group_standardized_advantage(
+    reward: Float[Tensor, "*shape group"], epsilon: float = 1e-4
+) -> Float[Tensor, "*shape group"]:
+    """Each sample's reward less its group's mean, over its group's deviation.
+
+    Equation:  A_i = (r_i - m) / (s + epsilon),  s^2 = 1/k sum_i (r_i - m)^2
+    Source:    Shao et al. 2024 (GRPO), section 4.1.2. Not a policy gradient of the expected reward: groups of small
+               deviation count for more (Liu et al. 2025). epsilon is far above the rounding of equal rewards.
+    Args:      reward (..., k) reward units, k >= 2 independent samples; detached here
+    Returns:   (..., k) without unit
+    Raises:    ValueError for groups of one
+    Verified:  tests/unit/test_returns.py::test_group_standardized_advantage
+    """
+    _group_size(reward)
+    centred = reward.detach() - reward.detach().mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + epsilon)
+
+
+def _group_size(reward: Tensor) -> int:
+    k = reward.shape[-1]
+    if k < 2:
+        raise ValueError(f"groups of {k} sample; a group is compared with itself and needs at least 2")
+    return k

@@ -87,7 +87,7 @@ class Collector:
         """Play ``steps`` steps of the policy from where the last call stopped; the rollout has axes (M, T, N)."""
         agent = self.agent
         noise = agent.draw_noise((self.steps, agent.num_envs))
-        episodes = self.play(agent.actor(fused=agent.learner.compile), noise)
+        episodes = self.play(agent.behaviour(fused=agent.learner.compile), noise)
         return self._rollout(), episodes
 
     def play(self, act: Actor, noise: Tensor) -> list[Episode]:

@@ -130,3 +130,48 @@ class Rollout(NamedTuple):
     episode_step: Tensor  # (T+1, N) int64: actions taken since the episode began; 0 marks its first observation
     action_mask: Tensor | None  # (T+1, N, mask_size) bool, True where legal
     memory: Tensor | None  # (T / sequence_length, N, K): recurrent state at the start of every sequence
+    behaviour_log_prob: Tensor | None = None  # (T, N) nats, of the action under the policy that took it; None: unknown
+
+
+class TokenBatch(NamedTuple):
+    """Sequences of tokens for a language model: prompts, and the responses in which every token is an action.
+
+    A mask says of a token itself what it is; whatever is scored (log-probabilities, advantages, losses) has the same
+    shape and sits at the token that it is about, not at the one before it. The first token of a sequence is no action.
+    Which tokens are real the masks say, never their ids, since padding often has the id of EOS. A response's last
+    token is its EOS or, at the token limit, whatever stands there: both end the episode.
+
+    Padded: every row is one sequence. Packed: a row holds several sequences end to end, ``position_ids`` starts again
+    from 0 at each, and ``attention_mask`` is None.
+    """
+
+    tokens: Tensor  # (B, L) int64
+    attention_mask: Tensor | None  # (B, L) bool, True at real tokens; None where sequences are packed
+    response_mask: Tensor  # (B, L) bool: the token is an action (of a response, to be learned from), EOS included
+    position_ids: Tensor | None = None  # (B, L) int64: place of the token in its own sequence; None: by the mask
+
+    @property
+    def attended(self) -> Tensor:
+        """The attention mask. ValueError where sequences are packed, which none but SFT takes."""
+        if self.attention_mask is None:
+            raise ValueError("attention_mask is None, as of packed sequences; expected one sequence a row, and a mask")
+        return self.attention_mask
+
+    def rows(self, index: Tensor | slice) -> TokenBatch:
+        """Some of the rows."""
+        return TokenBatch(*(None if x is None else x[index] for x in self))  # pyright: ignore[reportArgumentType]
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        """The same batch on a device."""
+        return TokenBatch(*(None if x is None else x.to(device) for x in self))  # pyright: ignore[reportArgumentType]
+
+
+class PreferenceBatch(NamedTuple):
+    """Pairs of responses to the same prompts: row i of ``chosen`` was preferred to row i of ``rejected``."""
+
+    chosen: TokenBatch
+    rejected: TokenBatch
+
+    def to(self, device: torch.device | str) -> PreferenceBatch:
+        """The same batch on a device."""
+        return PreferenceBatch(self.chosen.to(device), self.rejected.to(device))

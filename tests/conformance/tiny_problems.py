@@ -130,3 +130,27 @@ class Recall(TinyProblem):
         _, memory = agent.act(shown, episode_start=True)
         answers, _ = agent.act(np.full_like(shown, cls.question), memory=memory)
         return float((answers == shown).mean())
+
+
+class Treadmill(TinyProblem):
+    """Two places, never an end: the action of the place's number stays and pays 1, the other one changes places.
+
+    The recording is cut every 40 steps. The score is the chance of staying, which is the policy's average reward.
+    """
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2)
+
+    def begin(self) -> Any:
+        self.place, self.steps = int(self.np_random.integers(2)), 0
+        return self.place
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        stays = bool(action == self.place)
+        self.place, self.steps = self.place if stays else 1 - self.place, self.steps + 1
+        return self.place, self.sign * float(stays), False, self.steps == 40, {}
+
+    @classmethod
+    def score(cls, agent: Any) -> float:
+        places = np.repeat([0, 1], 200)
+        return float((agent.act(places)[0] == places).mean())

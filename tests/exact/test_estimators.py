@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import steepest
-from steepest import cli, estimators, losses, problems, returns
+from steepest import cli, losses, problems, returns
 from steepest.errors import UsageError
 from steepest.estimators import (
     ESTIMATORS,
@@ -26,6 +26,7 @@ from steepest.estimators import (
     Row,
     Trajectories,
     compare,
+    comparison,
     sample,
     surrogate_loss,
 )
@@ -183,7 +184,7 @@ def test_bias_intervals_cover(bias: float) -> None:
     for _ in range(300):
         x = torch.randn(100, 5, generator=generator, dtype=F64) * scale
         x[:, 1] += bias
-        middle, (low, high) = estimators._distance(x)
+        middle, (low, high) = comparison._distance(x)
         hits += low <= bias <= high
         squares += middle
         assert low <= middle <= high

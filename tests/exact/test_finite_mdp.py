@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -336,6 +337,52 @@ def test_gradient_of_the_objective_against_differences() -> None:
     )
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_fisher_matrix_is_the_curvature_of_the_divergence(seed: int) -> None:
+    """The Hessian of sum_s w(s) KL(pi_theta || pi) at pi = pi_theta, either way round; elsewhere it is another."""
+    mdp = garnet(seed)
+    theta, weight = logits(mdp, seed), exact.state_distribution(mdp, policy_of(mdp, seed))
+    fisher = exact.fisher_matrix(weight, softmax_policy, theta)
+    old = softmax_policy(theta)
+
+    def divergence(vector: Tensor, *, swapped: bool) -> Tensor:
+        p, q = old, softmax_policy(vector.view_as(theta))
+        p, q = (q, p) if swapped else (p, q)
+        return weight @ (p * (p.log() - q.log())).sum(-1)
+
+    for swapped in (False, True):
+        here, there = (
+            torch.autograd.functional.hessian(lambda v, s=swapped: divergence(v, swapped=s), at.flatten())
+            for at in (theta, theta + logits(mdp, seed + 1))
+        )
+        assert close(fisher, here)
+        assert far(fisher, there)
+    # A constant added to a state's entries changes no probability.
+    shift = torch.zeros_like(theta)
+    shift[0] = 1.0
+    assert float((fisher @ shift.flatten()).abs().max()) < 1e-14
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_step_within_the_divergence_climbs_further(seed: int) -> None:
+    """Of a thousand random steps of the same quadratic divergence; and a tabular softmax's natural gradient is A."""
+    mdp = garnet(seed)
+    theta = logits(mdp, seed)
+    policy = softmax_policy(theta)
+    slope = exact.objective_gradient(mdp, softmax_policy, theta)
+    fisher = exact.fisher_matrix(exact.discounted_visits(mdp, policy), softmax_policy, theta)
+    step = exact.natural_step(slope, fisher, 0.01).flatten()
+    assert float(0.5 * step @ fisher @ step) == pytest.approx(0.01, rel=1e-9)
+    g = torch.Generator().manual_seed(seed)
+    others = torch.randn((1000, len(step)), generator=g, dtype=torch.float64)
+    others *= torch.sqrt(0.02 / torch.einsum("ni,ij,nj->n", others, fisher, others)).unsqueeze(-1)
+    assert float((others @ slope.flatten()).max()) < float(step @ slope.flatten())
+    a = exact.advantage(mdp, policy)
+    direction = step.view_as(theta)
+    centred = a - a.mean(-1, keepdim=True)
+    assert close(direction / direction.norm(), centred / centred.norm(), 1e-9)
+
+
 def test_undiscounted_weighting_is_not_the_gradient() -> None:
     mdp = absorbing_mdp(0, 0.7)
     theta = logits(mdp, 0)
@@ -610,6 +657,17 @@ def test_conservative_bounds_without_sampling_error(seed: int) -> None:
     inside = exact.conservative_evaluation_in_expectation(mdp, policy, behaviour, policy, 0.3)
     assert bool(((policy * inside).sum(1) < value).all())
     assert bool((inside > pointwise).all()), "the second bound is tighter"
+
+
+@pytest.mark.parametrize("weight", [-1e-9, -math.inf, math.inf, math.nan])
+def test_conservative_weights_are_not_negative(weight: float) -> None:
+    mdp = FiniteMDP.from_problem(problems.two_state())
+    policy = torch.full((2, 2), 0.5, dtype=F64)
+    for evaluation in (exact.conservative_evaluation, exact.conservative_evaluation_in_expectation):
+        free = evaluation(mdp, policy, policy, policy, 0.0)
+        torch.testing.assert_close(free, exact.action_value(mdp, policy), rtol=1e-12, atol=1e-12)
+        with pytest.raises(ValueError, match=r"weight is .*; it must be a number >= 0"):
+            evaluation(mdp, policy, policy, policy, weight)
 
 
 def test_conservative_penalty_needs_support() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
+from steepest.errors import UsageError
 from steepest.learner import autograd_gradient
 from steepest.types import Rollout
 
@@ -85,6 +86,88 @@ def test_a_discounted_objective_is_not_what_it_climbs() -> None:
     weight = mdp.__class__(mdp.transition, mdp.reward, mdp.start, 1.0, mdp.horizon).discounted_visits(PROBABILITIES)
     advantage = mdp.q_values(PROBABILITIES) - mdp.values(PROBABILITIES).unsqueeze(-1)
     torch.testing.assert_close(found, weight.unsqueeze(-1) * PROBABILITIES * advantage, rtol=1e-10, atol=1e-10)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "full return (1.2)": {"estimator": "full_return", "baseline": "none"},
+    "full return less the average": {"estimator": "full_return", "baseline": "average_return"},
+    "full return less v": {"estimator": "full_return", "baseline": "value"},
+    "reward-to-go (1.3)": {"estimator": "reward_to_go", "baseline": "none"},
+    "reward-to-go less the average": {"estimator": "reward_to_go", "baseline": "average_return"},
+    "reward-to-go less v (1.4)": {"estimator": "reward_to_go", "baseline": "value"},
+}
+
+
+def policy_gradient(rollout: Rollout, trajectories: int, values: Tensor, gamma: float, **config: Any) -> Tensor:
+    """(S, A) the estimate, summed over steps and averaged over trajectories."""
+    found = gradient(make(quarters_mdp(0, gamma), values, **config), rollout, gamma=gamma)
+    return -found["policy_head.weight"].T * int(rollout.valid.sum()) / trajectories
+
+
+def undiscounted_visits_gradient(mdp: LayeredMDP) -> Tensor:
+    """What an estimator without gamma^t on the states climbs: plain visits with the discounted advantage."""
+    visits = mdp.__class__(mdp.transition, mdp.reward, mdp.start, 1.0, mdp.horizon).discounted_visits(PROBABILITIES)
+    advantage = mdp.q_values(PROBABILITIES) - mdp.values(PROBABILITIES).unsqueeze(-1)
+    return visits.unsqueeze(-1) * PROBABILITIES * advantage
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+@pytest.mark.parametrize("form", FORMS)
+def test_discounted_weighting_climbs_the_discounted_objective(form: str, gamma: float) -> None:
+    """Every form has the exact gradient for its mean; without gamma^t, the sum that errata 1.1 names."""
+    mdp = quarters_mdp(0, gamma)
+    rollout, trajectories = expected_rollout(mdp, PROBABILITIES)
+    values = torch.randn(mdp.states, generator=torch.Generator().manual_seed(5), dtype=F64)
+    exact, plain = mdp.gradient(PROBABILITIES.log()), undiscounted_visits_gradient(mdp)
+    common = (rollout, trajectories, values, gamma)
+    found = policy_gradient(*common, **FORMS[form], state_weighting="discounted")
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+    found = policy_gradient(*common, **FORMS[form])
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
+    assert (float((plain - exact).norm() / exact.norm()) > 0.02) == (gamma < 1.0)
+
+
+def test_the_forms_differ_in_variance() -> None:
+    """Each step of the notes' development takes some away: the spread of -psi over what is equally likely."""
+    mdp = quarters_mdp(0, 1.0)
+    rollout, _ = expected_rollout(mdp, PROBABILITIES)
+    spread = []
+    for form in ("full return (1.2)", "reward-to-go (1.3)", "reward-to-go less v (1.4)"):
+        agent = make(mdp, mdp.values(PROBABILITIES), **FORMS[form])
+        state = {k: x[0] for k, x in agent.state.items()}
+        _, batch, _ = agent.prepare(state, rollout, {"gamma": torch.tensor(1.0, dtype=F64)})
+        spread.append(float((batch["weight"] * batch["advantage"].square()).sum()))
+    assert spread[0] > spread[1] > spread[2]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_cut_recording_is_continued_by_exact_values(form: str) -> None:
+    """Recordings that stop after two steps, and others that begin there, have together the gradient of whole ones."""
+    gamma = 0.8
+    mdp = quarters_mdp(0, gamma)
+    rollout, trajectories = expected_rollout(mdp, PROBABILITIES)
+    total = torch.zeros((mdp.states, mdp.actions), dtype=F64)
+    for rows in (slice(0, 2), slice(2, 3)):
+        after = slice(rows.start, rows.stop + 1)
+        part = Rollout(
+            obs={"obs": rollout.obs["obs"][after]},
+            action=rollout.action[rows],
+            reward=rollout.reward[rows],
+            terminated=rollout.terminated[rows],
+            truncated=rollout.truncated[rows],
+            valid=rollout.valid[rows],
+            episode_step=rollout.episode_step[after],
+            action_mask=None,
+            memory=None,
+        )
+        settings = {**FORMS[form], "state_weighting": "discounted"}
+        total += policy_gradient(part, trajectories, mdp.values(PROBABILITIES), gamma, **settings)
+    torch.testing.assert_close(total, mdp.gradient(PROBABILITIES.log()), rtol=1e-10, atol=1e-10)
+
+
+def test_a_full_return_needs_a_discount_to_divide_by() -> None:
+    with pytest.raises(UsageError, match=r"gamma is 0\.0; expected above 0 where estimator"):
+        REINFORCEConfig(estimator="full_return", gamma=0.0)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.8])

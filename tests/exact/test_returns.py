@@ -1,12 +1,23 @@
-"""GAE, the lambda-return and the reward-to-go against their defining sums, on ragged experience in float64."""
+"""Returns and advantages against their defining sums, on ragged experience in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from helpers import F64, defining_gae, layered_mdp, ragged
-from steepest.returns import generalized_advantage, lambda_return, reward_to_go
+from helpers import F64, Ragged, defining_gae, layered_mdp, ragged
+from steepest.exact import finite_mdp as mdps
+from steepest.exact.theorems import continuing
+from steepest.returns import (
+    differential_generalized_advantage,
+    differential_td_error,
+    full_return,
+    generalized_advantage,
+    lambda_return,
+    n_step_advantage,
+    n_step_return,
+    reward_to_go,
+)
 
 DISCOUNTS = [(1.0, 1.0), (0.9, 0.8), (0.99, 0.0), (0.0, 0.5), (0.7, 1.0)]
 
@@ -78,3 +89,87 @@ def test_lambda_return_is_unbiased_where_the_value_is_exact(lam: float) -> None:
     assert float((paths.probability * returns[0]).sum()) == pytest.approx(float(mdp.objective(policy)), rel=1e-10)
     advantage = generalized_advantage(paths.reward, value, paths.terminated, none, paths.valid, 0.9, lam)
     assert float((paths.probability * advantage[0]).sum()) == pytest.approx(0.0, abs=1e-10)
+
+
+# The whole episode's return
+
+
+def episode_rows(data: Ragged, n: int) -> list[list[int]]:
+    """The decided rows of every (piece of an) episode of an environment."""
+    pieces: list[list[int]] = [[]]
+    for t in range(len(data.reward)):
+        if data.valid[t, n]:
+            pieces[-1].append(t)
+            if data.terminated[t, n] or data.truncated[t, n]:
+                pieces.append([])
+    return [rows for rows in pieces if rows]
+
+
+@pytest.mark.parametrize("pauses", [(), (0,), (4, 5, 11), (22,)])
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.3])
+def test_full_return_is_the_same_at_every_step(gamma: float, pauses: tuple[int, ...]) -> None:
+    """gamma^t R_t = R(tau), counted from the first recorded step, and continued by V where the recording stops."""
+    data = ragged(2, pauses=pauses)
+    found = full_return(*data, gamma)
+    for n in range(data.reward.shape[1]):
+        for rows in episode_rows(data, n):
+            whole = sum(gamma**i * float(data.reward[t, n]) for i, t in enumerate(rows))
+            if not data.terminated[rows[-1], n]:
+                whole += gamma ** len(rows) * float(data.value[rows[-1] + 1, n])
+            seen = [gamma**i * float(found[t, n]) for i, t in enumerate(rows)]
+            assert seen == pytest.approx([whole] * len(rows), rel=1e-9, abs=1e-10)
+
+
+# n steps
+
+
+@pytest.mark.parametrize("pauses", [(), (0,), (4, 5, 11), (22,)])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+def test_n_step_return_is_the_defining_sum(gamma: float, n: int, pauses: tuple[int, ...]) -> None:
+    """r_t + ... + gamma^{k-1} r_{t+k-1} + gamma^k V, k being n, or the steps that are left."""
+    data = ragged(3, pauses=pauses)
+    found, advantage = n_step_return(*data, gamma, n), n_step_advantage(*data, gamma, n)
+    seen = 0
+    for e in range(data.reward.shape[1]):
+        for rows in episode_rows(data, e):
+            for i, t in enumerate(rows):
+                taken = rows[i : i + n]
+                exact = sum(gamma**k * float(data.reward[j, e]) for k, j in enumerate(taken))
+                if not data.terminated[taken[-1], e]:
+                    exact += gamma ** len(taken) * float(data.value[taken[-1] + 1, e])
+                assert float(found[t, e]) == pytest.approx(exact, rel=1e-10, abs=1e-10)
+                assert float(advantage[t, e]) == pytest.approx(exact - float(data.value[t, e]), rel=1e-10, abs=1e-10)
+                seen += 1
+    assert seen == int(data.valid.sum())
+
+
+# The average reward
+
+
+def test_differential_error_has_mean_zero() -> None:
+    """Under the policy, at every state, with the exact gain and values; with another gain it has not."""
+    c = continuing(0)
+    v, gain = mdps.differential_value(c.mdp, c.policy), mdps.gain(c.mdp, c.policy)
+    chance = c.policy.unsqueeze(-1) * c.mdp.transition
+    shape = chance.shape
+
+    def mean(gain: float) -> torch.Tensor:
+        here, there = v.view(-1, 1, 1).expand(shape), v.expand(shape)
+        return (chance * differential_td_error(c.mdp.reward.unsqueeze(-1).expand(shape), here, there, gain)).sum((1, 2))
+
+    torch.testing.assert_close(mean(float(gain)), torch.zeros_like(v), rtol=0, atol=1e-12)
+    torch.testing.assert_close(mean(float(gain) + 0.1), torch.full_like(v, -0.1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pauses", [(), (0,), (4, 5, 11), (22,)])
+@pytest.mark.parametrize("lam", [1.0, 0.8, 0.0])
+def test_differential_gae_equals_the_defining_sum(lam: float, pauses: tuple[int, ...]) -> None:
+    """sum_l lambda^l (r - gain + v(s') - v(s)) over the decided steps until the recording is cut."""
+    data = ragged(4, pauses=pauses)
+    never = torch.zeros_like(data.terminated)
+    exact = defining_gae(data.reward - 0.25, data.value, never, data.truncated, data.valid, 1.0, lam)
+    found = differential_generalized_advantage(data.reward, data.value, data.truncated, data.valid, 0.25, lam)
+    torch.testing.assert_close(found[data.valid], exact[data.valid], rtol=1e-10, atol=1e-10)
+    without = differential_generalized_advantage(data.reward, data.value, data.truncated, data.valid, 0.0, lam)
+    assert float((without - exact)[data.valid].abs().min()) > 0.2

@@ -33,7 +33,9 @@ SEEDS = range(1000, 1005)  # others than those of the command
 REQUIRED = """
 1 p^pi|1.1 Lemma 1|1.1 Lemma 2|1.1 eta|1.1 recursion of eta|1.1 Theorem 3|1.4 E[b(s)|1.8 Theorem 4|1.9 Lemma 5
 1.9 Theorem 6|1.10 V' - V|1.10 |V' - V - L| <= C|1.10 A^(k)|1.10 GAE, its two forms|1.11 J = sum|1.11 deterministic
-2.1.1 Q-hat <= Q|2.1.1 E_pi[Q-hat] <= V|2.2.2 Lemma 7|2.2.2 r = beta|2.2.2 invariance to f(x)
+1.7 V = E|1.7 J_pi is smallest|1.7 E[min(Q1, Q2)] = Q - E|2.1.2 log int exp Q da = log E
+2.1.1 Q-hat <= Q|2.1.1 E_pi[Q-hat] <= V|2.1.2 CQL(H): no other|2.1.2 CQL(rho): no other
+2.2.2 Lemma 7|2.2.2 r = beta|2.2.2 invariance to f(x)
 """
 
 
@@ -108,9 +110,12 @@ def test_relative_error_and_tightness() -> None:
 
 
 def test_the_bound_needs_its_constant() -> None:
-    """C sqrt(E KL) with a constant two hundred times smaller is broken somewhere; without gamma = 0 being special."""
-    ratios = [tightness(theorems.trpo_bound(continuing(seed))) for seed in range(40)]
-    assert 0.005 < max(ratios) < 1.0
+    """C sqrt(E KL) is nearly reached on some process, so that a constant a fifth smaller would not do.
+
+    With gamma = 0, where only the first state counts, there is nothing left of either side.
+    """
+    ratios = [tightness(theorems.trpo_bound(theorems.attaining(seed))) for seed in range(40)]
+    assert 0.8 < max(ratios) < 1.0
     c = continuing(0)
     myopic = replace(c, mdp=c.mdp.with_gamma(0.0))
     sides = theorems.trpo_bound(myopic)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers import F64, layered_mdp
-from steepest.losses import clipped_surrogate_loss, kl_estimate
+from steepest.losses import clipped_surrogate_loss, kl_estimate, surrogate_objective
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -27,6 +27,44 @@ def test_gradient_at_old_policy(seed: int) -> None:
         assert float(loss.detach()) == pytest.approx(-float((weight * advantage).sum()), abs=1e-12)
         (slope,) = torch.autograd.grad(loss, leaf)
         torch.testing.assert_close(-slope, mdp.gradient(logits), rtol=1e-10, atol=1e-12)
+
+
+def weighted_surrogate(seed: int, logits: Tensor, old_logits: Tensor) -> Tensor:
+    """sum_s p(s) sum_a pi_old(a|s) L, with the old policy's visits and advantages."""
+    mdp = layered_mdp(seed, 0.8)
+    old = torch.softmax(old_logits, -1)
+    advantage = mdp.q_values(old) - mdp.values(old).unsqueeze(-1)
+    weight = mdp.discounted_visits(old).unsqueeze(-1) * old
+    return (weight * surrogate_objective(logits.log_softmax(-1), old_logits.log_softmax(-1), advantage)).sum()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_surrogate_is_the_exact_one(seed: int) -> None:
+    """sum_s p_old(s) sum_a pi(a|s) A_old(s, a): the actions are the new policy's, the states still the old one's."""
+    mdp = layered_mdp(seed, 0.8)
+    old_logits, logits = (
+        torch.randn((mdp.states, 2), generator=torch.Generator().manual_seed(seed + i), dtype=F64) for i in (0, 9)
+    )
+    old, new = old_logits.softmax(-1), logits.softmax(-1)
+    advantage = mdp.q_values(old) - mdp.values(old).unsqueeze(-1)
+    exact = (mdp.discounted_visits(old).unsqueeze(-1) * new * advantage).sum()
+    torch.testing.assert_close(weighted_surrogate(seed, logits, old_logits), exact, rtol=1e-10, atol=1e-12)
+    difference = mdp.objective(new) - mdp.objective(old)
+    assert abs(float(exact - difference)) > 1e-3, "it is not the difference itself, whose states are the new policy's"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_surrogate_gradient_at_the_old_policy(seed: int) -> None:
+    """It is the policy gradient there, and is not elsewhere; nothing else carries gradient."""
+    mdp = layered_mdp(seed, 0.8)
+    logits = torch.randn((mdp.states, 2), generator=torch.Generator().manual_seed(seed), dtype=F64)
+    for at, right in ((logits, True), (logits + torch.tensor([0.5, 0.0], dtype=F64), False)):
+        leaf = at.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(weighted_surrogate(seed, leaf, logits), leaf)
+        assert torch.allclose(slope, mdp.gradient(at), rtol=1e-10, atol=1e-12) == right
+    tensors = [torch.zeros(3, dtype=F64, requires_grad=True) for _ in range(3)]
+    slopes = torch.autograd.grad(surrogate_objective(*tensors).sum(), tensors, allow_unused=True)
+    assert [s is None for s in slopes] == [False, True, True]
 
 
 CASES = [

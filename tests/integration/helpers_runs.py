@@ -64,7 +64,10 @@ def final_state(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def timeless_rows(run: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl without what is time; the last line has to be whole."""
     assert (run / "metrics.jsonl").read_bytes().endswith(b"\n")
-    return [{k: v for k, v in row.items() if k not in TIME_FIELDS} for row in read_metrics(run)]
+    return [
+        {k: v for k, v in row.items() if k not in TIME_FIELDS and not k.startswith("time/")}
+        for row in read_metrics(run)
+    ]
 
 
 def differences(one: Path, other: Path) -> list[str]:

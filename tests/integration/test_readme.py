@@ -89,14 +89,17 @@ def command_lines() -> Iterator[Any]:
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
-    from steepest import api, cli, estimators, verification
-    from steepest.runs import plots
+    from steepest import api, cli, estimators, language_api
+    from steepest.language import models
+    from steepest.runs import language_run, plots
+    from steepest.verification import table
 
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
-    work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (verification, "check"), (estimators, "compare"))
-    for module, name in work:
+    work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
+    language = ((language_api, "drive_language"), (language_run, "LanguageRun"), (models, "load_model"))
+    for module, name in (*work, *language):
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
@@ -142,7 +145,7 @@ def test_named_tests_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_functions_exist(page: Path) -> None:
     """`module.name` in a page's tables is a name of that module of steepest."""
-    modules = "distributions|estimators|learner|losses|networks|numerics|on_policy|presets|returns|rollout"
+    modules = "distributions|estimators|language|learner|losses|networks|numerics|on_policy|presets|returns|rollout"
     for dotted in re.findall(rf"`((?:steepest\.)?(?:{modules})(?:\.\w+)+)`", page.read_text()):
         *path, name = dotted.removeprefix("steepest.").split(".")
         if name == "py":
@@ -153,11 +156,17 @@ def test_named_functions_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_options_exist(page: Path) -> None:
     """A word in backquotes that looks like an option in a details table is one."""
-    from steepest.algorithms.ppo import PPOConfig
-    from steepest.algorithms.reinforce import REINFORCEConfig
+    from steepest.algorithms import ALGORITHMS, find
+    from steepest.language.dpo import DPOConfig
+    from steepest.language.reward_model import RewardModelConfig
+    from steepest.language.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
+    from steepest.language.sft import SFTConfig
     from steepest.runs.config import RunConfig
+    from steepest.runs.language_run import LanguageRunConfig
 
-    known = {f.name for kind in (PPOConfig, REINFORCEConfig, RunConfig) for f in dataclasses.fields(kind)}
+    language = (DPOConfig, RewardModelConfig, TokenPPOConfig, RLOOConfig, GRPOConfig, SFTConfig, LanguageRunConfig)
+    configs = [RunConfig, *(find(algorithm).Config for algorithm in ALGORITHMS), *language]
+    known = {f.name for kind in configs for f in dataclasses.fields(kind)}
     table = page.read_text().partition("## Details")[2]
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|", table, re.MULTILINE):
         for option in re.findall(r"`(\w+)`", row):

@@ -74,6 +74,96 @@ RETURNS: Mistakes = {
         "lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)",
         "lambda_return(reward, value, truncated, terminated, valid, gamma, 1.0)",
     ),
+    "the past discounted forwards": (".to(reward.dtype) / gamma", ".to(reward.dtype) * gamma"),
+    "the past runs on across truncation": ("lasts = (~(terminated | truncated))", "lasts = (~terminated)"),
+    "the past counts the step itself": ("torch.cat([none, earned[:-1]])", "earned"),
+    "an undecided row ages the past": ("torch.where(valid, lasts, torch.ones_like(lasts))", "lasts"),
+    "n steps run on across truncation": (
+        "following = torch.where(truncated, value[1:], following)",
+        "following = following",
+    ),
+    "n steps run on across termination": (
+        "torch.where(terminated, torch.zeros_like(following), following)",
+        "following",
+    ),
+    "no discount over n steps": ("found = reward + gamma * rest", "found = reward + rest"),
+    "one step too many": ("for _ in range(n):", "for _ in range(n + 1):"),
+    "an undecided row ends the n steps": (
+        "torch.cat([found * valid.to(found.dtype), last]), take_over)",
+        "torch.cat([found, last]), 0.0 * take_over)",
+    ),
+    "n steps less the next value": (
+        "truncated, valid, gamma, n) - value[:-1]",
+        "truncated, valid, gamma, n) - value[1:]",
+    ),
+    "the gain added": ("return reward - gain + next_value", "return reward + gain + next_value"),
+    "no next differential value": ("return reward - gain + next_value - value", "return reward - gain - value"),
+    "differential advantages cross truncation": (
+        "factor = gae_lambda * (~truncated).to(delta.dtype)",
+        "factor = gae_lambda * torch.ones_like(delta)",
+    ),
+    "an undecided row counts as a differential step": ("torch.where(valid, factor, torch.ones_like(factor))", "factor"),
+}
+
+VTRACE: Mistakes = {
+    "ratio upside down": ("ratio = torch.exp(log_ratio)", "ratio = torch.exp(-log_ratio)"),
+    "rho not clipped": ("rho = ratio.clamp(max=rho_bar)", "rho = ratio"),
+    "rho clipped by the bar of c": ("rho = ratio.clamp(max=rho_bar)", "rho = ratio.clamp(max=c_bar)"),
+    "c not clipped": ("ratio.clamp(max=c_bar) * going_on", "ratio * going_on"),
+    "c clipped by the bar of rho": ("ratio.clamp(max=c_bar) * going_on", "ratio.clamp(max=rho_bar) * going_on"),
+    "c without lambda": ("shrink = (gamma * trace_decay) * ratio", "shrink = gamma * ratio"),
+    "c without gamma": ("shrink = (gamma * trace_decay) * ratio", "shrink = trace_decay * ratio"),
+    "TD errors not weighted by rho": ("torch.where(valid, rho * delta,", "torch.where(valid, delta,"),
+    "recursion without the ratio": ("ratio.clamp(max=c_bar) * going_on", "going_on"),
+    "V-trace runs on across an end": (
+        "ratio.clamp(max=c_bar) * going_on",
+        "ratio.clamp(max=c_bar)",
+    ),
+    "q runs on across an end": ("trace_decay) * going_on * next", "trace_decay) * next"),
+    "V-trace runs on across truncation": (
+        "going_on = (~(terminated | truncated)).to(reward.dtype)",
+        "going_on = (~terminated).to(reward.dtype)",
+    ),
+    "V-trace: an undecided row counts as a step": (
+        "reverse_recurrence(weighted, torch.where(valid, shrink, torch.ones_like(shrink)))",
+        "reverse_recurrence(weighted, shrink)",
+    ),
+    "V-trace: an undecided row's error counts": (
+        "weighted = torch.where(valid, rho * delta, torch.zeros_like(delta))",
+        "weighted = rho * delta",
+    ),
+    "q from this step's target, not the next one's": (
+        "torch.cat([correction[1:], torch.zeros_like(correction[:1])])",
+        "correction",
+    ),
+    "the target without the value": ("VTrace(here + correction,", "VTrace(correction,"),
+    "q without the value": ("here + advantage, rho * advantage)", "advantage, rho * advantage)"),
+    "policy gradient's advantage without rho": ("here + advantage, rho * advantage)", "here + advantage, advantage)"),
+}
+
+TOKEN_REWARDS: Mistakes = {
+    "the penalty of the other sign": ("penalty = -kl_coef *", "penalty = kl_coef *"),
+    "the score on every token": ("torch.where(last, score.detach()", "torch.where(valid, score.detach()"),
+    "penalty where no token is decided": (
+        "return torch.where(valid, reward, torch.zeros_like(reward))",
+        "return reward",
+    ),
+    "gradient through the penalty": ("(log_prob - ref_log_prob).detach()", "(log_prob - ref_log_prob)"),
+    "rewards centred": (
+        "return reward / (reward.sum(0).var(correction=0).sqrt() + epsilon)",
+        "return (reward - reward.mean()) / (reward.sum(0).var(correction=0).sqrt() + epsilon)",
+    ),
+    "rewards scaled by a token's deviation": ("reward.sum(0).var(correction=0)", "reward.var(correction=0)"),
+    "a sample in its own baseline": (" * (k / (k - 1))", ""),
+    "the group's mean not subtracted": (
+        "centred = reward.detach() - reward.detach().mean(-1, keepdim=True)",
+        "centred = reward.detach()",
+    ),
+    "variance for deviation": ("mean(-1, keepdim=True).sqrt() + epsilon)", "mean(-1, keepdim=True) + epsilon)"),
+    "rounding taken for a difference": (
+        'epsilon: float = 1e-4\n) -> Float[Tensor, "*shape group"]',
+        'epsilon: float = 1e-12\n) -> Float[Tensor, "*shape group"]',
+    ),
 }
 
 POLICY_GRADIENT: Mistakes = {
@@ -89,15 +179,41 @@ TRUST_REGION: Mistakes = {
         "return -torch.minimum(ratio * advantage, clipped * advantage)",
         "return -clipped * advantage",
     ),
-    "ratio upside down": ("log_prob - old_log_prob.detach()", "old_log_prob.detach() - log_prob"),
-    "gradient through the old policy": ("old_log_prob.detach()", "old_log_prob"),
-    "no gradient through the ratio": ("torch.exp(log_prob - old", "torch.exp(log_prob.detach() - old"),
+    "ratio upside down": (
+        "return torch.exp(log_prob - old_log_prob.detach())",
+        "return torch.exp(old_log_prob.detach() - log_prob)",
+    ),
+    "gradient through the old policy": (
+        "return torch.exp(log_prob - old_log_prob.detach())",
+        "return torch.exp(log_prob - old_log_prob)",
+    ),
+    "no gradient through the ratio": (
+        "return torch.exp(log_prob - old",
+        "return torch.exp(log_prob.detach() - old",
+    ),
     "gradient through the surrogate's advantage": ("    advantage = advantage.detach()\n", ""),
     "clipped from above only": ("torch.maximum(ratio, 1.0 - epsilon)", "ratio"),
     "clipped from below only": (
         "torch.minimum(torch.maximum(ratio, 1.0 - epsilon), 1.0 + epsilon)",
         "torch.maximum(ratio, 1.0 - epsilon)",
     ),
+    "penalised surrogate of the other sign": (
+        "return -ratio * advantage.detach() +",
+        "return ratio * advantage.detach() +",
+    ),
+    "the penalty as a reward": ("advantage.detach() + kl_coef * kl", "advantage.detach() - kl_coef * kl"),
+    "penalty without its coefficient": ("advantage.detach() + kl_coef * kl", "advantage.detach() + kl"),
+    "no gradient through the penalty": ("kl_coef * kl\n", "kl_coef * kl.detach()\n"),
+    "gradient through the penalised surrogate's advantage": ("-ratio * advantage.detach()", "-ratio * advantage"),
+    "thresholds exchanged": (
+        "halved = torch.where(kl < target / 1.5, 0.5 * kl_coef, kl_coef)\n    return torch.where(kl > 1.5 * target,",
+        "halved = torch.where(kl > target / 1.5, 0.5 * kl_coef, kl_coef)\n    return torch.where(kl < 1.5 * target,",
+    ),
+    "doubled where it should be halved": ("0.5 * kl_coef, kl_coef)", "2.0 * kl_coef, kl_coef)"),
+    "never doubled": ("torch.where(kl > 1.5 * target, 2.0 * kl_coef, halved)", "halved"),
+    "upper threshold at the target": ("kl > 1.5 * target", "kl > target"),
+    "lower threshold at the target": ("kl < target / 1.5", "kl < target"),
+    "coefficient may become zero": (".clamp(min=1e-8, max=1e8)", ".clamp(max=1e8)"),
     "KL estimate of the exchanged policies": (
         "x = log_prob - old_log_prob\n    return",
         "x = old_log_prob - log_prob\n    return",
@@ -205,8 +321,14 @@ ON_POLICY: Mistakes = {
     ),
     "running return carried over an end": ("returns[-1] * (~done[-1]).to(returns.dtype)", "returns[-1]"),
     "running return not carried": ('discount, state["return_carry"])', 'discount, 0.0 * state["return_carry"])'),
-    "rewards divided by the variance": ("torch.rsqrt(variance + 1e-8)", "torch.reciprocal(variance + 1e-8)"),
-    "rewards centred": ("new, rollout.reward * torch", "new, (rollout.reward - mean) * torch"),
+    "rewards divided by the variance": (
+        'torch.rsqrt(state["return_variance"] + 1e-8)',
+        'torch.reciprocal(state["return_variance"] + 1e-8)',
+    ),
+    "rewards centred": (
+        "return rollout.reward * torch",
+        'return (rollout.reward - state["return_mean"]) * torch',
+    ),
     "undecided rows in the return's statistics": (
         "weight = rollout.valid.to(rollout.reward.dtype)",
         "weight = torch.ones_like(rollout.reward)",
@@ -243,7 +365,56 @@ ON_POLICY: Mistakes = {
         "[torch.randperm(sequences, generator=generator) for _ in range(epochs)]",
         "[torch.randperm(sequences, generator=generator)] * epochs",
     ),
+    "every step on the first minibatch": ("gather(batch, index)", "gather(batch, indices[0])"),
+    "figures of the last minibatch only": ("{k: totals.get(k, 0.0) + v for", "{k: 0.0 * totals.get(k, 0.0) + v for"),
+    "sequences put back in the order of environments": (
+        "rows.movedim(2, 1).flatten(0, 1)",
+        "rows.flatten(0, 1).view(-1, envs, *x.shape[2:])",
+    ),
+    "V-trace with the ratio upside down": (
+        "log_ratio = log_prob - from_sequences(old_log_prob, length, rollout.reward.shape[1])",
+        "log_ratio = from_sequences(old_log_prob, length, rollout.reward.shape[1]) - log_prob",
+    ),
+    "V-trace of the unscaled rewards": (
+        "reward, gamma = scaled_rewards(state, rollout),",
+        "reward, gamma = rollout.reward,",
+    ),
+    "rho counted twice": (
+        "advantage, target = estimate.q_value - value[:-1],",
+        "advantage, target = estimate.advantage,",
+    ),
+    "V-trace's q as its target": ("value[:-1], estimate.target", "value[:-1], estimate.q_value"),
     "memory transposed like the steps": ('x if k == "memory" else x.transpose(0, 1)', "x.transpose(0, 1)"),
+    "the gain of undecided rows too": (
+        "weighted_mean(rollout.reward, rollout.valid.to(rollout.reward.dtype))",
+        "rollout.reward.mean()",
+    ),
+    "the gain never a plain mean": ("torch.maximum(gain_rate, 1.0 / count)", "gain_rate"),
+    "the gain moves away": ('(mean - state["gain"])', '(mean + state["gain"])'),
+    "the gain left out": ('return new, rollout.reward - new["gain"],', "return new, rollout.reward,"),
+    "the gain of the rollout before": (
+        'return new, rollout.reward - new["gain"],',
+        'return new, rollout.reward - state["gain"],',
+    ),
+    "a discount beside the gain": (
+        'rollout.reward - new["gain"], torch.ones_like(hyper["gamma"])',
+        'rollout.reward - new["gain"], hyper["gamma"]',
+    ),
+    "V-trace without the gain": (
+        'reward, gamma = rollout.reward - state["gain"], torch.ones_like(hyper["gamma"])',
+        'reward, gamma = rollout.reward, torch.ones_like(hyper["gamma"])',
+    ),
+    "V-trace discounts beside the gain": (
+        'reward, gamma = rollout.reward - state["gain"], torch.ones_like(hyper["gamma"])',
+        'reward, gamma = rollout.reward - state["gain"], hyper["gamma"]',
+    ),
+    "V-trace's differential values not pinned": (
+        "target = pinned_target(target, value[:-1], rollout.valid)",
+        "target = target",
+    ),
+    "targets pushed from mean zero": ("return target - VALUE_PIN", "return target + VALUE_PIN"),
+    "truncation refused": ("rollout.terminated.sum()", "rollout.truncated.sum()"),
+    "states weighted a step late": ("gamma ** rollout.episode_step[:-1]", "gamma ** rollout.episode_step[1:]"),
 }
 
 PPO: Mistakes = {
@@ -253,7 +424,7 @@ PPO: Mistakes = {
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
     ),
-    "gamma and lambda exchanged": ('hyper["gamma"], hyper["gae_lambda"])', 'hyper["gae_lambda"], hyper["gamma"])'),
+    "gamma and lambda exchanged": ('gamma, hyper["gae_lambda"])', 'hyper["gae_lambda"], gamma)'),
     "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
@@ -300,21 +471,74 @@ PPO: Mistakes = {
         "self.state = self._merge(state, rollout, hyper)",
         "self.state = state",
     ),
-    "every step on the first minibatch": (
-        "batch=gather(batch, index)",
-        "batch=gather(batch, indices[0])",
+    "V-trace with the policy from before the update": (
+        'batch |= self._correct(state, rollout, batch["log_prob"], hyper)',
+        'batch |= self._correct(self.state, rollout, batch["log_prob"], hyper)',
     ),
+    "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+    "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
 }
 
-REINFORCE: Mistakes = {
-    "no baseline": ("advantage = target - baseline[:-1]", "advantage = target"),
-    "baseline of the next state": ("target - baseline[:-1]", "target - baseline[1:]"),
-    "baseline added": ("target - baseline[:-1]", "target + baseline[:-1]"),
+PPO_KL: Mistakes = {
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
     "terminated and truncated exchanged": (
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
     ),
-    "returns of the unscaled rewards": ("reward_to_go(reward,", "reward_to_go(rollout.reward,"),
+    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "the other direction": ('self.config.kl_direction == "old_new"', 'self.config.kl_direction != "old_new"'),
+    "one direction whatever is asked for": ("else new.kl(old)", "else old.kl(new)"),
+    "undecided rows in the standardisation": (
+        "standardize(advantage, weight)",
+        "standardize(advantage, weight.new_ones(weight.shape))",
+    ),
+    "old and new log-probability exchanged": (
+        "penalised_surrogate_loss(log_prob, old_log_prob,",
+        "penalised_surrogate_loss(old_log_prob, log_prob,",
+    ),
+    "the coefficient as it was at the start": (
+        'advantage, kl, state["kl_coef"])',
+        "advantage, kl, self.config.kl_coef)",
+    ),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "undecided rows in the distance": (
+        'weighted_mean(self.divergence(policy, whole), whole["weight"])',
+        "self.divergence(policy, whole).mean()",
+    ),
+    "distance of the policy before the update": (
+        "adapted, distance = self._adapt(state, batch, hyper)",
+        "adapted, distance = self._adapt(self.state, batch, hyper)",
+    ),
+    "adapted by the distance on the way": (
+        "self._adapt(state, batch, hyper)",
+        'self._adapt({**state, "params": 0.5 * (state["params"] + self.state["params"])}, batch, hyper)',
+    ),
+    "the adapted coefficient forgotten": ("self._merge({**state, **adapted}, rollout", "self._merge(state, rollout"),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
+}
+
+REINFORCE: Mistakes = {
+    "no baseline": ("psi = psi - value[:-1]", "psi = psi"),
+    "baseline of the next state": ("psi = psi - value[:-1]", "psi = psi - value[1:]"),
+    "baseline added": ("psi = psi - value[:-1]", "psi = psi + value[:-1]"),
+    "average return added": ("psi = psi - weighted_mean", "psi = psi + weighted_mean"),
+    "reward-to-go for the full return": ("psi = full_return(reward,", "psi = reward_to_go(reward, "),
+    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "returns of the unscaled rewards": ("target = reward_to_go(reward,", "target = reward_to_go(rollout.reward,"),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
         "standardize(advantage, weight.new_ones(weight.shape))",
@@ -339,6 +563,160 @@ REINFORCE: Mistakes = {
     ),
 }
 
+ACTOR_CRITIC: Mistakes = {
+    "terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
+    ),
+    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "gamma for lambda": ('*flags, gamma, hyper["gae_lambda"])', "*flags, gamma, gamma)"),
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
+    "one critic for both": ("target = reward_to_go(reward, value, *flags, gamma)", "target = target"),
+    "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
+    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
+    "advantage regressed on": ('value_loss(value, batch["target"])', 'value_loss(value, batch["advantage"])'),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "statistics forgotten": ("state = {**state, **statistics}", "state = {**statistics, **state}"),
+    "schedule forgotten": (
+        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
+        "learning_rate=config.learning_rate",
+    ),
+    "observation statistics never merged": ("return update_observations(state, rollout, hyper), {", "return state, {"),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+}
+
+GRADIENT_TD: Mistakes = {
+    "the ratio covers this step alone": (
+        "ratio.unsqueeze(-1) * (feature + gamma * trace_decay * carried)",
+        "ratio.unsqueeze(-1) * feature + gamma * trace_decay * carried",
+    ),
+    "no gamma in the trace": ("gamma * trace_decay * carried", "trace_decay * carried"),
+    "no lambda in the trace": ("gamma * trace_decay * carried", "gamma * carried"),
+    "traces run on across episodes": (
+        "carried = torch.where(start.unsqueeze(-1), torch.zeros_like(trace), trace)",
+        "carried = trace",
+    ),
+    "traces are cut everywhere but at the start": (
+        "torch.where(start.unsqueeze(-1), torch.zeros_like(trace), trace)",
+        "torch.where(start.unsqueeze(-1), trace, torch.zeros_like(trace))",
+    ),
+    "the correction goes on past the end": ("gamma * (1.0 - ended) * remaining", "gamma * remaining"),
+    "the correction keeps lambda where recordings end": ("(~truncated).to(trace.dtype)", "1.0"),
+    "the correction weighs lambda, not what is left of it": (
+        "remaining = 1.0 - trace_decay * (~truncated)",
+        "remaining = trace_decay * (~truncated)",
+    ),
+    "the correction is added": (
+        "* trace - correction.unsqueeze(-1) * next_feature",
+        "* trace + correction.unsqueeze(-1) * next_feature",
+    ),
+    "GTD2 without gamma": (
+        "discount = gamma * (1.0 - terminated.to(trace.dtype))",
+        "discount = 1.0 - terminated.to(trace.dtype)",
+    ),
+    "GTD2 past the end": (
+        "discount = gamma * (1.0 - terminated.to(trace.dtype))",
+        "discount = gamma * torch.ones_like(terminated, dtype=trace.dtype)",
+    ),
+    "the auxiliary regression has no features": (
+        "- (feature @ auxiliary).unsqueeze(-1) * feature",
+        "- (feature @ auxiliary).unsqueeze(-1) * trace",
+    ),
+    "curvature of the other sign": (
+        "projection.unsqueeze(-1) * curvature - delta",
+        "projection.unsqueeze(-1) * curvature + delta",
+    ),
+    "curvature without its trace": ("delta.unsqueeze(-1) * curvature_trace", "delta.unsqueeze(-1) * curvature"),
+    "no gamma in the follow-on trace": ("return gamma * previous_ratio * carried", "return previous_ratio * carried"),
+    "no ratio in the follow-on trace": ("return gamma * previous_ratio * carried", "return gamma * carried"),
+    "the follow-on trace runs on across episodes": (
+        "carried = torch.where(start, torch.zeros_like(trace), trace)",
+        "carried = trace",
+    ),
+    "lambda_a the other way round": (
+        "(1.0 - emphasis_decay) * interest + emphasis_decay * followon",
+        "emphasis_decay * interest + (1.0 - emphasis_decay) * followon",
+    ),
+}
+
+COMPATIBLE: Mistakes = {
+    "features of the action itself": (
+        "((action - mean).unsqueeze(-1) * jacobian)",
+        "(action.unsqueeze(-1) * jacobian)",
+    ),
+    "features of the other sign": ("((action - mean)", "((mean - action)"),
+    "the slope of the other sign": ("return jacobian @ weight", "return -jacobian @ weight"),
+    "the policy descends": (
+        "return (action_gradient.unsqueeze(-1) * jacobian).sum(-2)",
+        "return -(action_gradient.unsqueeze(-1) * jacobian).sum(-2)",
+    ),
+}
+
+OFF_PAC: Mistakes = {
+    "states never discounted": ('if self.config.state_weighting == "discounted":', "if False:"),
+    "ratios without a bound": ('.exp().clamp(max=hyper["max_ratio"])', ".exp()"),
+    "the ratio upside down": (
+        '(log_prob - step["behaviour_log_prob"]).exp()',
+        '(step["behaviour_log_prob"] - log_prob).exp()',
+    ),
+    "the emphasis is left out": ("weight.unsqueeze(-1) * score", "score"),
+    "undecided rows count": ('counts = step["valid"].to(delta.dtype)', "counts = torch.ones_like(delta)"),
+    "the follow-on trace takes this step's ratio": (
+        "followon_trace(state[FOLLOWON], state[RATIO],",
+        "followon_trace(state[FOLLOWON], ratio,",
+    ),
+    "the auxiliary weights stay at rest": ('w + hyper["auxiliary_learning_rate"] * auxiliary', "w"),
+    "the value function takes the policy's step size": (
+        'hyper["value_learning_rate"] * critic',
+        'hyper["policy_learning_rate"] * critic',
+    ),
+    "values of the next state alone": (
+        "(value, next_value) = features.chunk(2), values.chunk(2)",
+        "(next_value, value) = features.chunk(2), values.chunk(2)",
+    ),
+    "another behaviour is scored than acts": (
+        "softened(policy, self.config.behaviour_epsilon).log_prob(rollout.action)",
+        "policy.log_prob(rollout.action)",
+    ),
+}
+
+DPG: Mistakes = {
+    "SARSA follows the policy": ('if self.config.critic == "sarsa":', "if False:"),
+    "SARSA takes actions that only restarted": (
+        "torch.cat([rollout.valid[1:], torch.zeros_like(rollout.valid[-1:])])",
+        "torch.cat([torch.ones_like(rollout.valid[1:]), torch.zeros_like(rollout.valid[-1:])])",
+    ),
+    "SARSA takes an action from beyond the rollout": (
+        "torch.zeros_like(rollout.valid[-1:])",
+        "torch.ones_like(rollout.valid[-1:])",
+    ),
+    "SARSA takes its own action again": (
+        "torch.cat([rollout.action[1:], rollout.action[-1:]])",
+        "rollout.action",
+    ),
+    "no correction": ('if self.config.critic == "gradient_q":', "if False:"),
+    "the correction reaches the advantage": (
+        "torch.cat([torch.zeros_like(feature), next_slope], dim=-1)",
+        "torch.cat([feature, next_slope], dim=-1)",
+    ),
+    "the critic without its advantage": ("q = feature @ w + value", "q = value"),
+    "the policy moves by the value's step": (
+        'hyper["policy_learning_rate"] * shortened(actor, limit)',
+        'hyper["value_learning_rate"] * shortened(actor, limit)',
+    ),
+}
+
+LOGGED: Mistakes = {
+    "no row behind an end": ("np.concatenate([[0], np.cumsum(done)[:-1]])", "np.zeros(len(done), dtype=np.int64)"),
+    "the last observation of an episode is lost": ("obs[place[done] + 1] = data.next_obs[done]", "pass"),
+    "steps are counted through episodes": ("steps[i] + 1 if counts else 0", "steps[i] + 1"),
+}
+
 ADAM: Mistakes = {
     "climbs instead of descending": (
         'state["params"] - learning_rate * step',
@@ -356,6 +734,260 @@ ADAM: Mistakes = {
 }
 
 
+PREFERENCE: Mistakes = {
+    "Bradley-Terry of the other sign": (
+        "return -logsigmoid(chosen_score - rejected_score)",
+        "return logsigmoid(chosen_score - rejected_score)",
+    ),
+    "the rejected response preferred": (
+        "return -logsigmoid(chosen_score - rejected_score)",
+        "return -logsigmoid(rejected_score - chosen_score)",
+    ),
+    "sigmoid for its logarithm": (
+        "return -logsigmoid(chosen_score - rejected_score)",
+        "return -(chosen_score - rejected_score).sigmoid()",
+    ),
+    "centring pulls the two together": (
+        "(chosen_score + rejected_score).square()",
+        "(chosen_score - rejected_score).square()",
+    ),
+    "implicit reward without the reference": ("kl_coef * (log_prob - ref_log_prob.detach())", "kl_coef * log_prob"),
+    "implicit reward without beta": (
+        "kl_coef * (log_prob - ref_log_prob.detach())",
+        "log_prob - ref_log_prob.detach()",
+    ),
+    "gradient into the reference": (
+        "kl_coef * (log_prob - ref_log_prob.detach())",
+        "kl_coef * (log_prob - ref_log_prob)",
+    ),
+    "references exchanged": (
+        "return (chosen - chosen_ref.detach()) - (rejected - rejected_ref.detach())",
+        "return (chosen - rejected_ref.detach()) - (rejected - chosen_ref.detach())",
+    ),
+    "the margin added up": (
+        "return (chosen - chosen_ref.detach()) - (rejected - rejected_ref.detach())",
+        "return (chosen - chosen_ref.detach()) + (rejected - rejected_ref.detach())",
+    ),
+    "IPO drawn to 1 / beta": ("1.0 / (2.0 * kl_coef)", "1.0 / kl_coef"),
+    "IPO's margin times beta": ("return (h - 1.0", "return (kl_coef * h - 1.0"),
+    "hinge of the other sign": ("torch.relu(1.0 - kl_coef * h)", "torch.relu(1.0 + kl_coef * h)"),
+    "hinge without beta": ("torch.relu(1.0 - kl_coef * h)", "torch.relu(1.0 - h)"),
+    "smoothing ignored": ("- eps * logsigmoid(-kl_coef * h)", "- 0.0 * logsigmoid(-kl_coef * h)"),
+    "smoothing takes labels for flips": (
+        "return -(1.0 - eps) * logsigmoid(kl_coef * h) - eps * logsigmoid(-kl_coef * h)",
+        "return -eps * logsigmoid(kl_coef * h) - (1.0 - eps) * logsigmoid(-kl_coef * h)",
+    ),
+    "robust loss adds what it should subtract": (
+        "logsigmoid(kl_coef * h) + eps * logsigmoid(-kl_coef * h)) /",
+        "logsigmoid(kl_coef * h) - eps * logsigmoid(-kl_coef * h)) /",
+    ),
+    "robust loss not rescaled": (" / (1.0 - 2.0 * eps)", ""),
+    "lengths exchanged": (
+        "chosen_ref_log_prob, kl_coef) / chosen_length",
+        "chosen_ref_log_prob, kl_coef) / rejected_length",
+    ),
+    "a tie counted as right": ("(chosen > rejected)", "(chosen >= rejected)"),
+    "the reported margin of the other sign": (
+        '"rewards/margins": chosen - rejected',
+        '"rewards/margins": rejected - chosen',
+    ),
+    "the reported rewards exchanged": ('"rewards/rejected": rejected', '"rewards/rejected": chosen'),
+}
+
+KL: Mistakes = {
+    "k1 of the other sign": ("return log_prob - ref_log_prob.detach()", "return ref_log_prob.detach() - log_prob"),
+    "k2 without its half": ("0.5 * (log_prob", "1.0 * (log_prob"),
+    "k3 the wrong way round": (
+        "kl_estimate(ref_log_prob.detach(), log_prob)",
+        "kl_estimate(log_prob, ref_log_prob.detach())",
+    ),
+    "the coefficient falls where the KL is too large": ("kl / target_kl - 1.0", "1.0 - kl / target_kl"),
+    "the controller's error not clipped": ("min(max(kl / target_kl - 1.0, -0.2), 0.2)", "kl / target_kl - 1.0"),
+    "the controller clipped on one side": (
+        "min(max(kl / target_kl - 1.0, -0.2), 0.2)",
+        "min(kl / target_kl - 1.0, 0.2)",
+    ),
+    "the controller ignores how many responses": ("error * responses / horizon", "error / horizon"),
+}
+
+TOKENS: Mistakes = {
+    "logits of the token itself": ("logits[:, :-1].to(torch.promote", "logits[:, 1:].to(torch.promote"),
+    "the tokens that were read": ("tokens[:, 1:].unsqueeze(-1)", "tokens[:, :-1].unsqueeze(-1)"),
+    "unnormalised log-probabilities": (" - z.logsumexp(-1)", ""),
+    "multiplied by the temperature": ("z = z / temperature", "z = z * temperature"),
+    "log-softmax in half precision": (
+        "logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))",
+        "logits[:, :-1]",
+    ),
+    "the mask a token early": (
+        "torch.where(batch.response_mask[:, 1:], log_prob",
+        "torch.where(batch.response_mask[:, :-1], log_prob",
+    ),
+    "padding scored": (
+        "torch.where(batch.response_mask[:, 1:], log_prob",
+        "torch.where(batch.attention_mask[:, 1:], log_prob",
+    ),
+    "a mean over tokens": ("torch.zeros_like(log_prob)).sum(-1)", "torch.zeros_like(log_prob)).mean(-1)"),
+    "the first token for the last": ("valid.long().flip(-1).cumsum(-1).flip(-1) == 1", "valid.long().cumsum(-1) == 1"),
+    "positions count padding": (
+        "(attention_mask.long().cumsum(-1) - 1).clamp(min=0)",
+        "torch.ones_like(attention_mask.long()).cumsum(-1) - 1",
+    ),
+    "the last column for the last token": (
+        "return (index * attention_mask).argmax(-1)",
+        "return (index + 0 * attention_mask).argmax(-1)",
+    ),
+    "the number of tokens for the last one's place": (
+        "return (index * attention_mask).argmax(-1)",
+        "return attention_mask.sum(-1) - 1",
+    ),
+    "the other KL of the vocabulary": (
+        "Categorical(new).kl(Categorical(ref))",
+        "Categorical(ref).kl(Categorical(new))",
+    ),
+    "a response without logits before it accepted": ("if bool(response[:, 0].any())", "if False"),
+    "a row without a response accepted": ("if not bool(response.any(-1).all())", "if False"),
+}
+
+RLHF: Mistakes = {
+    "values of the state after the token": ("value[:, :-1].to(", "value[:, 1:].to("),
+    "reference and policy exchanged": (
+        "token_rewards(score, steps.log_prob.T, steps.ref_log_prob.T,",
+        "token_rewards(score, steps.ref_log_prob.T, steps.log_prob.T,",
+    ),
+    "the last token truncates": (
+        "generalized_advantage(reward, value, last, never,",
+        "generalized_advantage(reward, value, never, last,",
+    ),
+    "the end not marked": (
+        "generalized_advantage(reward, value, last, never,",
+        "generalized_advantage(reward, value, never, never,",
+    ),
+    "gamma and lambda exchanged": (
+        "self.config.gamma, self.config.gae_lambda)",
+        "self.config.gae_lambda, self.config.gamma)",
+    ),
+    "the target is the advantage": ("target = advantage + value[:-1]", "target = advantage"),
+    "padding in the standardisation": (
+        "standardize(advantage, valid.to(advantage.dtype))",
+        "standardize(advantage, torch.ones_like(advantage))",
+    ),
+    "padding in PPO's surrogate": ('fixed["advantage"], epsilon) * weight', 'fixed["advantage"], epsilon)'),
+    "padding in PPO's value loss": (
+        'value_loss(value, fixed["target"]) * weight',
+        'value_loss(value, fixed["target"])',
+    ),
+    "value weight forgotten": ("self.config.value_coef * regression", "regression"),
+    "a mean over tokens": (
+        "(surrogate + self.config.value_coef * regression).sum(-1)",
+        "(surrogate + self.config.value_coef * regression).mean(-1)",
+    ),
+    "RLOO scores tokens one by one": (
+        "new, old = log_prob.sum(-1), steps.log_prob.sum(-1)",
+        "new, old = log_prob.mean(-1), steps.log_prob.mean(-1)",
+    ),
+    "RLOO without the penalty": ("grouped(reward.sum(0), self.config", "grouped(score, self.config"),
+    "RLOO's groups across prompts": (
+        "score.reshape(-1, group_size)).reshape(-1)",
+        "score.reshape(group_size, -1).T).T.reshape(-1)",
+    ),
+    "GRPO's penalty of the other sign": ("surrogate + self.kl_coef * penalty", "surrogate - self.kl_coef * penalty"),
+    "GRPO's penalty on padding": (
+        "k3_estimate(log_prob, steps.ref_log_prob) * weight",
+        "k3_estimate(log_prob, steps.ref_log_prob + 1.0 - weight)",
+    ),
+    "GRPO by leave-one-out": (
+        "self.config.group_size, group_standardized_advantage)",
+        "self.config.group_size, leave_one_out_advantage)",
+    ),
+    "rewards never scaled": ("return scaled_token_rewards(reward) if scaled else reward", "return reward"),
+    "the temperature forgotten": (
+        "token_log_probs(logits, batch.tokens, self.config.temperature)",
+        "token_log_probs(logits, batch.tokens)",
+    ),
+    "dropout left on": ("self.policy = policy.eval()", "self.policy = policy.train()"),
+    "parts of steps out of order": (
+        "torch.cat([x.log_prob for x in found])",
+        "torch.cat([x.log_prob for x in reversed(found)])",
+    ),
+    "the order of minibatches fixed": ("torch.randperm(len(score), generator=generator)", "torch.arange(len(score))"),
+    "the objective forgets kl_coef": ("(score - self.kl_coef * k1).mean()", "(score - k1).mean()"),
+    "kl_coef never adapted": ("self.kl_coef = adapted_kl_coef(", "_ = adapted_kl_coef("),
+    "kl_coef not saved": ('self.kl_coef = float(state["kl_coef"])', 'float(state["kl_coef"])'),
+    "schedule forgotten": (
+        "self.config.learning_rate * schedule_factor(self.config.learning_rate_schedule, progress)",
+        "self.config.learning_rate",
+    ),
+    "clip fraction counts padding": ("outside.sum(-1) / valid.sum(-1)", "outside.sum(-1) / valid.shape[-1]"),
+}
+
+DPO: Mistakes = {
+    "chosen and rejected exchanged": (
+        "four = (chosen, rejected, ref_chosen, ref_rejected)",
+        "four = (rejected, chosen, ref_chosen, ref_rejected)",
+    ),
+    "references exchanged": (
+        "four = (chosen, rejected, ref_chosen, ref_rejected)",
+        "four = (chosen, rejected, ref_rejected, ref_chosen)",
+    ),
+    "the halves split in the wrong place": (
+        "log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]",
+        "log_prob[::2], log_prob[1::2]",
+    ),
+    "lengths exchanged": ("tokens[0], tokens[1], beta)", "tokens[1], tokens[0], beta)"),
+    "lengths with the prompt": ("x.response_mask.sum(-1)", "x.attention_mask.sum(-1)"),
+    "smoothing for robust": (
+        'case "robust":\n                loss = robust_dpo_loss(',
+        'case "robust":\n                loss = smoothed_dpo_loss(',
+    ),
+    "dropout left on in the policy": ("self.policy = policy.eval()", "self.policy = policy.train()"),
+    "dropout left on in the reference": ("        reference.eval()", "        reference.train()"),
+    "references of other pairs than the part's": (
+        "ref_log_prob[0][part], ref_log_prob[1][part])",
+        "ref_log_prob[0][: len(part)], ref_log_prob[1][: len(part)])",
+    ),
+    "optimiser not restored": ('self.optimizer.load_state_dict(state["optimizer"])', "pass"),
+}
+
+PAIRS: Mistakes = {
+    "chosen below rejected": ("torch.cat([fill(a), fill(b)])", "torch.cat([fill(b), fill(a)])"),
+    "padded on the left": ("(0, length - x.shape[1])", "(length - x.shape[1], 0)"),
+    "uneven sides accepted": ("if len(batch.chosen.tokens) != len(batch.rejected.tokens):", "if False:"),
+}
+
+GRADIENT: Mistakes = {
+    "a mean of means over parts": ("(losses.sum() / len(index)).backward()", "losses.mean().backward()"),
+    "a sum instead of a mean": ("(losses.sum() / len(index)).backward()", "losses.sum().backward()"),
+    "gradients pile up": ("optimizer.zero_grad(set_to_none=True)", "pass"),
+    "figures of the last part": ("totals.get(k, 0.0) + x.detach()", "x.detach()"),
+    "the norm not limited": (
+        "clip_grad_norm_(parameters, max_gradient_norm)",
+        'clip_grad_norm_(parameters, float("inf"))',
+    ),
+    "the step size never set": ('group["lr"] = learning_rate', 'group["lr"] = group["lr"]'),
+}
+
+REWARD_MODEL: Mistakes = {
+    "scored at the last column": ("last_token(attention_mask)]", "-1]"),
+    "the head begins large": ("std=1.0 / (width + 1)", "std=1.0"),
+    "centring forgotten": (
+        "likelihood + self.config.centring_coef * score_centring_loss(chosen, rejected)",
+        "likelihood",
+    ),
+    "the halves exchanged": (
+        "score[: len(batch.chosen.tokens)], score[len(batch.chosen.tokens) :]",
+        "score[len(batch.chosen.tokens) :], score[: len(batch.chosen.tokens)]",
+    ),
+    "confidence of the chosen one, not of the preferred": ("torch.sigmoid(margin.abs())", "torch.sigmoid(margin)"),
+    "a tie counted as right": ("0.5 * (1.0 + torch.sign(margin))", "(margin >= 0.0).double()"),
+    "bins over all of [0, 1]": ("((probability - 0.5) * (2.0 * bins))", "(probability * bins)"),
+    "every bin weighs the same": (
+        "(confidence - observed).abs().sum() / margin.numel()",
+        "((confidence - observed) / count.clamp(min=1.0)).abs().mean()",
+    ),
+}
+
+
 class Suspect(NamedTuple):
     """A source file, the mistakes in it, and the tests that should notice them (the others run where they do not)."""
 
@@ -364,16 +996,39 @@ class Suspect(NamedTuple):
 
 
 SUSPECTS: dict[str, Suspect] = {
-    "returns.py": Suspect(RETURNS, ("unit/test_returns.py", "exact/test_returns.py")),
+    "returns.py": Suspect(
+        RETURNS | VTRACE | TOKEN_REWARDS, ("unit/test_returns.py", "exact/test_returns.py", "exact/test_vtrace.py")
+    ),
     "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
-    "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py",)),
+    "losses/preference.py": Suspect(PREFERENCE, ("exact/test_preference.py",)),
+    "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
+    "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
     "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
-    "on_policy.py": Suspect(ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py")),
-    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py")),
+    "on_policy.py": Suspect(
+        ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
+    "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
+    "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
+    "algorithms/actor_critic.py": Suspect(
+        ACTOR_CRITIC, ("exact/test_actor_critic.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
     "algorithms/reinforce.py": Suspect(REINFORCE, ("exact/test_reinforce.py", "exact/test_updates.py")),
+    "losses/gradient_td.py": Suspect(
+        GRADIENT_TD, ("exact/test_gradient_td.py", "exact/test_off_pac.py", "exact/test_off_pac_update.py")
+    ),
+    "losses/compatible.py": Suspect(COMPATIBLE, ("exact/test_compatible.py",)),
+    "algorithms/off_pac.py": Suspect(OFF_PAC, ("exact/test_off_pac_update.py",)),
+    "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
+    "logged.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
+    "language/tokens.py": Suspect(TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")),
+    "language/rlhf.py": Suspect(RLHF, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
+    "language/dpo.py": Suspect(DPO, ("unit/test_dpo.py", "exact/test_dpo.py")),
+    "language/pairs.py": Suspect(PAIRS, ("unit/test_dpo.py",)),
+    "language/gradient.py": Suspect(GRADIENT, ("unit/test_dpo.py", "exact/test_dpo.py")),
+    "language/reward_model.py": Suspect(REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")),
 }
 
 IMPORTS = re.compile(

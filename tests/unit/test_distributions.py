@@ -165,8 +165,42 @@ def test_kl_equals_torch(name: str) -> None:
         theirs_p, theirs_q = (CASES["diagonal"].theirs(*x) for x in (p, q))
     expected = sum(td.kl_divergence(a, b) for a, b in zip(theirs_p, theirs_q, strict=True))
     torch.testing.assert_close(p.kl(q), expected, rtol=1e-10, atol=1e-10)
+    # A wide tolerance asks for more here: the two orders have to differ by 1 %, so that a swap above could not pass.
     assert not torch.allclose(p.kl(q), q.kl(p), rtol=1e-2)
     torch.testing.assert_close(p.kl(p), torch.zeros(7, dtype=F64), rtol=0, atol=1e-12)
+
+
+def flat(policy: Any) -> tuple[Tensor, ...]:
+    return tuple(policy)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "for all" not in n])
+def test_fisher_product_is_the_curvature_of_the_kl(name: str) -> None:
+    """J^T F J v is the Hessian of KL(old || new) times v, by double backward; and that of KL(new || old)."""
+    policy, _, parameters = build(name)
+    case = CASES[name]
+    directions = tuple(rand(*x.shape, seed=i + 5) for i, x in enumerate(parameters))
+    if name == "full":
+        directions = (directions[0], directions[1].tril())
+
+    def fields(*x: Tensor) -> tuple[Tensor, ...]:
+        return flat(case.ours(*x))
+
+    _, tangent = torch.autograd.functional.jvp(fields, parameters, directions)
+    _, pull_back = torch.func.vjp(fields, *parameters)
+    found = pull_back(flat(policy.fisher_product(type(policy)(*tangent))))
+    for swapped in (False, True):
+
+        def divergence(*x: Tensor, swapped: bool = swapped) -> Tensor:
+            new = case.ours(*x)
+            return (new.kl(policy) if swapped else policy.kl(new)).sum()
+
+        _, expected = torch.autograd.functional.hvp(divergence, parameters, directions)
+        if name == "full":  # above the diagonal L has no entries, whatever a function of it makes of them
+            expected = (expected[0], expected[1].tril())
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-10)
+            assert float(theirs.norm()) > 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -184,7 +184,8 @@ def formulas() -> Iterator[str]:
         yield f"{getattr(losses, name).__module__}.{name}".removeprefix("steepest.")
     for module in (returns, distributions, numerics, theorems):
         for name, thing in vars(module).items():
-            if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__:
+            home = getattr(thing, "__module__", "")
+            if name.startswith("_") or (home != module.__name__ and not home.startswith(f"{module.__name__}.")):
                 continue
             # The problems of ``theorems`` are cached, hence callable but no functions; its classes are containers.
             if callable(thing) and not (module is theorems and inspect.isclass(thing)):

@@ -153,6 +153,20 @@ def test_torsos_are_shared_or_separate(shared: bool) -> None:
     assert all((s is not None) == shared for s in slope)
 
 
+@pytest.mark.parametrize("spec", [vector(3), MIXED], ids=["twin torso", "torsos"])
+def test_the_value_on_its_own_is_the_value(spec: ObsSpec) -> None:
+    """With the same statistics, and depending on the value function's parameters alone."""
+    module = ActorCritic(PolicyConfig(hidden_sizes=(6,)), spec, discrete(2))  # in float32, as images are read
+    obs = mixed_obs(5) if spec is MIXED else {"obs": rand(5, 3)}
+    statistics = NOTHING if spec is MIXED else Normalization({"obs": rand(3, seed=1)}, {"obs": rand(3, seed=2).exp()})
+    inputs = PolicyInput(obs, None, None, None, None)
+    alone = module.value(inputs, statistics)
+    torch.testing.assert_close(alone, module(inputs, statistics, True).value, rtol=1e-5, atol=1e-6)
+    assert float(alone.detach().std()) > 1e-3
+    slopes = torch.autograd.grad(alone.sum(), list(module.policy_head.parameters()), allow_unused=True)
+    assert all(s is None for s in slopes)
+
+
 def test_twin_torso_is_two_separate_torsos() -> None:
     spec = ObsSpec(
         (ObsField("a", "vector", (2, 3), "float32"), ObsField("b", "discrete", (), "int64", (4,), (0,))), True
@@ -166,7 +180,8 @@ def test_twin_torso_is_two_separate_torsos() -> None:
     together = twin(obs)
     torch.testing.assert_close(together[0], policy(obs), rtol=1e-12, atol=0)
     torch.testing.assert_close(together[1], value(obs), rtol=1e-12, atol=0)
-    torch.testing.assert_close(twin.policy(obs), policy(obs), rtol=1e-12, atol=0)
+    for which, alone in enumerate((policy, value)):
+        torch.testing.assert_close(twin.alone(which, obs), alone(obs), rtol=1e-12, atol=0)
     slopes = torch.autograd.grad(together[1].sum(), list(twin.parameters()))
     expected = torch.autograd.grad(value(obs).sum(), list(value.parameters()))
     for slope, one in zip(slopes, expected, strict=True):

@@ -13,8 +13,12 @@ from torch.func import vmap
 
 from helpers import F64
 from steepest.numerics import (
+    conjugate_gradient,
+    conjugate_gradient_start,
+    conjugate_gradient_step,
     correlated,
     forward_recurrence,
+    line_search,
     merge_moments,
     reverse_recurrence,
     standardize,
@@ -143,3 +147,124 @@ def test_correlated_noise_has_its_autocorrelation() -> None:
     first = correlated(noise[:2], None, 0.85)
     assert torch.equal(torch.cat([first, correlated(noise[2:], first[-1], 0.85)]), x)
     assert torch.equal(correlated(noise, None, 0.0), noise)
+
+
+# Conjugate gradients
+
+
+def spectrum(values: list[float], seed: int = 0) -> Tensor:
+    """A symmetric matrix with these eigenvalues."""
+    q, _ = torch.linalg.qr(rand(len(values), len(values), seed=seed))
+    return q @ torch.diag(torch.tensor(values, dtype=F64)) @ q.T
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_conjugate_gradient_solves_as_a_dense_solver(seed: int) -> None:
+    a, b = spectrum([0.1, 0.5, 1.0, 2.0, 5.0, 9.0], seed), rand(6, seed=seed + 9)
+    found, residual = conjugate_gradient(a.matmul, b, 20, tolerance=1e-14)
+    torch.testing.assert_close(found, torch.linalg.solve(a, b), rtol=1e-10, atol=1e-12)
+    assert float(residual) <= 1e-14 * float(b.norm())
+    # Half-way it is the minimiser over the Krylov space, found densely here.
+    half, left = conjugate_gradient(a.matmul, b, 3)
+    krylov, _ = torch.linalg.qr(torch.stack([b, a @ b, a @ a @ b], 1))
+    expected = krylov @ torch.linalg.solve(krylov.T @ a @ krylov, krylov.T @ b)
+    torch.testing.assert_close(half, expected, rtol=1e-10, atol=1e-12)
+    assert float(left) == pytest.approx(float((b - a @ half).norm()), rel=1e-10)
+    assert float((half - found).norm()) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_conjugate_gradient_of_a_singular_matrix(seed: int, dtype: torch.dtype) -> None:
+    """With b in its range, the solution of least norm; iterations to spare do no harm, in either precision."""
+    a = spectrum([0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 4.0], seed)
+    b = a @ rand(7, seed=seed + 9)
+    expected = torch.linalg.pinv(a, hermitian=True) @ b
+    found, _ = conjugate_gradient(a.to(dtype).matmul, b.to(dtype), 50)
+    tolerance = 1e-9 if dtype == F64 else 1e-4  # eps^(2/3) times the condition number
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_without_a_limit_rounding_takes_over_a_singular_system(seed: int) -> None:
+    """Negative control: iterations go on in the null space, where the curvature is rounding and the steps are not."""
+    a = spectrum([0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 4.0], seed)
+    b = a @ rand(7, seed=seed + 9)
+    found, _ = conjugate_gradient(a.matmul, b, 50, tolerance=0.0)
+    assert float((found - torch.linalg.pinv(a, hermitian=True) @ b).norm()) > 1e-3
+
+
+def test_conjugate_gradient_stops_where_it_has_arrived() -> None:
+    """To the last bit, also from b = 0 and along a direction that is mapped to nothing or bent downwards."""
+    a, b = spectrum([1.0, 2.0, 3.0, 4.0]), rand(4, seed=3)
+    at = conjugate_gradient_start(b)
+    for _ in range(6):
+        at = conjugate_gradient_step(a.matmul, at)
+    after = conjugate_gradient_step(a.matmul, at)
+    assert all(torch.equal(x, y) for x, y in zip(at, after, strict=True))
+    for matrix, right in ((a, torch.zeros_like(b)), (torch.zeros_like(a), b), (-a, b)):
+        found, residual = conjugate_gradient(matrix.matmul, right, 3)
+        assert torch.equal(found, torch.zeros_like(b))
+        assert float(residual) == pytest.approx(float(right.norm()))
+
+
+def test_conjugate_gradient_of_several_systems_at_once() -> None:
+    """One arrives after an iteration, one never has to leave, one needs them all."""
+    a = torch.stack([torch.eye(4, dtype=F64), spectrum([1.0, 2.0, 3.0, 4.0]), spectrum([0.1, 2.0, 30.0, 4.0], 1)])
+    b = torch.stack([rand(4, seed=1), torch.zeros(4, dtype=F64), rand(4, seed=2)])
+    together, residuals = vmap(lambda m, x: conjugate_gradient(m.matmul, x, 8))(a, b)
+    for i in range(3):
+        alone, residual = conjugate_gradient(a[i].matmul, b[i], 8)
+        torch.testing.assert_close(together[i], alone, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(residuals[i], residual, rtol=1e-6, atol=1e-12)
+
+
+# Line search
+
+
+def parabola(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Improvement 3 d - d^2 at a distance d from 0, best at 1.5 and gone at 3; divergence d^2."""
+    d = x.sum()
+    return 3.0 * d - d.square(), d.square()
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "trials"),
+    [(1.0, 9.0, 1), (4.0, 9.0, 2), (4.0, 1.5, 3), (8.0, 1.5, 4), (4.0, 2.0**-6, 6), (1.0, 1.0, 1)],
+)
+def test_line_search_takes_the_first_acceptable_trial(length: float, limit: float, trials: int) -> None:
+    """By hand: the step is halved until it improves and is within the limit, which counts as within it."""
+    start, step = torch.zeros(2, dtype=F64), torch.tensor([0.25, 0.75], dtype=F64) * length
+    found = line_search(parabola, start, step, 10, 0.5, most_divergence=limit)
+    expected = step * 0.5 ** (trials - 1)
+    improvement, divergence = parabola(expected)
+    assert torch.equal(found.point, expected)
+    assert float(found.trials) == trials
+    assert float(found.accepted) == 1.0
+    assert (float(found.improvement), float(found.divergence)) == (float(improvement), float(divergence))
+
+
+def test_line_search_asks_for_the_least_improvement() -> None:
+    start, step = torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64)
+    for least, accepted in ((1.99, 1.0), (2.0, 0.0), (-torch.inf, 1.0)):
+        found = line_search(parabola, start, step, 1, least_improvement=least, most_divergence=torch.inf)
+        assert float(found.accepted) == accepted
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -1.0])
+def test_a_failed_line_search_restores_the_start(bad: float) -> None:
+    """To the last bit, whatever was measured; and a search that fails leaves its neighbours under vmap alone."""
+    start, step = rand(3), rand(3, seed=1)
+    measured = torch.tensor(bad, dtype=F64)
+    for improvement, divergence in ((measured, torch.zeros_like(measured)), (torch.ones_like(measured), measured)):
+        fails = not (improvement > 0.0 and divergence <= 0.5)
+        found = line_search(lambda _, i=improvement, d=divergence: (i, d), start, step, 4, most_divergence=0.5)
+        assert torch.equal(found.point, start) == fails
+        assert float(found.accepted) == float(not fails)
+        assert float(found.trials) == (4.0 if fails else 1.0)
+    limits = torch.tensor([9.0, 1e-12], dtype=F64)
+    zeros, steps = torch.zeros((2, 2), dtype=F64), rand(2, 2).abs()
+    together = vmap(lambda s, d, m: line_search(parabola, s, d, 5, most_divergence=m))(zeros, steps, limits)
+    assert together.accepted.tolist() == [1.0, 0.0]
+    assert torch.equal(together.point[1], zeros[1])
+    assert not torch.equal(together.point[0], zeros[0])

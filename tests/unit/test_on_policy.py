@@ -15,16 +15,26 @@ from steepest.errors import UsageError
 from steepest.on_policy import (
     all_sequences,
     batch_inputs,
+    corrected_batch,
+    each_minibatch,
+    from_sequences,
     gather,
+    initial_gain,
     minibatch_indices,
+    objective_rewards,
     obs_to_sequences,
+    refuse_termination,
     scale_rewards,
+    scaled_rewards,
     score_rollout,
     sequences_per_rollout,
+    state_weights,
     steps_per_call,
     to_sequences,
+    update_gain,
     update_observations,
 )
+from steepest.returns import vtrace
 from steepest.types import Rollout
 
 GAMMA = 0.9
@@ -76,6 +86,7 @@ def test_reward_scaling_against_a_loop() -> None:
         assert state["return_count"] == len(seen)
         torch.testing.assert_close(state["return_carry"], torch.tensor(running, dtype=F64), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(scaled, rollout.reward / (variance + 1e-8).sqrt(), rtol=1e-10, atol=1e-10)
+        assert torch.equal(scaled_rewards(state, rollout), scaled), "the statistics hold the rollout already"
 
 
 def test_rewards_stay_as_they_are_where_nothing_is_normalised() -> None:
@@ -83,6 +94,66 @@ def test_rewards_stay_as_they_are_where_nothing_is_normalised() -> None:
     state, reward = scale_rewards({}, rollout, torch.tensor(GAMMA))
     assert state == {}
     assert reward is rollout.reward
+    assert scaled_rewards({}, rollout) is rollout.reward
+
+
+# The average reward
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_running_gain_against_a_loop(rate: float) -> None:
+    """Over decided steps alone; at first the plain mean over rollouts, then a moving one."""
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=6)
+    state = {k: x[0].double() for k, x in initial_gain(1, torch.device("cpu")).items()}
+    expected = 0.0
+    for k in range(1, 8):
+        rollout = Rollout(*(x if x is None else _first(x) for x in synthetic_rollout(agent, 23, seed=k, dtype=F64)))
+        assert not rollout.valid.all()
+        mean = float(rollout.reward[rollout.valid].mean())
+        expected += max(rate, 1.0 / k) * (mean - expected)
+        unseen = rollout._replace(reward=torch.where(rollout.valid, rollout.reward, 100.0))
+        state |= update_gain(state, unseen, torch.tensor(rate, dtype=F64))
+        assert float(state["gain"]) == pytest.approx(expected, rel=1e-12)
+        if rate == 1.0:
+            assert expected == pytest.approx(mean)
+
+
+def test_rewards_of_both_objectives() -> None:
+    """Less the new gain and undiscounted, or scaled as the statistics say and discounted."""
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=6)
+    rollout = Rollout(*(x if x is None else _first(x) for x in synthetic_rollout(agent, 23, dtype=F64)))
+    hyper = {"gamma": torch.tensor(0.9, dtype=F64), "gain_rate": torch.tensor(0.25, dtype=F64)}
+    assert objective_rewards({}, rollout, hyper) == ({}, rollout.reward, hyper["gamma"])
+    state = {"gain": torch.tensor(0.5, dtype=F64), "gain_rollouts": torch.tensor(9.0, dtype=F64)}
+    new, reward, discount = objective_rewards(state, rollout, hyper)
+    gain = 0.75 * 0.5 + 0.25 * float(rollout.reward[rollout.valid].mean())
+    assert float(new["gain"]) == pytest.approx(gain, rel=1e-12)
+    torch.testing.assert_close(reward, rollout.reward - gain, rtol=1e-12, atol=1e-12)
+    assert float(discount) == 1.0
+
+
+def _first(x: Any) -> Any:
+    return {k: v[0] for k, v in x.items()} if isinstance(x, dict) else x[0]
+
+
+def test_termination_is_refused() -> None:
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=6)
+    rollout = synthetic_rollout(agent, 23)
+    assert rollout.truncated.any()
+    refuse_termination(rollout._replace(terminated=torch.zeros_like(rollout.terminated)))
+    ended = torch.zeros_like(rollout.terminated)
+    ended[0, 3, 2] = True
+    with pytest.raises(UsageError, match=r"has terminated 1 episode; .* Use objective 'discounted'"):
+        refuse_termination(rollout._replace(terminated=ended))
+
+
+def test_state_weights_are_powers_by_step_of_the_episode() -> None:
+    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=2)
+    rollout = synthetic_rollout(agent, 3)
+    step = torch.tensor([[0, 7], [1, 0], [0, 1], [1, 2]])
+    found = state_weights(rollout._replace(episode_step=step), torch.tensor(0.5, dtype=F64))
+    expected = torch.tensor([[1.0, 0.5**7], [0.5, 1.0], [1.0, 0.5]], dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-15, atol=0)
 
 
 def test_observation_statistics_are_those_of_decided_steps() -> None:
@@ -122,6 +193,7 @@ def test_sequences_hold_consecutive_steps_of_one_environment(length: int) -> Non
     steps, envs = 6, 4
     x = torch.stack(torch.meshgrid(torch.arange(steps), torch.arange(envs), indexing="ij"), -1)  # (T, N, [t, n])
     cut = to_sequences(x, length)
+    assert torch.equal(from_sequences(cut, length, envs), x)
     if length == 0:
         assert cut.shape == (steps * envs, 2)
         assert {tuple(row.tolist()) for row in cut} == {(t, n) for t in range(steps) for n in range(envs)}
@@ -165,6 +237,19 @@ def test_every_epoch_sees_every_sequence_once() -> None:
     assert torch.equal(epochs.sort(-1).values, torch.arange(12).expand(4, -1))
     assert len({tuple(e.tolist()) for e in epochs}) == 4
     assert torch.equal(index, minibatch_indices(12, 3, 4, torch.Generator().manual_seed(0)))
+
+
+def test_each_minibatch_follows_the_one_before() -> None:
+    """A step that adds what it sees, doubled by what came before; figures are means."""
+
+    def step(state: dict[str, Tensor], batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        seen = batch["x"].sum()
+        return {"total": 2.0 * state["total"] + seen}, {"seen": seen, "before": state["total"]}
+
+    batch = {"x": torch.tensor([1.0, 10.0, 100.0, 1000.0])}
+    state, figures = each_minibatch(step, {"total": torch.tensor(0.0)}, batch, torch.tensor([[3, 0], [1, 2]]))
+    assert float(state["total"]) == 2.0 * 1001.0 + 110.0
+    assert {k: float(x) for k, x in figures.items()} == {"seen": 1111.0 / 2.0, "before": 1001.0 / 2.0}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +307,42 @@ def test_score_rollout_equals_scoring_row_by_row(gaussian: Any, steps: int) -> N
         if t < steps:
             expected = output.distribution.log_prob(rollout.action[t])
             torch.testing.assert_close(log_prob[t], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("recurrent", ["none", "gru"])
+@pytest.mark.parametrize("average", [False, True])
+def test_corrected_batch_is_vtrace_of_the_present_policy(recurrent: Any, average: bool) -> None:
+    """With ratios to the old policy, the present values and the rewards as they were scaled; time-major by hand.
+
+    For the average reward with the rewards less the gain, no discount, and pinned targets.
+    """
+    config = {"rollout_steps": 12, "hidden_sizes": (5,), "sequence_length": 4, "recurrent_size": 3, "minibatches": 1}
+    agent = to_float64(PPO(PPOConfig(**config, recurrent=recurrent), vector(2), discrete(3), num_envs=3))
+    length, g = agent.sequence_length, torch.Generator().manual_seed(0)
+    rollout = experience(0, pauses=(5,))
+    if length:
+        rollout = rollout._replace(memory=torch.randn((3, 3, agent.memory_size), generator=g, dtype=F64))
+    hyper = {"gamma": torch.tensor(GAMMA, dtype=F64), "gae_lambda": torch.tensor(0.75, dtype=F64)}
+    statistics = (
+        {"gain": torch.tensor(0.5, dtype=F64)} if average else {"return_variance": torch.tensor(4.0, dtype=F64)}
+    )
+    scored, state = [], {k: v[0] for k, v in agent.state.items()} | statistics
+    for _ in range(2):
+        state = {**state, "params": state["params"] + 0.3 * torch.randn(len(state["params"]), generator=g, dtype=F64)}
+        forward = partial(agent.forward, state["params"], state)
+        with torch.no_grad():
+            scored.append(score_rollout(forward, rollout, length))
+    (old, _), (new, value) = scored
+    flags = (rollout.terminated, rollout.truncated, rollout.valid)
+    reward = rollout.reward - 0.5 if average else rollout.reward / (4.0 + 1e-8) ** 0.5
+    expected = vtrace(new - old, reward, value, *flags, 1.0 if average else GAMMA, 0.75)
+    pin = 0.1 * value[:-1][rollout.valid].mean() if average else 0.0
+    with torch.no_grad():
+        found = corrected_batch(forward, state, rollout, to_sequences(old, length), length, hyper)
+    assert found.keys() == {"advantage", "target"}
+    for name, exact in (("target", expected.target - pin), ("advantage", expected.q_value - value[:-1])):
+        torch.testing.assert_close(found[name], to_sequences(exact, length), rtol=1e-10, atol=1e-10)
+    assert float((new - old).abs().max()) > 0.1
 
 
 def test_invalid_rows_have_no_influence_on_an_update() -> None:

@@ -208,3 +208,14 @@ def test_numbers(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (754, "12:34"), (3723, "1:02:03"), (0, "0:00")])
 def test_durations(seconds: float, text: str) -> None:
     assert module._duration(seconds) == text
+
+
+def test_a_run_without_returns_shows_its_loss() -> None:
+    stream = io.StringIO()
+    with Progress(10, title="sft", stream=stream) as progress:
+        progress.update({"step": 1, "seed": 0, "train/loss": 2.5, "time/steps_per_second": 0.25})
+        progress.update({"step": 10, "seed": 0, "train/loss": 1.5, "eval/loss": 1.75, "time/steps_per_second": 0.25})
+        assert progress._figures() == [("loss", "1.5000"), ("evaluation", "1.7500")]
+    first, last = stream.getvalue().splitlines()[1:]
+    assert first == "step 1/10  loss 2.5000  0.25 steps/s  0:36 left"
+    assert last == "step 10/10  loss 1.5000  evaluation 1.7500  0.25 steps/s"

@@ -12,7 +12,20 @@ from torch.func import vmap
 
 from helpers import F64, Ragged, defining_gae, ragged
 from steepest.numerics import reverse_recurrence
-from steepest.returns import generalized_advantage, lambda_return, reward_to_go, td_error
+from steepest.returns import (
+    differential_generalized_advantage,
+    full_return,
+    generalized_advantage,
+    group_standardized_advantage,
+    lambda_return,
+    leave_one_out_advantage,
+    n_step_advantage,
+    n_step_return,
+    reward_to_go,
+    scaled_token_rewards,
+    td_error,
+    token_rewards,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +126,61 @@ def monte_carlo(data: Ragged, gamma: float) -> Tensor:
     return out
 
 
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.0, 1.0))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_n_step_runs_from_td_to_monte_carlo(seed: int, gamma: float) -> None:
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    td = generalized_advantage(*data, gamma, 0.0)
+    torch.testing.assert_close(n_step_advantage(*data, gamma, 1)[data.valid], td[data.valid], rtol=1e-12, atol=1e-12)
+    whole = reward_to_go(*data, gamma)
+    torch.testing.assert_close(n_step_return(*data, gamma, 12)[data.valid], whole[data.valid], rtol=1e-10, atol=1e-10)
+
+
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.3, 1.0), lam=st.floats(0.0, 0.95))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_gae_is_the_mixture_of_n_step_advantages(seed: int, gamma: float, lam: float) -> None:
+    """(1 - lambda) sum_n lambda^{n-1} A^(n); after the last step every A^(n) is the same, and takes what is left."""
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    parts = [n_step_advantage(*data, gamma, n) for n in range(1, 13)]
+    mixture = sum(((1.0 - lam) * lam**n * a for n, a in enumerate(parts)), lam**12 * parts[-1])
+    found = generalized_advantage(*data, gamma, lam)
+    torch.testing.assert_close(found[data.valid], mixture[data.valid], rtol=1e-9, atol=1e-10)
+
+
+@given(seed=st.integers(0, 10_000), gamma=st.floats(0.3, 1.0))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_full_return_less_reward_to_go_is_the_past(seed: int, gamma: float) -> None:
+    """The difference at step t+1 is (the difference at t, plus r_t) / gamma; it is 0 where an episode begins."""
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    past = full_return(*data, gamma) - reward_to_go(*data, gamma)
+    for n in range(3):
+        expected = 0.0
+        for t in range(12):
+            if not data.valid[t, n]:
+                continue
+            assert float(past[t, n]) == pytest.approx(expected, rel=1e-8, abs=1e-8)
+            done = bool(data.terminated[t, n] or data.truncated[t, n])
+            expected = 0.0 if done else (expected + float(data.reward[t, n])) / gamma
+
+
+@given(seed=st.integers(0, 10_000), gain=st.floats(-2.0, 2.0), lam=st.floats(0.0, 1.0))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_differential_gae_is_gae_of_rewards_less_the_gain(seed: int, gain: float, lam: float) -> None:
+    data = ragged(seed, steps=12, envs=3, pauses=(5,))
+    never = torch.zeros_like(data.terminated)
+    found = differential_generalized_advantage(data.reward, data.value, data.truncated, data.valid, gain, lam)
+    same = generalized_advantage(data.reward - gain, data.value, never, data.truncated, data.valid, 1.0, lam)
+    torch.testing.assert_close(found[data.valid], same[data.valid], rtol=1e-10, atol=1e-10)
+    # A constant on the values changes nothing: they are defined up to one.
+    lifted = differential_generalized_advantage(data.reward, data.value + 3.0, data.truncated, data.valid, gain, lam)
+    torch.testing.assert_close(lifted[data.valid], found[data.valid], rtol=1e-9, atol=1e-9)
+
+
+def test_no_step_is_no_return() -> None:
+    with pytest.raises(ValueError, match="n is 0"):
+        n_step_return(*ragged(0), 0.9, 0)
+
+
 # Episodes do not leak
 
 
@@ -189,3 +257,43 @@ def test_a_wrong_shape_raises() -> None:
     for arguments in wrong_arguments:
         with pytest.raises(jaxtyping.TypeCheckError):
             generalized_advantage(*arguments, 0.9, 0.8)
+
+
+def test_leave_one_out_advantage_by_hand() -> None:
+    reward = torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]], dtype=F64, requires_grad=True)
+    found = leave_one_out_advantage(reward)
+    expected = torch.tensor([[1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5], [0.0, 0.0, 0.0]], dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+    with pytest.raises(ValueError, match="at least 2"):
+        leave_one_out_advantage(reward[:, :1])
+
+
+def test_group_standardized_advantage() -> None:
+    """(r - m) / (s + 1e-4) with the deviation over n; equal rewards teach nothing, though rounding may split them."""
+    reward = torch.tensor([[1.0, 2.0, 6.0], [0.0, 1.0, 1.0]], dtype=F64, requires_grad=True)
+    found = group_standardized_advantage(reward)
+    for row, r in zip(found.tolist(), reward.tolist(), strict=True):
+        m = sum(r) / 3
+        s = (sum((x - m) ** 2 for x in r) / 3) ** 0.5
+        assert row == pytest.approx([(x - m) / (s + 1e-4) for x in r], rel=1e-12)
+    assert not found.requires_grad
+    equal = group_standardized_advantage(torch.full((1, 3), 0.1))
+    assert float(equal.abs().max()) < 1e-3
+    with pytest.raises(ValueError, match="at least 2"):
+        group_standardized_advantage(reward[:, :1])
+
+
+def test_token_rewards_by_hand() -> None:
+    """Time first: the penalty where a token is decided, the score on the last one, nothing elsewhere, no gradient."""
+    log_prob = torch.tensor([[9.0, -1.0], [-2.0, -3.0], [-4.0, 9.0], [9.0, 9.0]], dtype=F64, requires_grad=True)
+    ref = torch.tensor([[5.0, -2.0], [-1.0, -1.0], [-1.0, 5.0], [5.0, 5.0]], dtype=F64)
+    valid = torch.tensor([[False, True], [True, True], [True, False], [False, False]])
+    last = torch.tensor([[False, False], [False, True], [True, False], [False, False]])
+    found = token_rewards(torch.tensor([10.0, 20.0], dtype=F64), log_prob, ref, valid, last, 0.5)
+    expected = torch.tensor([[0.0, -0.5], [0.5, 1.0 + 20.0], [1.5 + 10.0, 0.0], [0.0, 0.0]], dtype=F64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+    total = expected.sum(0)
+    scale = float(((total - total.mean()) ** 2).mean() ** 0.5) + 1e-4
+    torch.testing.assert_close(scaled_token_rewards(found), expected / scale, rtol=1e-12, atol=1e-12)

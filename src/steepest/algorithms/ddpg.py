@@ -26,9 +26,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from steepest.agent import Agent, normalization
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State
 from steepest.losses import deterministic_policy_loss, q_learning_target, value_loss
-from steepest.networks import NetworkFactory, PolicyInput, require, schedule_factor
+from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
 from steepest.off_policy import Batch, Noise, OffPolicyConfig, batch_obs, descend, sample_weight, track, unrolled
 from steepest.q_networks import DeterministicPolicy, QEnsemble
 from steepest.types import Obs

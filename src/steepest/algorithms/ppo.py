@@ -12,14 +12,18 @@ Source: notes 1.10; Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), wit
 
 Differences from the notes: states are weighted without gamma^t (errata 1.1); the value and entropy terms, which the
 notes leave out, are those of the paper's Eq. 9. Details beyond the paper, each switchable: advantages standardised per
-minibatch, gradient norm clipped, learning rate and clip range on linear schedules, target-KL stop, clipped value loss.
+minibatch, gradient norm clipped, learning rate and clip range on linear schedules, target-KL stop, clipped value loss,
+advantages and targets corrected by V-trace at every epoch after the first (Espeholt et al. 2018).
+
+With ``objective`` "average" (notes 1.8) what is maximised is the average reward per step: TD errors are
+r - gain + v(s') - v(s), without a discount, the gain being a running estimate (Ma et al. 2021, Zhang & Ross 2021).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,16 +31,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.agent import Agent
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
 from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
-from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
+from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
+    Objective,
     batch_inputs,
-    gather,
+    corrected_batch,
+    each_minibatch,
+    initial_gain,
     minibatch_indices,
-    scale_rewards,
+    objective_rewards,
+    pinned_target,
+    refuse_termination,
     score_rollout,
     sequences_per_rollout,
     steps_per_call,
@@ -61,8 +71,12 @@ class PPOConfig(PolicyConfig):
     """Adam's step size at the start."""
     learning_rate_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
+    objective: Objective = "discounted"
+    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
     gamma: float = 0.99
-    """Discount factor."""
+    """Discount factor. Not used where the objective is the average reward."""
+    gain_rate: float = 0.1
+    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
     gae_lambda: float = 0.95
     """GAE's trade of bias (0) against variance (1)."""
     clip_epsilon: float = 0.2
@@ -81,6 +95,8 @@ class PPOConfig(PolicyConfig):
     """Standardise advantages in every minibatch."""
     target_kl: float | None = None
     """Stop a rollout's updates once the estimated KL from the old policy exceeds 1.5 times this."""
+    off_policy_correction: Literal["none", "vtrace"] = "none"
+    """Whether every epoch after the first begins with advantages and targets anew, by V-trace."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,13 +104,15 @@ class PPOConfig(PolicyConfig):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "clip_epsilon", "max_gradient_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "gain_rate", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         for name in ("value_coef", "entropy_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         for name in ("value_clip", "target_kl"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "a positive number or none")
+        allowed = self.objective == "discounted" or not self.normalize_reward  # what scales is a discounted return
+        require(allowed, "normalize_reward", self.normalize_reward, 'False where objective is "average"')
 
 
 class PPO(Agent):
@@ -109,9 +127,12 @@ class PPO(Agent):
         self.sequences = sequences_per_rollout(
             self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
         )
+        if config.objective == "average":
+            self.state |= initial_gain(self.members, self.device)
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
         self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
+        self._correct = self.learner.lift(self.correct, compile=self.memory_size == 0)
         self._merge = self.learner.lift(update_observations, compile=False)
 
     @classmethod
@@ -121,12 +142,14 @@ class PPO(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
-        statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
         log_prob, value = score_rollout(forward, rollout, self.sequence_length)
+        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, hyper["gamma"], hyper["gae_lambda"])
+        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
         target = advantage + value[:-1]
+        if self.config.objective == "average":
+            target = pinned_target(target, value[:-1], rollout.valid)
         return statistics, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
@@ -155,26 +178,33 @@ class PPO(Agent):
         }
         return weighted_mean(per_step, weight), metrics
 
+    def gradient_step(self, gradient: Gradient, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """One step of Adam on a minibatch, unless the target KL has been passed; pure, one member."""
+        slope, (_, metrics) = gradient(partial(self.loss, state=state, batch=batch, hyper=hyper), state["params"])
+        # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
+        active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
+        new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
+        state = {**state, **{k: torch.where(active > 0, new[k], state[k]) for k in _MOVED}, "active": active}
+        return state, {**metrics, "gradient_norm": norm, "steps_taken": active}
+
     def gradient_steps(
         self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
     ) -> tuple[State, Metrics]:
-        """One step of Adam for each row of indices (K, B), unrolled so that K steps cost one call; pure, one member."""
-        totals: Metrics = {}
-        for index in indices.unbind(0):
-            loss = partial(self.loss, state=state, batch=gather(batch, index), hyper=hyper)
-            slope, (_, metrics) = gradient(loss, state["params"])
-            # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
-            active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
-            new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
-            state = {**state, **{k: torch.where(active > 0, new[k], state[k]) for k in _MOVED}, "active": active}
-            metrics = {**metrics, "gradient_norm": norm, "steps_taken": active}
-            totals = {k: totals.get(k, 0.0) + v for k, v in metrics.items()}
-        return state, {k: v / indices.shape[0] for k, v in totals.items()}
+        """One step of Adam for each row of indices (K, B); pure, one member."""
+        return each_minibatch(partial(self.gradient_step, gradient, hyper=hyper), state, batch, indices)
+
+    def correct(self, state: State, rollout: Rollout, old_log_prob: Tensor, hyper: Hyper) -> Batch:
+        """Advantages and value targets for the policy as it is now; pure, one member."""
+        forward = partial(self.forward, state["params"], state)
+        return corrected_batch(forward, state, rollout, old_log_prob, self.sequence_length, hyper)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
+        if config.objective == "average":
+            refuse_termination(rollout)
         hyper = self.hyper(
             gamma=config.gamma,
+            gain_rate=config.gain_rate,
             gae_lambda=config.gae_lambda,
             learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
             clip_epsilon=config.clip_epsilon * schedule_factor(config.clip_schedule, progress),
@@ -189,13 +219,18 @@ class PPO(Agent):
         indices = torch.stack(
             [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
         ).to(self.device)
+        passes = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
         history: list[Metrics] = []
-        for chunk in indices.split(steps_per_call(indices.shape[1], self.members), dim=1):
-            state, metrics = self._steps(state, batch, chunk, hyper)
-            history.append(metrics)
+        for number, steps in enumerate(passes):
+            if number > 0:  # until the first step the policy is the one that acted
+                batch |= self._correct(state, rollout, batch["log_prob"], hyper)
+            for chunk in steps.split(steps_per_call(steps.shape[1], self.members), dim=1):
+                state, metrics = self._steps(state, batch, chunk, hyper)
+                history.append(metrics)
         del state["active"]
         self.state = self._merge(state, rollout, hyper)
-        return to_host({**mean_metrics(history), **critic})
+        gain = {"gain": state["gain"]} if "gain" in state else {}
+        return to_host({**mean_metrics(history), **critic, **gain})
 
 
 _MOVED = ("params", "adam_mean", "adam_square", "adam_count")

@@ -1,53 +1,70 @@
-"""REINFORCE with reward-to-go and a learned baseline.
+"""REINFORCE in the three forms that the notes develop, each one line from the next.
 
 Source: notes 1.2 to 1.4; Williams 1992.
 
     repeat
       1. play T steps in N environments with pi_theta
-      2. G_t = r_t + gamma r_{t+1} + ...    (to the episode's end; V where the recording stops)    returns.reward_to_go
+      2. psi_t, how good what followed was, in one of three forms:
+             1.2  R_t = sum_{t'=0} gamma^{t'-t} r_{t'}    the whole episode's return      returns.full_return
+             1.3  G_t = sum_{t'=t} gamma^{t'-t} r_{t'}    what an action can change       returns.reward_to_go
+             1.4  G_t - b(s_t)                            b = 0, the average return, or v_phi(s_t)
       3. one step of Adam on the mean of
-             -log pi(a|s) (G_t - v_phi(s))                                         losses.score_function_loss
-             + c_v 1/2 (v_phi(s) - G_t)^2                                          losses.value_loss
-             - c_e H(pi(.|s))
+             -w_t log pi(a_t|s_t) psi_t,  w_t = 1 or gamma^t                              losses.score_function_loss
+             + c_v 1/2 (v_phi(s_t) - G_t)^2                                               losses.value_loss
+             - c_e H(pi(.|s_t))
 
-Differences from the notes: the baseline is v_phi(s_t), at the step whose action it judges (errata 1.4); the gradient is
-a mean over steps, not a sum over trajectories, which only rescales the step size; states are weighted without gamma^t
-(errata 1.1); an episode that the recording cuts is continued by v_phi rather than dropped.
+Differences from the notes: the baseline is b(s_t), at the step whose action it judges (errata 1.4); the gradient is a
+mean over steps, not over trajectories, which only rescales the step size; by default states are weighted without
+gamma^t, as practically everybody does, which is not the gradient of the discounted objective (errata 1.1).
+
+A recording cuts episodes. Where it stops, v_phi stands for what would have followed, so v_phi is learned in every form;
+where it begins within an episode, the rewards before it are left out of R_t, which no action in it has changed. Whole
+episodes need neither, and there every form is exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.agent import Agent
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
 from steepest.losses import score_function_loss, value_loss
-from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
+from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
+    StateWeighting,
     all_sequences,
     batch_inputs,
     scale_rewards,
     score_rollout,
     sequences_per_rollout,
+    state_weights,
+    to_sequences,
     training_batch,
     update_observations,
 )
-from steepest.returns import reward_to_go
+from steepest.returns import full_return, reward_to_go
 from steepest.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
 class REINFORCEConfig(PolicyConfig):
-    """REINFORCE with reward-to-go and a learned baseline."""
+    """REINFORCE; by default with reward-to-go and a learned baseline."""
 
+    estimator: Literal["full_return", "reward_to_go"] = "reward_to_go"
+    """What multiplies the score of an action: its episode's whole return, or the rewards from the action on."""
+    baseline: Literal["none", "average_return", "value"] = "value"
+    """What is subtracted from it: nothing, its average over the rollout, or the value function."""
+    state_weighting: StateWeighting = "undiscounted"
+    """Weigh step t alike with all others, or by gamma^t, for the gradient of the discounted objective itself."""
     rollout_steps: int = 128
     """Steps that every environment plays between updates (T)."""
     learning_rate: float = 1e-3
@@ -57,13 +74,14 @@ class REINFORCEConfig(PolicyConfig):
     gamma: float = 0.99
     """Discount factor."""
     value_coef: float = 0.5
-    """Weight of the baseline's loss."""
+    """Weight of the value function's loss."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_gradient_norm: float = 0.5
     """The gradient is scaled down to this norm if it is longer."""
     normalize_advantage: bool = True
-    """Standardise advantages over the rollout, so that one step size serves rewards of any scale."""
+    """Standardise psi over the rollout, so that one step size serves rewards of any scale. It centres psi, too: none
+    and average_return are then the same."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,12 +89,14 @@ class REINFORCEConfig(PolicyConfig):
         for name in ("learning_rate", "max_gradient_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
+        seen_back = self.estimator == "reward_to_go" or self.gamma > 0  # the past is divided by powers of gamma
+        require(seen_back, "gamma", self.gamma, 'above 0 where estimator is "full_return"')
         for name in ("value_coef", "entropy_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
 
 
 class REINFORCE(Agent):
-    """REINFORCE with reward-to-go and a learned baseline, over one or several members."""
+    """REINFORCE over one or several members."""
 
     algorithm = "reinforce"
     Config = REINFORCEConfig
@@ -96,14 +116,23 @@ class REINFORCE(Agent):
         return rows, total_steps // rows
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
-        """Reward-to-go less the baseline, and the baseline's target; pure, one member."""
+        """The return in the form asked for, less the baseline, and the value function's target; pure, one member."""
         statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         forward = partial(self.forward, state["params"], state)
-        log_prob, baseline = score_rollout(forward, rollout, self.sequence_length)
+        log_prob, value = score_rollout(forward, rollout, self.sequence_length)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        target = reward_to_go(reward, baseline, *flags, hyper["gamma"])
-        advantage = target - baseline[:-1]
-        return statistics, *training_batch(rollout, self.sequence_length, log_prob, baseline, advantage, target)
+        target = reward_to_go(reward, value, *flags, hyper["gamma"])
+        psi = target
+        if self.config.estimator == "full_return":
+            psi = full_return(reward, value, *flags, hyper["gamma"])
+        if self.config.baseline == "average_return":
+            psi = psi - weighted_mean(psi, rollout.valid.to(psi.dtype))
+        elif self.config.baseline == "value":
+            psi = psi - value[:-1]
+        batch, metrics = training_batch(rollout, self.sequence_length, log_prob, value, psi, target)
+        if self.config.state_weighting == "discounted":
+            batch["state_weight"] = to_sequences(state_weights(rollout, hyper["gamma"]), self.sequence_length)
+        return statistics, batch, metrics
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
         """The mean loss of a rollout and its health figures; gradient through ``vector`` alone."""
@@ -114,6 +143,8 @@ class REINFORCE(Agent):
         if self.config.normalize_advantage:
             advantage = standardize(advantage, weight)
         policy_loss = score_function_loss(policy.log_prob(batch["action"]), advantage)
+        if self.config.state_weighting == "discounted":
+            policy_loss = batch["state_weight"] * policy_loss
         regression = value_loss(value, batch["target"])
         entropy = policy.entropy()
         per_step = policy_loss + hyper["value_coef"] * regression - hyper["entropy_coef"] * entropy

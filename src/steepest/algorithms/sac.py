@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from steepest.agent import Agent, normalization
 from steepest.distributions import Categorical, Distribution, action_noise
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_state
 from steepest.losses import (
     expected_soft_value,
@@ -45,7 +46,7 @@ from steepest.losses import (
     temperature_loss,
     value_loss,
 )
-from steepest.networks import NetworkFactory, PolicyInput, require, schedule_factor
+from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
 from steepest.off_policy import (
     Batch,
     Noise,

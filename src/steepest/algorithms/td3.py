@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from steepest.agent import Agent, normalization
 from steepest.distributions import action_noise
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State
 from steepest.losses import deterministic_policy_loss, q_learning_target, smoothed_action, value_loss
-from steepest.networks import NetworkFactory, PolicyInput, require, schedule_factor
+from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
 from steepest.off_policy import Batch, Noise, OffPolicyConfig, batch_obs, descend, sample_weight, track, unrolled
 from steepest.q_networks import DeterministicPolicy, QEnsemble, subset_minimum
 from steepest.types import Obs

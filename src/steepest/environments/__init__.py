@@ -6,6 +6,7 @@ from steepest.environments.envpool_batch import available_cores
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, UnsupportedSpaceError
 from steepest.environments.finite import FINITE_ENVIRONMENTS, FiniteEnv, FiniteVectorEnv
 from steepest.environments.make import Vectorization, find_spec, is_atari, make_env
+from steepest.environments.pendulum import PendulumThreeTorquesEnv, PendulumThreeTorquesVectorEnv
 from steepest.environments.spaces import check_squash, to_env_action
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "FiniteEnv",
     "FiniteVectorEnv",
     "MissingExtra",
+    "PendulumThreeTorquesEnv",
+    "PendulumThreeTorquesVectorEnv",
     "StepResult",
     "UnknownEnvironment",
     "UnsupportedSpaceError",

@@ -9,6 +9,7 @@ decided there. gamma = 1 is allowed, and the discounted functions then ask that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -657,6 +658,33 @@ def gain_policy_gradient(mdp: FiniteMDP, policy_fn: PolicyFunction, theta: Tenso
     return _weighted_gradient(stationary_distribution(mdp, policy), q, policy_fn, theta)
 
 
+def fisher_matrix(weight: Tensor, policy_fn: PolicyFunction, theta: Tensor) -> Tensor:
+    """The Fisher information of a policy over weighted states, (P, P) for the P entries of theta, score by score.
+
+    Equation:  F = sum_s weight[s] sum_a pi(a|s) grad log pi(a|s) grad log pi(a|s)^T
+    Source:    Kakade 2001. Singular for a softmax, which does not know a constant added to a state's entries.
+    Verified:  tests/exact/test_finite_mdp.py::test_fisher_matrix_is_the_curvature_of_the_divergence
+    """
+    leaf = theta.detach().clone().requires_grad_()
+    log_policy = policy_fn(leaf).log()
+    scores = [torch.autograd.grad(x, leaf, retain_graph=True)[0].flatten() for x in log_policy.flatten()]
+    probability = (weight.unsqueeze(-1) * log_policy.detach().exp()).flatten()
+    score = torch.stack(scores)
+    return score.T @ (probability.unsqueeze(-1) * score)
+
+
+def natural_step(slope: Tensor, fisher: Tensor, max_kl: float) -> Tensor:
+    """The step that climbs a slope furthest where its divergence is max_kl by the quadratic model; shape of slope.
+
+    Equation:  sqrt(2 max_kl / g.F^+ g) F^+ g = argmax g.x subject to 1/2 x.F x <= max_kl, of least norm
+    Source:    Kakade 2001; Schulman et al. 2015, appendix C.
+    Args:      slope g, any shape, in the range of F; fisher (P, P); max_kl nats
+    Verified:  tests/exact/test_finite_mdp.py::test_no_step_within_the_divergence_climbs_further
+    """
+    direction = torch.linalg.pinv(fisher, hermitian=True) @ slope.flatten()
+    return (direction * torch.sqrt(2.0 * max_kl / (slope.flatten() @ direction))).view_as(slope)
+
+
 def _gradient(scalar: Callable[[Tensor], Tensor], policy_fn: PolicyFunction, theta: Tensor) -> Tensor:
     leaf = theta.detach().clone().requires_grad_()
     return torch.autograd.grad(scalar(policy_fn(leaf)), leaf)[0]
@@ -713,7 +741,7 @@ def off_policy_gradient_approximate(
     """The off-policy gradient of the notes and of Off-PAC, which drops grad Q; shape of theta.
 
     Equation:  sum_s d^beta[s] sum_a grad pi(a|s) Q[s, a], or p^beta for "discounted"
-    Source:    notes 1.6; Degris, White & Sutton 2012, Eq. 5. It is not the gradient of J_beta.
+    Source:    notes 1.6; Degris, White & Sutton 2012, whose approximation it is. It is not the gradient of J_beta.
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
     """
     weight = behaviour_weighting(mdp, behaviour, weighting)
@@ -730,7 +758,7 @@ def emphasis(
     """(S,) the emphatic weighting of states, with which the dropped term comes back.
 
     Equation:  m = (I - gamma P_pi^T)^-1 i,  i = d^beta (or p^beta for "discounted") unless ``interest`` (S,) is given
-    Source:    Imani, Graves & White 2018, Eq. 5. i already contains the behaviour's weighting: per-state interest 1
+    Source:    Imani, Graves & White 2018. i already contains the behaviour's weighting: per-state interest 1
                with states met as often as under d^beta, or met at time t with weight gamma^t.
     Raises:    UsageError on an interest of another shape
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
@@ -753,7 +781,8 @@ def emphatic_gradient(
     """The off-policy gradient by its theorem: states weighted by their emphasis; shape of theta.
 
     Equation:  grad J_beta = sum_s m[s] sum_a grad pi(a|s) Q[s, a], with m and Q held fixed
-    Source:    Imani, Graves & White 2018, Theorem 1.
+    Source:    Imani, Graves & White 2018, whose theorem it is; derived from V^pi = r_pi + gamma P_pi V^pi, so that
+               grad V^pi = (I - gamma P_pi)^-1 sum_a grad pi(a|.) Q(., a), weighted by i.
     Verified:  tests/exact/test_finite_mdp.py::test_off_policy_gradients
     """
     policy = policy_fn(theta.detach())
@@ -773,9 +802,11 @@ def conservative_evaluation(
     Source:    notes 2.1.1, first update; Kumar et al. 2020, Eq. 1 and Theorem 3.1. Nothing is penalised where the
                process is over.
     Args:      mdp: the true process or the empirical one; policy, behaviour, mu (S, A); weight in reward units
-    Raises:    UsageError where mu chooses what behaviour never does
-    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points
+    Raises:    UsageError where mu chooses what behaviour never does; ValueError unless 0 <= weight < infinity
+    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points,
+               tests/exact/test_finite_mdp.py::test_conservative_weights_are_not_negative
     """
+    _check_weight(mdp, weight)
     return _conservative(mdp, policy, weight * _density_ratio(mdp, mu, behaviour), iterations)
 
 
@@ -787,10 +818,20 @@ def conservative_evaluation_in_expectation(
     Equation:  Q <- B^pi Q - weight (mu / behaviour - 1), iterated from 0, or its fixed point (iterations None)
     Source:    notes 2.1.1, second update; Kumar et al. 2020, Eq. 2 and Theorem 3.2.
     Args:      as for ``conservative_evaluation``
-    Raises:    UsageError where mu chooses what behaviour never does
-    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points
+    Raises:    UsageError where mu chooses what behaviour never does; ValueError unless 0 <= weight < infinity
+    Verified:  tests/exact/test_finite_mdp.py::test_conservative_iterations_reach_their_fixed_points,
+               tests/exact/test_finite_mdp.py::test_conservative_weights_are_not_negative
     """
+    _check_weight(mdp, weight)
     return _conservative(mdp, policy, weight * (_density_ratio(mdp, mu, behaviour) - 1.0), iterations)
+
+
+def _check_weight(mdp: FiniteMDP, weight: float) -> None:
+    if not 0.0 <= weight < math.inf:
+        raise ValueError(
+            f"{mdp.name}: weight is {weight}; it must be a number >= 0, since a negative one raises the values that it "
+            "should bound (0 is no penalty)."
+        )
 
 
 def _conservative(mdp: FiniteMDP, policy: Tensor, penalty: Tensor, iterations: int | None) -> Tensor:

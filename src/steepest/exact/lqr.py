@@ -185,7 +185,8 @@ def action_gradient(problem: LQR, feedback: Tensor) -> Tensor:
     """G such that grad_a Q(x, a) at a = K x is G x.
 
     Equation:  G = -2 ((R + gamma B'P B) K + gamma B'P A)
-    Source:    notes 1.11; Fazel et al. 2018, Lemma 1 (their E_K is -G/2). The same for every covariance.
+    Source:    notes 1.11; Fazel et al. 2018, whose E_K is G/2 (there u = -K x, and the objective is a cost). The same
+               for every covariance.
     Args:      feedback (m, n)
     Returns:   (m, n)
     Raises:    UsageError on a wrong shape or an unstable closed loop

@@ -3,8 +3,35 @@
 A ``_loss`` is minimised, an ``_objective`` maximised.
 """
 
+from steepest.losses.compatible import (
+    compatible_action_gradient,
+    compatible_feature,
+    deterministic_policy_direction,
+)
 from steepest.losses.deterministic import deterministic_policy_loss, q_learning_target, smoothed_action
+from steepest.losses.gradient_td import (
+    auxiliary_direction,
+    curvature_direction,
+    eligibility_trace,
+    emphatic_weight,
+    followon_trace,
+    gtd2_direction,
+    tdc_direction,
+)
+from steepest.losses.kl import adapted_kl_coef, k1_estimate, k2_estimate, k3_estimate
 from steepest.losses.policy_gradient import score_function_loss
+from steepest.losses.preference import (
+    bradley_terry_loss,
+    dpo_loss,
+    hinge_dpo_loss,
+    implicit_reward,
+    ipo_loss,
+    length_normalized_dpo_loss,
+    preference_metrics,
+    robust_dpo_loss,
+    score_centring_loss,
+    smoothed_dpo_loss,
+)
 from steepest.losses.soft import (
     expected_soft_value,
     soft_policy_loss,
@@ -12,21 +39,54 @@ from steepest.losses.soft import (
     soft_value_target,
     temperature_loss,
 )
-from steepest.losses.trust_region import clipped_surrogate_loss, kl_estimate
+from steepest.losses.trust_region import (
+    adapt_kl_coef,
+    clipped_surrogate_loss,
+    kl_estimate,
+    penalised_surrogate_loss,
+    surrogate_objective,
+)
 from steepest.losses.value import clipped_value_loss, value_loss
 
 __all__ = [
+    "adapt_kl_coef",
+    "adapted_kl_coef",
+    "auxiliary_direction",
+    "bradley_terry_loss",
     "clipped_surrogate_loss",
     "clipped_value_loss",
+    "compatible_action_gradient",
+    "compatible_feature",
+    "curvature_direction",
+    "deterministic_policy_direction",
     "deterministic_policy_loss",
+    "dpo_loss",
+    "eligibility_trace",
+    "emphatic_weight",
     "expected_soft_value",
+    "followon_trace",
+    "gtd2_direction",
+    "hinge_dpo_loss",
+    "implicit_reward",
+    "ipo_loss",
+    "k1_estimate",
+    "k2_estimate",
+    "k3_estimate",
     "kl_estimate",
+    "length_normalized_dpo_loss",
+    "penalised_surrogate_loss",
+    "preference_metrics",
     "q_learning_target",
+    "robust_dpo_loss",
+    "score_centring_loss",
     "score_function_loss",
     "smoothed_action",
+    "smoothed_dpo_loss",
     "soft_policy_loss",
     "soft_q_target",
     "soft_value_target",
+    "surrogate_objective",
+    "tdc_direction",
     "temperature_loss",
     "value_loss",
 ]

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from steepest.environments import AtariOptions, Vectorization
-from steepest.errors import UsageError
-from steepest.networks import require
+from steepest.errors import UsageError, require
 
 
 @dataclass(frozen=True, kw_only=True)

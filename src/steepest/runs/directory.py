@@ -251,7 +251,10 @@ def _lock_folder(path: Path) -> int:
 # Where a result came from
 # ---------------------------------------------------------------------------------------------------------------------
 
-_PACKAGES = ("steepest", "torch", "numpy", "gymnasium", "envpool", "mujoco", "ale-py")
+_PACKAGES = (
+    *("steepest", "torch", "numpy", "gymnasium", "envpool", "mujoco", "ale-py"),
+    *("transformers", "tokenizers", "peft", "bitsandbytes"),
+)
 
 
 def environment_report() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from steepest.drawing import COLOURS, FAINT_INK, STYLE
 from steepest.errors import RunError, UsageError
 from steepest.files import write_bytes_atomic
 from steepest.runs.directory import read_json
@@ -28,33 +29,11 @@ Statistic = Callable[[Array, int], Array]
 
 TRAIN_RETURN = "train/return_mean"
 EVAL_RETURN = "eval/return_mean"
+TRAIN_LOSS = "train/loss"
+EVAL_LOSS = "eval/loss"
 
-# Okabe and Ito (2008): distinct for every common kind of colour vision; the yellow is left out, being faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#333333")
+_COLOURS = tuple(COLOURS.values())
 _LINES = ("-", "--", ":", "-.")
-_INK, _FAINT_INK = "#222222", "#6B6B6B"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10.5,
-    "text.color": _INK,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#9A9A9A",
-    "ytick.color": "#9A9A9A",
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "legend.facecolor": "white",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "lines.solid_capstyle": "round",
-    "savefig.dpi": 160,
-}
 _GRID_POINTS = 200
 
 _NO_DIFFERENCE = ("seed", "seeds", "keep_checkpoints", "tensorboard", "wandb")
@@ -231,6 +210,8 @@ def _choose_metric(runs: Sequence[_Run], metric: str) -> str:
         return metric
     if metric == TRAIN_RETURN and not lacking(EVAL_RETURN):
         return EVAL_RETURN  # offline runs have no training return; neither has one stopped before an episode ended
+    if metric == TRAIN_RETURN and not lacking(TRAIN_LOSS):
+        return TRAIN_LOSS  # language models on data have no return at all
     run = lacking(metric)[0]
     available = run.metrics()
     near = difflib.get_close_matches(metric, available, n=1)
@@ -293,7 +274,7 @@ def plot_runs(
 
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         width = (5.0 * len(kinds) if len(kinds) > 1 else 7.0) + (2.8 if len(labels) > 1 else 0.0)
         figure = _new_figure((width, 3.7 * len(envs) + 0.3))
         panels = figure.subplots(len(envs), len(kinds), squeeze=False, sharey="row")
@@ -312,6 +293,8 @@ def plot_runs(
                     text = textwrap.fill(f"{label} ({_seeds(len(curves))})", _LEGEND_WIDTH, subsequent_indent="  ")
                     summarised.add(_draw_group(axes, curves, kind, scale, summary, colour, line, text))
                 _dress_x(axes, kind, unit)
+                if kind == "steps" and metric in (TRAIN_LOSS, EVAL_LOSS):
+                    axes.set_xlabel("updates")
                 axes.margins(x=0.01)
             first: Axes = panels[row][0]
             first.set_ylabel(_metric_label(metric))
@@ -335,6 +318,8 @@ def plot_runs(
 def plot_curve(run_dir: Path) -> Path:
     """Draw the learning curve of one run to its ``curve.png``: training return and evaluations.
 
+    A run without returns that has a training loss, such as of a language model on data, is drawn by its losses.
+
     One seed: the training return, faint as measured and solid as smoothed, and each evaluation with the standard
     deviation over its episodes. Several seeds: each faint, their mean solid, and each evaluation's mean with the
     standard deviation over seeds.
@@ -344,15 +329,19 @@ def plot_curve(run_dir: Path) -> Path:
     """
     run = _read_run(run_dir)
     train, evaluations = run.curves(TRAIN_RETURN), run.curves(EVAL_RETURN)
+    by_loss = not train and not evaluations and bool(run.curves(TRAIN_LOSS))
+    if by_loss:
+        train, evaluations = run.curves(TRAIN_LOSS), run.curves(EVAL_LOSS)
+    eval_metric = EVAL_LOSS if by_loss else EVAL_RETURN
     if not train and not evaluations:
         raise RunError(f"{run.path} measured no return yet: no episode ended. There is no curve to draw.")
 
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = _new_figure((7.6, 4.6))
         axes = figure.subplots()
-        blue, orange = _COLOURS[0], _COLOURS[1]
+        blue, orange = COLOURS["blue"], COLOURS["vermilion"]
         if len(train) == 1:
             axes.plot(train[0].steps, train[0].values, color=blue, alpha=0.28, linewidth=0.9)
             axes.plot(
@@ -372,7 +361,7 @@ def plot_curve(run_dir: Path) -> Path:
                 label = f"training, mean of {len(train)} seeds"
                 axes.plot(grid, _smooth(values.mean(axis=0)), color=blue, linewidth=2, label=label)
         if evaluations:
-            steps, centre, spread, over = _evaluation_points(run)
+            steps, centre, spread, over = _evaluation_points(run, eval_metric)
             axes.errorbar(
                 steps,
                 centre,
@@ -385,11 +374,13 @@ def plot_curve(run_dir: Path) -> Path:
                 elinewidth=1.1,
                 capsize=0,
                 zorder=3,
-                label=f"evaluation ± standard deviation over {over}",
+                label="evaluation" if by_loss else f"evaluation ± standard deviation over {over}",
             )
         _dress_x(axes, "steps", "")
+        if by_loss:
+            axes.set_xlabel("updates")
         _compact_ticks(axes.yaxis)
-        axes.set_ylabel("return per episode")
+        axes.set_ylabel("loss" if by_loss else "return per episode")
         axes.margins(x=0.015)
         seeds = sorted(run.rows)
         named = f"seed {seeds[0]}" if len(seeds) == 1 else _seeds(len(seeds))
@@ -399,12 +390,13 @@ def plot_curve(run_dir: Path) -> Path:
             figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
         rows = [row for member in run.rows.values() for row in member]
         facts = [
-            f"{max(int(row['step']) for row in rows):,} steps",
+            f"{max(int(row['step']) for row in rows):,} {'updates' if by_loss else 'steps'}",
             _spoken_time(max(float(row["wall_seconds"]) for row in rows)),
         ]
         if evaluations:
-            _, centre, spread, _ = _evaluation_points(run)
-            facts.append(f"last evaluation {centre[-1]:,.1f} ± {spread[-1]:,.1f}")
+            _, centre, spread, _ = _evaluation_points(run, eval_metric)
+            last = f"{centre[-1]:.4g}" if by_loss else f"{centre[-1]:,.1f} ± {spread[-1]:,.1f}"
+            facts.append(f"last evaluation {last}")
         _subtitle(axes, "  ·  ".join(facts))
         return _save(figure, run.path / "curve.png")
 
@@ -460,13 +452,13 @@ def _draw_group(
     return True
 
 
-def _evaluation_points(run: _Run) -> tuple[Array, Array, Array, str]:
+def _evaluation_points(run: _Run, metric: str = EVAL_RETURN) -> tuple[Array, Array, Array, str]:
     """Steps, means and deviations of the evaluations, and what the deviations are over."""
-    each = [[row for row in rows if row.get(EVAL_RETURN) is not None] for rows in run.rows.values()]
+    each = [[row for row in rows if row.get(metric) is not None] for rows in run.rows.values()]
     # Seeds are evaluated together, but restarts make their own step counts differ a little.
     together = list(zip(*each, strict=False))
     steps = np.array([np.mean([row["step"] for row in rows]) for rows in together], dtype=np.float64)
-    values = np.array([[row[EVAL_RETURN] for row in rows] for rows in together], dtype=np.float64)
+    values = np.array([[row[metric] for row in rows] for rows in together], dtype=np.float64)
     if len(run.rows) == 1:
         spread = np.array([rows[0].get("eval/return_std") or 0.0 for rows in together], dtype=np.float64)
         return steps, values.mean(1), spread, "episodes"
@@ -555,7 +547,7 @@ def _subtitle(axes: Axes, text: str) -> None:
         xytext=(0, 8),
         xycoords="axes fraction",
         textcoords="offset points",
-        color=_FAINT_INK,
+        color=FAINT_INK,
         fontsize=9.5,
         annotation_clip=False,
     ).set_in_layout(False)
@@ -573,6 +565,8 @@ def _metric_label(metric: str) -> str:
     known = {
         TRAIN_RETURN: "training return per episode",
         EVAL_RETURN: "evaluation return per episode",
+        TRAIN_LOSS: "training loss",
+        EVAL_LOSS: "evaluation loss",
         "train/episode_length_mean": "training episode length (steps)",
         "eval/episode_length_mean": "evaluation episode length (steps)",
         "time/steps_per_second": "environment steps per second",

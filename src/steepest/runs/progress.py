@@ -141,16 +141,21 @@ class Progress:
 
     def _print_line(self, evaluated: Mapping[str, Any]) -> None:
         parts = [f"step {self._step():,}/{self.total_steps:,}"]
-        returns = self._mean("train/return_mean")
+        returns, loss = self._mean("train/return_mean"), self._mean("train/loss")
         if returns is not None:
             parts.append(f"return {returns:,.1f}")
+        elif loss is not None:
+            parts.append(f"loss {_number(loss)}")
         if evaluated:
             seed = f"seed {evaluated['seed']} " if len(self._rows) > 1 else ""
-            spread = _spread(evaluated.get("eval/return_mean"), evaluated.get("eval/return_std"))
-            parts.append(f"{seed}evaluation {spread}")
+            if "eval/loss" in evaluated:
+                parts.append(f"{seed}evaluation {_number(evaluated['eval/loss'])}")
+            else:
+                spread = _spread(evaluated.get("eval/return_mean"), evaluated.get("eval/return_std"))
+                parts.append(f"{seed}evaluation {spread}")
         rate, remaining = self._rate(), self._remaining()
         if rate is not None:
-            parts.append(f"{rate:,.0f} steps/s")
+            parts.append(f"{_rate_text(rate)} steps/s")
         if remaining is not None and self._step() < self.total_steps:
             parts.append(f"{remaining} left")
         self._print("  ".join(parts))
@@ -172,7 +177,7 @@ class Progress:
         bar.add_row(
             ProgressBar(total=max(1, self.total_steps), completed=min(step, self.total_steps)),
             f"{step:,} / {self.total_steps:,} steps",
-            f"{rate:,.0f} steps/s" if rate is not None else "",
+            f"{_rate_text(rate)} steps/s" if rate is not None else "",
             f"{remaining} left" if remaining is not None else "",
         )
         figures = self._figures()
@@ -194,10 +199,15 @@ class Progress:
         return Group(*parts)
 
     def _figures(self) -> list[tuple[str, str]]:
-        figures = [("return", _number(self._mean("train/return_mean"), 1))]
+        loss = self._mean("train/loss")  # of trainers that play no episodes
+        figures = [
+            ("loss", _number(loss)) if loss is not None else ("return", _number(self._mean("train/return_mean"), 1))
+        ]
         if any("train/episode_length_mean" in row for row in self._rows.values()):
             figures.append(("episode length", _number(self._mean("train/episode_length_mean"), 0)))
-        if self._evaluations:
+        if any("eval/loss" in row for row in self._evaluations.values()):
+            figures.append(("evaluation", _number(self._mean("eval/loss", self._evaluations))))
+        elif self._evaluations:
             mean = self._mean("eval/return_mean", self._evaluations)
             figures.append(("evaluation", _spread(mean, self._mean("eval/return_std", self._evaluations))))
         health = dict.fromkeys(key for row in self._rows.values() for key in row if key.startswith("health/"))
@@ -229,6 +239,11 @@ def _number(value: float | None, decimals: int | None = None) -> str:
     if size >= 0.001 or size == 0:
         return f"{value:.4f}"
     return f"{value:.1e}"
+
+
+def _rate_text(rate: float) -> str:
+    """Steps per second: whole ones, but for updates of a large model, which take seconds each."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _spread(mean: float | None, std: float | None) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
+from steepest.algorithms.ppo import PPO
+from steepest.algorithms.ppo_kl import PPOKL
+from steepest.algorithms.reinforce import REINFORCE
 from steepest.exact import finite_mdp as mdps
 from steepest.exact.theorems import (
     CONTROL,
@@ -29,20 +30,22 @@ from steepest.verification.trust_region import CLIP
 # The algorithms' own losses
 
 
+Kind = type[PPO] | type[PPOKL] | type[REINFORCE]
+
+
 @cache
-def _agent(kind: type[PPO] | type[REINFORCE], states: int, actions: int) -> PPO | REINFORCE:
+def _agent(kind: Kind, states: int, actions: int) -> PPO | PPOKL | REINFORCE:
     """An agent in float64 without hidden layers: one-hot states in, a table of logits and one of values inside."""
     obs = ObsSpec((ObsField("obs", "vector", (states,), "float32"),), is_dict=False)
     settings: dict[str, Any] = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False}
-    config = PPOConfig(**settings, minibatches=1) if kind is PPO else REINFORCEConfig(**settings)
-    agent = kind(config, obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))  # pyright: ignore[reportArgumentType]
+    if kind is not REINFORCE:
+        settings["minibatches"] = 1
+    agent = kind(kind.Config(**settings), obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))  # pyright: ignore[reportArgumentType]
     agent.module.double()
     return agent
 
 
-def agent_gradient(
-    kind: type[PPO] | type[REINFORCE], c: Process, value: Tensor, trace_decay: float
-) -> tuple[Tensor, Tensor]:
+def agent_gradient(kind: Kind, c: Process, value: Tensor, trace_decay: float) -> tuple[Tensor, Tensor]:
     """The gradients, in logits (S, A) and values (S,), of an agent's loss on its own rollout, in expectation.
 
     The rollout holds every trajectory once; its weight is its probability. Times the mean length of an episode, since

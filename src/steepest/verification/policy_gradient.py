@@ -67,9 +67,27 @@ def full_return(c: Process) -> Sides:
     return Sides(score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
 
 
+def _two_trajectories(c: Process, divisor: float) -> Tensor:
+    """(S, A) minus the expected gradient of the loss of two independent trajectories, over every pair of them."""
+
+    def expected_loss(theta: Tensor) -> Tensor:
+        policy = distributions.Categorical(torch.log_softmax(theta, -1)[c.paths.state[:-1]])
+        per_step = losses.score_function_loss(policy.log_prob(c.paths.action), c.returns.expand_as(c.paths.reward))
+        each = (per_step * c.paths.valid).sum(0)
+        pairs = (each.unsqueeze(0) + each.unsqueeze(1)) / divisor
+        return c.paths.probability @ pairs @ c.paths.probability
+
+    return -gradient(expected_loss, c.theta)
+
+
+def mean_over_trajectories(c: Process) -> Sides:
+    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2."""
+    return Sides(_two_trajectories(c, 2.0), c.gradient)
+
+
 def sum_over_trajectories(c: Process) -> Sides:
-    """Negative control: two trajectories summed, as in the box, instead of averaged."""
-    return Sides(2.0 * score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
+    """Negative control: trajectories summed, as in the box, so that the step grows with their number."""
+    return Sides(_two_trajectories(c, 1.0), c.gradient)
 
 
 def reward_to_go(c: Process) -> Sides:
@@ -161,7 +179,7 @@ def monte_carlo_critic(c: Process) -> Sides:
     return Sides(_critic_gradient(c, lambda _: _to_go(c)), value_pull(c))
 
 
-def _bellman_pull(c: Process) -> Tensor:
+def bellman_pull(c: Process) -> Tensor:
     """(S,) visits times (v - (r_pi + gamma P_pi v)), v = 0 where the process is over."""
     v = torch.where(c.mdp.absorbing, 0.0, c.baseline)
     backup = mdps.policy_reward(c.mdp, c.policy) + c.mdp.gamma * mdps.policy_transition(c.mdp, c.policy) @ v
@@ -171,18 +189,18 @@ def _bellman_pull(c: Process) -> Tensor:
 def bootstrapped_critic(c: Process) -> Sides:
     """Regression on r + gamma (1 - terminated) V(s'), held fixed, pulls every state to its Bellman backup."""
     found = _critic_gradient(c, lambda v: _errors(c, v) + v[c.paths.state[:-1]])
-    return Sides(found, _bellman_pull(c))
+    return Sides(found, bellman_pull(c))
 
 
 def bootstrapped_critic_without_gamma(c: Process) -> Sides:
     """Negative control: the target as printed, r + V(s'), without gamma or a terminal case."""
-    return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), _bellman_pull(c))
+    return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), bellman_pull(c))
 
 
 def bootstrapped_critic_past_the_end(c: Process) -> Sides:
     """Negative control: a target that goes on after termination."""
     found = _critic_gradient(c, lambda v: c.paths.reward + c.mdp.gamma * v[c.paths.state[1:]])
-    return Sides(found, _bellman_pull(c))
+    return Sides(found, bellman_pull(c))
 
 
 def target_not_held_fixed(c: Process) -> Sides:
@@ -191,7 +209,7 @@ def target_not_held_fixed(c: Process) -> Sides:
     def expected_loss(value: Tensor) -> Tensor:
         return c.paths.probability @ (0.5 * _errors(c, value).square() * c.paths.valid).sum(0)
 
-    return Sides(gradient(expected_loss, c.baseline), _bellman_pull(c))
+    return Sides(gradient(expected_loss, c.baseline), bellman_pull(c))
 
 
 def off_policy_actor(c: Process) -> Sides:
@@ -230,6 +248,7 @@ _TD = "returns.td_error"
 
 ROWS: tuple[Statement, ...] = (
     Statement("1.2", "full return", EQUALITY, episodic, full_return, _SCORE),
+    Statement("1.2", "mean over two trajectories", EQUALITY, episodic, mean_over_trajectories, _SCORE),
     Statement("1.2", "trajectories summed, not averaged", CONTROL, episodic, sum_over_trajectories, _SCORE),
     Statement("1.2", "gamma = 1", EQUALITY, undiscounted_episodic, full_return, _SCORE),
     Statement("1.3", "reward-to-go with gamma^t", EQUALITY, episodic, reward_to_go, "returns.reward_to_go"),

@@ -21,16 +21,38 @@ from steepest.exact.theorems import (
     relative_error,
     tightness,
 )
-from steepest.verification import agents, distributions, language, off_policy, policy_gradient, soft, trust_region
+from steepest.verification import (
+    agents,
+    compatible,
+    distributions,
+    kl_penalty,
+    language,
+    off_policy,
+    off_policy_actor,
+    on_policy,
+    policy_gradient,
+    preference,
+    soft,
+    trpo,
+    trust_region,
+    vtrace,
+)
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,
     *policy_gradient.ROWS,
+    *off_policy_actor.ROWS,
     *soft.ROWS,
     *off_policy.ROWS,
     *trust_region.ROWS,
+    *kl_penalty.ROWS,
+    *vtrace.ROWS,
+    *trpo.ROWS,
+    *compatible.ROWS,
     *agents.ROWS,
+    *on_policy.ROWS,
     *language.ROWS,
+    *preference.ROWS,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 

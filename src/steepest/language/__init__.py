@@ -1,0 +1,60 @@
+"""Language models as policies: the prompt is the initial state, a token is an action, a response is an episode.
+
+The names below load on first use: nothing here needs the ``language`` extra until it is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steepest.language.data import load_preferences as load_preferences
+    from steepest.language.data import load_prompts as load_prompts
+    from steepest.language.data import load_sft as load_sft
+    from steepest.language.generation import generate as generate
+    from steepest.language.models import LanguageModel as LanguageModel
+    from steepest.language.models import load_model as load_model
+    from steepest.language.models import save_model as save_model
+    from steepest.language.scoring import token_log_probs as token_log_probs
+    from steepest.language.scratch import tiny_llama as tiny_llama
+    from steepest.language.scratch import train_tokenizer as train_tokenizer
+    from steepest.language.sft import SFTConfig as SFTConfig
+
+_HOME = {
+    "LanguageModel": "models",
+    "SFTConfig": "sft",
+    "generate": "generation",
+    "load_model": "models",
+    "load_preferences": "data",
+    "load_prompts": "data",
+    "load_sft": "data",
+    "save_model": "models",
+    "tiny_llama": "scratch",
+    "token_log_probs": "scoring",
+    "train_tokenizer": "scratch",
+}
+
+__all__ = [
+    "LanguageModel",
+    "SFTConfig",
+    "generate",
+    "load_model",
+    "load_preferences",
+    "load_prompts",
+    "load_sft",
+    "save_model",
+    "tiny_llama",
+    "token_log_probs",
+    "train_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'steepest.language' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"steepest.language.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_HOME)

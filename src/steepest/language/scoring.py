@@ -1,0 +1,104 @@
+"""Log-probabilities of responses, token by token, without ever holding the logits of a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from steepest.language.models import LanguageModel, hidden_states
+from steepest.types import TokenBatch
+
+CHUNK_ELEMENTS = 2**24
+"""So many logits are held at once (64 MB in float32): more rows than that are done in chunks."""
+
+
+class TokenScores(NamedTuple):
+    """What a model says of the tokens of responses; 0 at every other token."""
+
+    log_prob: Tensor  # (B, L) nats
+    entropy: Tensor  # (B, L) nats, of the distribution that the token was drawn from
+
+
+def token_log_probs(lm: LanguageModel, batch: TokenBatch, *, temperature: float | Tensor = 1.0) -> Tensor:
+    """Log-probability of every response token, given all before it in its sequence.
+
+    Equation:  log pi(y_t | x, y_<t) = z_{y_t} / T - log sum_v exp(z_v / T)
+    Source:    notes 2.2: a token is an action. With T != 1, of the policy at that temperature.
+    Args:      batch on the model's device; temperature T > 0
+    Returns:   (B, L) nats at the token itself, 0 where ``response_mask`` is 0; carries gradient. In float32, whatever
+               the autocast; weights in bfloat16 round the logits themselves, by up to some hundredths of a nat.
+    Verified:  tests/unit/test_language_scoring.py::test_log_probs_are_those_of_the_model,
+               tests/unit/test_language_scoring.py::test_chunks_change_neither_value_nor_gradient
+    """
+    return _score(lm, batch, temperature, _log_probs)[..., 0]
+
+
+def token_scores(lm: LanguageModel, batch: TokenBatch, *, temperature: float | Tensor = 1.0) -> TokenScores:
+    """Log-probabilities as from ``token_log_probs``, and the entropy of the distribution at every response token.
+
+    Equation:  H_t = -sum_v pi(v | x, y_<t) log pi(v | x, y_<t)
+    Verified:  tests/unit/test_language_scoring.py::test_log_probs_are_those_of_the_model
+    """
+    both = _score(lm, batch, temperature, _log_probs_and_entropy)
+    return TokenScores(both[..., 0], both[..., 1])
+
+
+def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
+    """(rows, V), (rows,) -> (rows, 1)"""
+    return logits.gather(1, targets.unsqueeze(1)) - logits.logsumexp(1, keepdim=True)
+
+
+def _log_probs_and_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """(rows, V), (rows,) -> (rows, 2)"""
+    log_pi = torch.log_softmax(logits, dim=1)
+    return torch.cat([log_pi.gather(1, targets.unsqueeze(1)), -(log_pi.exp() * log_pi).sum(1, keepdim=True)], dim=1)
+
+
+def _score(
+    lm: LanguageModel, batch: TokenBatch, temperature: float | Tensor, of: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Figures of every response token, (B, L, figures); the head is applied where they are needed alone."""
+    wanted = batch.response_mask[:, 1:]
+    targets = batch.tokens[:, 1:][wanted]
+    if lm.splits:
+        rows = hidden_states(lm, batch)[:, :-1][wanted]
+        to_logits = _head(lm)
+    else:
+        output = lm.network(
+            input_ids=batch.tokens,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
+        rows, to_logits = output.logits[:, :-1][wanted], torch.Tensor.float
+
+    def figures(rows: Tensor, targets: Tensor) -> Tensor:
+        return of(to_logits(rows) / temperature, targets)
+
+    size = max(1, CHUNK_ELEMENTS // lm.vocabulary)
+    if len(rows) <= size:
+        scored = figures(rows, targets)
+    else:
+        # Each chunk's logits are computed again in the backward pass, rather than kept for it.
+        parts = zip(rows.split(size), targets.split(size), strict=True)
+        scored = torch.cat([cast(Tensor, checkpoint(figures, r, t, use_reentrant=False)) for r, t in parts])
+    out = scored.new_zeros((*batch.tokens.shape, scored.shape[1]))
+    place = torch.nn.functional.pad(wanted, (1, 0)).nonzero(as_tuple=True)
+    return out.index_put(place, scored)
+
+
+def _head(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
+    """The head with float32 logits: outside of autocast, and in the precision that its own weights have."""
+    head = lm.head
+    dtype = next(head.parameters()).dtype
+    kind = lm.device.type
+
+    def apply(hidden: Tensor) -> Tensor:
+        with torch.autocast(kind, enabled=False):
+            return head(hidden.to(dtype)).float()
+
+    return apply

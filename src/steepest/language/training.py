@@ -1,0 +1,296 @@
+"""What every language trainer shares: adapters, AdamW, accumulation over micro-batches, schedules, state.
+
+Ordinary autograd and ``torch.optim``. One update takes one batch, however it is cut into micro-batches: the loss is a
+sum over tokens (or pairs) divided by their number in the whole batch, so that the gradient is the same for every cut.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from steepest.agent import stream_seed
+from steepest.errors import RunError, UsageError
+from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations
+from steepest.networks import require
+
+B = TypeVar("B")
+Sums = dict[str, Tensor]
+
+DEFAULT_LENGTH = 1024
+FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Settings that every language trainer has."""
+
+    epochs: int = 1
+    """Passes over the data."""
+    max_steps: int | None = None
+    """Stop after this many updates, where the epochs would make more."""
+    batch_size: int = 16
+    """Sequences (packed rows, pairs) per update."""
+    micro_batch_size: int = 8
+    """Sequences (packed rows, pairs) in memory at once; changes nothing but speed and memory."""
+    max_length: int | None = None
+    """Longest sequence in tokens, prompt and response; by default the model's context, and at most 1024."""
+    learning_rate: float | None = None
+    """AdamW's step size; by default 2e-5, with adapters 2e-4."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate falls after the warm-up: not, or to 0 along a line or half a cosine."""
+    warmup: float = 0.05
+    """Fraction of the updates over which the learning rate rises from 0."""
+    weight_decay: float = 0.0
+    """AdamW's decay, of weight matrices alone."""
+    adam_beta2: float = 0.999
+    """AdamW's memory of squared gradients."""
+    max_gradient_norm: float = 1.0
+    """The gradient is scaled down to this norm if it is longer."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the layers (autocast); weights, logits and optimiser stay in float32."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping what is in them: less memory, a third more time."""
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA) and freeze the model; 0 trains all of the model."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapters."""
+    drop_bad_rows: bool = False
+    """Leave out rows that cannot be used, and count them, instead of refusing the dataset."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "micro_batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("max_steps", "max_length"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
+        require(self.learning_rate is None or self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        require(self.max_gradient_norm > 0, "max_gradient_norm", self.max_gradient_norm, "a positive number")
+        require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction, in [0, 1)")
+        require(0 <= self.adam_beta2 < 1, "adam_beta2", self.adam_beta2, "in [0, 1)")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
+        require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "zero or more")
+        require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "in [0, 1)")
+
+
+def schedule_factor(schedule: Literal["constant", "linear", "cosine"], step: int, steps: int, warmup: int) -> float:
+    """What the learning rate is multiplied by at an update, counted from 0.
+
+    Equation:  (step + 1) / warmup up to the warm-up's end; then 1, or 1 - x, or (1 + cos pi x) / 2,
+               x = (step - warmup) / (steps - warmup)
+    Verified:  tests/unit/test_language_sft.py::test_schedules
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    x = (step - warmup) / max(1, steps - warmup)
+    return {"constant": 1.0, "linear": 1.0 - x, "cosine": 0.5 * (1 + math.cos(math.pi * x))}[schedule]
+
+
+def sequence_limit(lm: LanguageModel, config: TrainingConfig) -> int:
+    """The longest sequence that a run takes."""
+    return config.max_length or min(lm.context or DEFAULT_LENGTH, DEFAULT_LENGTH)
+
+
+def with_adapters(lm: LanguageModel, config: TrainingConfig, seed: int) -> LanguageModel:
+    """The model as it is to be trained: with fresh adapters where the config asks for them and it has none yet."""
+    if config.lora_rank and not lm.has_adapters:
+        lm = add_adapters(
+            lm,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            seed=stream_seed(seed, "adapters"),
+        )
+    if not lm.parameters():
+        raise UsageError(
+            "all weights are frozen; 4-bit weights are trained through adapters: set lora_rank, such as 16"
+        )
+    if any(p.dtype != torch.float32 for p in lm.parameters().values()):
+        raise UsageError(
+            "weights to be trained are not float32, and would lose small updates. Load them with dtype='float32', and "
+            "use precision='bfloat16' for speed; or train adapters (lora_rank)"
+        )
+    return lm
+
+
+class Trainer(ABC, Generic[B]):
+    """A language model in training: makes one update at a time, evaluates, gives and takes its state.
+
+    Files are not its business. ``B`` is the type of its micro-batches.
+    """
+
+    algorithm: ClassVar[str]
+    Config: ClassVar[type[TrainingConfig]]
+    terms: ClassVar[str] = "tokens"
+    """What the loss is a mean over."""
+
+    def __init__(self, lm: LanguageModel, config: TrainingConfig, *, seed: int) -> None:
+        self.lm = with_adapters(lm, config, seed)
+        self.config = config
+        self.seed = seed
+        self.step = 0
+        self.named = self.lm.parameters()
+        matrices = [p for p in self.named.values() if p.ndim >= 2]
+        vectors = [p for p in self.named.values() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=0.0,  # set at every update
+            betas=(0.9, config.adam_beta2),
+        )
+        if config.gradient_checkpointing:
+            checkpoint_activations(self.lm)
+
+    @classmethod
+    @abstractmethod
+    def from_data(
+        cls,
+        lm: LanguageModel,
+        config: Any,
+        data: Any,
+        *,
+        eval_data: Any,
+        seed: int,
+        note: Callable[[str], None],
+    ) -> Self:
+        """A trainer on data as users have it: read, tokenised, and reported through ``note``."""
+
+    # What each trainer says of itself
+
+    @property
+    @abstractmethod
+    def data_fingerprint(self) -> str:
+        """A hash of the tokenised data."""
+
+    @property
+    @abstractmethod
+    def epoch_steps(self) -> int:
+        """Updates in a pass over the data."""
+
+    @abstractmethod
+    def micro_batches(self, step: int) -> Sequence[B]:
+        """The batch of an update, cut up; a function of the step and the seed."""
+
+    @abstractmethod
+    def count(self, batch: B) -> int:
+        """How many terms (tokens, pairs) the loss of a micro-batch is a sum of."""
+
+    @abstractmethod
+    def loss(self, batch: B) -> tuple[Tensor, Sums]:
+        """Sum of the loss over a micro-batch's terms, with gradient; and sums of figures to report."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Figures on held-out data; empty where there is none."""
+
+    # What they share
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.config.epochs * self.epoch_steps
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.total_steps
+
+    def learning_rate(self) -> float:
+        """The step size of the next update."""
+        base = self.config.learning_rate
+        if base is None:
+            base = ADAPTER_LEARNING_RATE if self.lm.has_adapters else FULL_LEARNING_RATE
+        warmup = round(self.config.warmup * self.total_steps)
+        return base * schedule_factor(self.config.schedule, self.step, self.total_steps, warmup)
+
+    def autocast(self) -> Any:
+        """The arithmetic that the config asks for."""
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.lm.device.type, dtype=torch.bfloat16)
+
+    def gradient(self, micro_batches: Sequence[B]) -> tuple[dict[str, float], int]:
+        """Leave the gradient of the mean loss of a whole batch in the parameters; means of its figures, and the count.
+
+        Equation:  g = sum over micro-batches of grad(sum of losses) / number of terms in the whole batch
+        Verified:  tests/unit/test_language_sft.py::test_micro_batches_do_not_change_the_gradient
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = sum(self.count(batch) for batch in micro_batches)
+        sums: dict[str, float] = {}
+        # Whatever draws within the model (dropout) does so from the run's seed and the step, and leaves no trace.
+        devices = [self.lm.device] if self.lm.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(stream_seed(self.seed, f"dropout {self.step}"))
+            for batch in micro_batches:
+                with self.autocast():
+                    loss, figures = self.loss(batch)
+                (loss / total).backward()
+                for name, value in {"loss": loss, **figures}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach())
+        return {name: value / total for name, value in sums.items()}, total
+
+    def update(self) -> dict[str, float]:
+        """One update: gradient, clipping, AdamW. Returns its figures by tag.
+
+        Raises:    RunError where loss or gradient is not finite; the parameters are then as they were
+        """
+        figures, count = self.gradient(self.micro_batches(self.step))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm))
+        bad = [name for name, value in {**figures, "gradient norm": norm}.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(
+                f"training stopped at step {self.step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
+                "or a longer warmup, usually helps."
+            )
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        return {
+            **{f"train/{name}": value for name, value in figures.items()},
+            "train/epoch": self.step / self.epoch_steps,
+            "health/gradient_norm": norm,
+            "health/learning_rate": rate,
+            f"train/{self.terms}": float(count),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes in training: parameters, and AdamW's moments and step."""
+        out: dict[str, Tensor] = {}
+        for name, p in self.named.items():
+            out[f"params/{name}"] = p.detach()
+            state = self.optimizer.state.get(p, {})
+            for moment in ("exp_avg", "exp_avg_sq", "step"):
+                if moment in state:
+                    out[f"{moment}/{name}"] = state[moment]
+        return out
+
+    def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on from ``tensors()``.
+
+        Raises:    KeyError or ValueError where they are of another model
+        """
+        extra = [name for name in tensors if name.split("/", 1)[1] not in self.named]
+        if extra:
+            raise ValueError(f"there is no {extra[0]} in this model")
+        with torch.no_grad():
+            for name, p in self.named.items():
+                saved = tensors[f"params/{name}"]
+                if saved.shape != p.shape:
+                    raise ValueError(f"{name} is {tuple(saved.shape)}, here {tuple(p.shape)}")
+                p.copy_(saved)
+                moments = {m: tensors[f"{m}/{name}"] for m in ("exp_avg", "exp_avg_sq") if f"{m}/{name}" in tensors}
+                if moments:
+                    placed = {m: value.to(p.device, p.dtype) for m, value in moments.items()}
+                    self.optimizer.state[p] = {"step": tensors[f"step/{name}"], **placed}
+        self.step = step

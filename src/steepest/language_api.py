@@ -1,0 +1,229 @@
+"""Everything that the command does with language models, as one Python call each."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steepest.agent import stream_seed
+from steepest.errors import SteepestError, UsageError
+from steepest.language.data import Example, Message, Renderer, RowError, show_example
+from steepest.language.generation import Response, Sampling, draw_uniforms, generate
+from steepest.language.models import LanguageModel, load_model
+from steepest.runs.language_run import LanguageRun
+from steepest.runs.progress import Progress
+
+logger = logging.getLogger("steepest")
+
+PathLike = str | os.PathLike[str]
+
+
+def drive_language(make_run: Callable[[Callable[[str], None]], LanguageRun], *, quiet: bool) -> LanguageRun:
+    """Make a run and train it to its end under a progress display. Interrupted, it saves the model and re-raises."""
+    notes: list[str] = []
+    run = make_run(notes.append)
+    with run:
+        title = f"{run.algorithm} on {run.name}, seed {run.settings.seed}"
+        with Progress(run.total_steps, title=title, start_step=run.step, quiet=quiet) as progress:
+            for text in notes:
+                logger.info(text) if quiet else progress.note(text)
+            run.note = logger.info if quiet else progress.note
+            try:
+                for row in run:
+                    progress.update(row)
+            except KeyboardInterrupt:
+                try:
+                    path = run.save_interrupted()
+                except SteepestError as error:
+                    progress.note(str(error))
+                else:
+                    if path is not None:
+                        progress.note(f"interrupted at step {run.step:,}; the model as it was: {path}")
+                raise
+    return run
+
+
+def sft(
+    model: LanguageModel | PathLike,
+    data: Any,
+    *,
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> LanguageModel:
+    """Fine-tune a language model on demonstrations and return it.
+
+    Args:
+        model: a Hugging Face id, a folder, a GGUF file, or a LanguageModel (trained in place).
+        data: a .jsonl, .json or .parquet file, a folder, a dataset's id, or rows; see ``language.data.load_sft``.
+        eval_data: held-out demonstrations.
+        out: folder for metrics, checkpoints, the curve and the trained model; None writes nothing.
+        quiet: whether to leave out the progress display.
+        options: any field of ``LanguageRunConfig`` or ``SFTConfig``: epochs, learning_rate, lora_rank, packing, ...
+    Raises:
+        UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
+    """
+    place = None if out is None else str(out)
+    source = model if isinstance(model, LanguageModel) else str(model)
+    run = drive_language(
+        lambda note: LanguageRun("sft", source, data, eval_data=eval_data, out=place, note=note, **options), quiet=quiet
+    )
+    return run.model
+
+
+def resume_language(path: PathLike, *, data: Any = None, eval_data: Any = None, quiet: bool = True) -> LanguageModel:
+    """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
+    run = drive_language(
+        lambda note: LanguageRun.resume(Path(path), data=data, eval_data=eval_data, note=note), quiet=quiet
+    )
+    return run.model
+
+
+def respond(
+    model: LanguageModel | PathLike,
+    prompts: Sequence[str | list[Message]],
+    *,
+    seed: int = 0,
+    micro_batch_size: int = 64,
+    on_token: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> list[str]:
+    """Answers of a language model to prompts, each a text or a list of messages; as text, without their end token.
+
+    Args:      seed of the samples; sampling: fields of ``language.generation.Sampling``
+    Raises:    UsageError on a prompt that is empty or, with its answer, too long for the model
+    """
+    lm = model if isinstance(model, LanguageModel) else load_model(model)
+    drawn = draw_responses(
+        lm, prompts, Sampling(**sampling), seed=seed, micro_batch_size=micro_batch_size, on_token=on_token
+    )
+    return [response_text(lm, response) for response in drawn]
+
+
+def draw_responses(
+    lm: LanguageModel,
+    prompts: Sequence[str | list[Message]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    micro_batch_size: int = 64,
+    on_token: Callable[[int], None] | None = None,
+) -> list[Response]:
+    """Responses with their tokens and log-probabilities; arguments as for ``respond``."""
+    renderer = Renderer(lm)
+    tokens: list[tuple[int, ...]] = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            tokens.append(renderer.prompt(prompt))
+        except RowError as error:
+            raise UsageError(f"prompt {number}: {error}") from error
+    generator = torch.Generator().manual_seed(stream_seed(seed, "responses"))
+    uniforms = draw_uniforms(len(prompts), sampling, generator)
+    return generate(lm, tokens, sampling, uniforms, micro_batch_size=micro_batch_size, on_token=on_token)
+
+
+def response_text(lm: LanguageModel, response: Response) -> str:
+    """A response as text, without its end token."""
+    return lm.tokenizer.decode(list(response.tokens[:-1] if response.ended else response.tokens))
+
+
+def answer_prompts(
+    lm: LanguageModel,
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    *,
+    seed: int,
+    micro_batch_size: int = 64,
+    raw: bool = False,
+    system: str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of ``prompt`` and ``completion``. A text is asked in the chat template, if there is one, unless ``raw``."""
+    asked = [p if raw or not isinstance(p, str) else _as_chat(lm, p, system) for p in prompts]
+    drawn = draw_responses(lm, asked, sampling, seed=seed, micro_batch_size=micro_batch_size)
+    return [
+        {"prompt": prompt, "completion": response_text(lm, response), "ended": response.ended}
+        for prompt, response in zip(prompts, drawn, strict=True)
+    ]
+
+
+def _as_chat(lm: LanguageModel, prompt: str, system: str | None) -> str | list[Message]:
+    if not lm.tokenizer.chat_template:
+        return prompt
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": prompt}]
+
+
+def converse(
+    lm: LanguageModel,
+    sampling: Sampling,
+    *,
+    seed: int,
+    raw: bool,
+    system: str | None,
+    show: Callable[[str], None],
+    read: Callable[[str], str] = input,
+) -> None:
+    """Answer line after line until there is no more: with a chat template as one conversation, else each by itself.
+
+    Args:      show takes pieces of answers as they come; read gives a line, EOFError at the end
+    """
+    chat = bool(lm.tokenizer.chat_template) and not raw
+    turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    for number in itertools.count():
+        try:
+            line = read("> ")
+        except EOFError:
+            show("\n")
+            return
+        if not line.strip():
+            continue
+        asked: str | list[Message] = [*turns, {"role": "user", "content": line}] if chat else line
+        stream = _Stream(lm, show)
+        try:
+            drawn = draw_responses(lm, [asked], sampling, seed=stream_seed(seed, f"turn {number}"), on_token=stream)
+        except UsageError as error:  # too long by now, or a control token in the line: the conversation stands
+            show(f"{error}\n")
+            continue
+        show("\n")
+        if chat:
+            answer = {"role": "assistant", "content": response_text(lm, drawn[0])}
+            turns += [{"role": "user", "content": line}, answer]
+
+
+class _Stream:
+    """Shows a response while it is drawn, in whole characters."""
+
+    def __init__(self, lm: LanguageModel, show: Callable[[str], None]) -> None:
+        self.lm = lm
+        self.show = show
+        self.tokens: list[int] = []
+        self.shown = ""
+
+    def __call__(self, token: int) -> None:
+        if token not in self.lm.end_tokens:
+            self.tokens.append(token)
+            text = self.lm.tokenizer.decode(self.tokens)
+            if not text.endswith("\ufffd"):  # the bytes of a character may be several tokens
+                self.show(text[len(self.shown) :])
+                self.shown = text
+
+
+def show_batch(run: LanguageRun) -> str:
+    """The first batch of a run as it is learned, sequence by sequence."""
+    parts: list[str] = []
+    for batch in run.trainer.micro_batches(0):
+        for tokens, attention, response in zip(
+            batch.tokens, batch.tokens if batch.attention_mask is None else batch.attention_mask, batch.response_mask,
+            strict=True,
+        ):  # fmt: skip
+            length = len(tokens) if batch.attention_mask is None else int(attention.sum())
+            example = Example(tuple(tokens[:length].tolist()), tuple(response[:length].tolist()))
+            parts.append(show_example(run.model, example))
+    return "\n\n".join(parts)

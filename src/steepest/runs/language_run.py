@@ -1,0 +1,485 @@
+"""A training run of a language model: the loop around any trainer of ``steepest.language``, and its files.
+
+A trainer makes updates and knows nothing of files; this loop writes metrics, evaluates, saves checkpoints, resumes. A
+trainer's batch is a function of the seed and the step, so a checkpoint needs only what training changes, and a resumed
+run goes on with the same bits.
+
+    RUN/config.json  metrics.jsonl  summary.json  curve.png  checkpoints/  tensorboard/     as in every run
+    RUN/model/                                       the trained model, a plain Hugging Face folder
+    RUN/interrupted-model/                           the model as it was when the run was interrupted
+    RUN/base/                                        what the run started from, if that was made in Python
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+
+from steepest.errors import RunError, SteepestError, UsageError
+from steepest.language.models import (
+    Device,
+    Dtype,
+    LanguageModel,
+    Quantization,
+    load_model,
+    name_base,
+    require_language,
+    save_model,
+    template_text,
+    without_adapters,
+)
+from steepest.language.reading import check_source
+from steepest.learner import keep_freed_memory
+from steepest.networks import require
+from steepest.runs.checkpoint import CheckpointStore
+from steepest.runs.config import checked_options, refuse_unknown
+from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
+from steepest.runs.metrics import MetricsLog
+
+Row = dict[str, Any]
+
+TRAINERS = {"sft": ("steepest.language.sft", "SFT")}
+"""Algorithm -> where its trainer is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageRunConfig:
+    """Settings of a run on a language model that no trainer knows of."""
+
+    seed: int = 0
+    """Seed of everything random in the run."""
+    dtype: Dtype = "float32"
+    """Number type of the weights. bfloat16 is for frozen ones, under adapters."""
+    quantization: Quantization = "none"
+    """Hold the frozen weights in 4 bits (QLoRA); needs lora_rank."""
+    device: Device = "auto"
+    """Where the model lives; auto takes a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads of PyTorch; by default all cores."""
+    eval_every: int | None = None
+    """Updates between evaluations; by default a tenth of the run. 0 evaluates only at the end."""
+    checkpoint_every: int | None = None
+    """Updates between checkpoints; by default a tenth of the run. 0 only checkpoints at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; each holds the trained weights three times over, with AdamW's moments."""
+    merge_adapters: bool = False
+    """Save the trained model with its adapters added to the weights, instead of the adapters alone."""
+    chat_template: str | None = None
+    """A chat template in place of the model's own: Jinja text, or a file of it."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run's folder."""
+    wandb: bool = False
+    """Log to Weights & Biases too."""
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "zero or more")
+        require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
+        require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        for name in ("eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "zero or more")
+
+
+def find_trainer(algorithm: str) -> Any:
+    """The trainer of an algorithm for language models."""
+    module, name = TRAINERS[algorithm]
+    return getattr(importlib.import_module(module), name)
+
+
+def resolve_language_options(algorithm: str, options: dict[str, Any]) -> tuple[LanguageRunConfig, Any]:
+    """Split options into run settings and the trainer's config, both checked."""
+    kind = find_trainer(algorithm).Config
+    run_fields = [f.name for f in dataclasses.fields(LanguageRunConfig)]
+    config_fields = [f.name for f in dataclasses.fields(kind)]
+    refuse_unknown(options, run_fields + config_fields, algorithm)
+    settings = checked_options(LanguageRunConfig, {k: v for k, v in options.items() if k in run_fields})
+    config = checked_options(kind, {k: v for k, v in options.items() if k in config_fields})
+    return LanguageRunConfig(**settings), kind(**config)
+
+
+class LanguageRun:
+    """One training run on a language model; iterate over it to train: ``for row in run: ...``.
+
+    Args:
+        algorithm: its name, such as "sft".
+        model: what ``load_model`` takes, or a LanguageModel.
+        data: what the trainer reads: a file, a folder, a dataset's id, or rows in memory.
+        eval_data: held-out data in the same formats.
+        out: folder of the run; None writes nothing.
+        note: takes lines of text that a user should see.
+        options: fields of ``LanguageRunConfig`` and of the trainer's config.
+
+    Raises: UsageError on anything that cannot work, before any training.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        model: Any,
+        data: Any,
+        *,
+        eval_data: Any = None,
+        out: str | Path | None = None,
+        note: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        settings, config = resolve_language_options(algorithm, options)
+        name = f"{_label(data)} ({_label(model)})"
+        self._start(algorithm, model, data, eval_data, name, settings, config, note)
+        try:
+            if out is not None:
+                label = f"{algorithm}-{_label(model)}-seed{settings.seed}"
+                self._create(Path(out) if str(out) else None, label)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        *,
+        data: Any = None,
+        eval_data: Any = None,
+        note: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Go on from the last checkpoint of a run, to the same bits as if it had never stopped.
+
+        Args:      data, eval_data: again, where the run was given rows in memory
+        Raises:    UsageError if there is no run, it is in use, or its data is missing or has changed
+        """
+        require_language()
+        directory = RunDirectory.open(Path(path))
+        try:
+            saved = _read_description(directory)
+            for name, given in (("data", data), ("eval_data", eval_data)):
+                if saved[name] == IN_MEMORY and given is None:
+                    raise UsageError(f"{path} was trained on data made in Python; pass it again: {name}=...")
+            model = str(directory.path / "base") if saved["model"] == IN_MEMORY else saved["model"]
+            settings = LanguageRunConfig(**checked_options(LanguageRunConfig, saved["run"]))
+            kind = find_trainer(saved["algorithm"]).Config
+            config = kind(**checked_options(kind, saved["config"]))
+            run = cls.__new__(cls)
+            run._start(
+                saved["algorithm"],
+                model,
+                saved["data"] if data is None else data,
+                saved["eval_data"] if eval_data is None else eval_data,
+                saved["name"],
+                settings,
+                config,
+                note,
+            )
+        except BaseException:
+            directory.close()
+            raise
+        try:
+            run._reopen(directory, saved)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def _start(
+        self,
+        algorithm: str,
+        model: Any,
+        data: Any,
+        eval_data: Any,
+        name: str,
+        settings: LanguageRunConfig,
+        config: Any,
+        note: Callable[[str], None] | None,
+    ) -> None:
+        require_language()
+        keep_freed_memory()
+        self.note = note or (lambda _: None)
+        self.algorithm = algorithm
+        self.name = name
+        self.sources = {"model": _source(model), "data": _source(data), "eval_data": _source(eval_data)}
+        self.directory: RunDirectory | None = None
+        self.log: MetricsLog | None = None
+        self.store: CheckpointStore | None = None
+        self.wall_seconds = 0.0
+        self.evaluation: dict[str, float] = {}
+        self.evaluated_at = -1
+        settings = dataclasses.replace(settings, chat_template=template_text(settings.chat_template))
+        for source in (data, eval_data):
+            check_source(source)  # a model may take a minute to load, only to learn that the data is not there
+        if isinstance(model, LanguageModel):
+            lm = model
+        else:
+            lm = load_model(
+                model,
+                dtype=settings.dtype,
+                device=settings.device,
+                quantization=settings.quantization,
+                chat_template=settings.chat_template,
+            )
+        self.base = lm
+        self.trainer = find_trainer(algorithm).from_data(
+            lm, config, data, eval_data=eval_data, seed=settings.seed, note=self.note
+        )
+        tenth = max(1, self.trainer.total_steps // 10)
+        self.settings = dataclasses.replace(
+            settings,
+            threads=torch.get_num_threads() if settings.threads is None else settings.threads,
+            eval_every=tenth if settings.eval_every is None else settings.eval_every,
+            checkpoint_every=tenth if settings.checkpoint_every is None else settings.checkpoint_every,
+        )
+
+    # Files
+
+    def _create(self, path: Path | None, label: str) -> None:
+        """Take a new folder for the run."""
+        directory = RunDirectory.create(path, label)
+        self._use(directory)
+        if self.sources["model"] == IN_MEMORY:
+            # peft has put its adapters into the model that it was given.
+            base = without_adapters(self.model) if self.model is not self.base else self.base
+            path = save_model(base, directory.path / "base")
+            if self.model is not self.base:
+                name_base(self.model, str(path.resolve()))
+        directory.write_json("config.json", self.description())
+        try:
+            self._open_log(None)
+        except SteepestError:
+            directory.config_path.unlink()  # nothing has begun: the folder is free for another try
+            raise
+
+    def _reopen(self, directory: RunDirectory, saved: dict[str, Any]) -> None:
+        """Take an old run's folder and load its newest checkpoint."""
+        self._use(directory)
+        assert self.store is not None
+        if self.trainer.data_fingerprint != saved["fingerprint"]:
+            raise UsageError(
+                f"the data, or its tokenizer, has changed since {directory.path} began: it cannot go on from the same "
+                "place. Restore it, or start a new run from the model so far"
+            )
+        found = self.store.load_latest()
+        if found is None:
+            self.note("no checkpoint was saved yet; starting from the beginning")
+        else:
+            path, tensors, metadata = found
+            try:
+                self.trainer.load_tensors(tensors, int(metadata["step"]))
+                self.wall_seconds = float(metadata["wall_seconds"])
+                self.evaluation, self.evaluated_at = metadata["evaluation"], int(metadata["evaluated_at"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise RunError(f"{path} was not saved by a run that can be resumed: {error!r}") from error
+        self._open_log(self.step)
+        if self.done:
+            self.note(f"{directory.path} is finished, at step {self.step:,}")
+            return
+        if found is not None:
+            self.note(f"resuming from {found[0].name}")
+        changed = changed_since(saved["environment"], environment_report())
+        if changed:
+            self.note(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
+
+    def _use(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.store = CheckpointStore(directory.checkpoints_path, self.settings.keep_checkpoints)
+
+    def _open_log(self, resume_step: int | None) -> None:
+        assert self.directory is not None
+        self.log = MetricsLog(
+            self.directory.path,
+            resume_step=resume_step,
+            seeds=(self.settings.seed,),
+            tensorboard=self.settings.tensorboard,
+            wandb=self.settings.wandb,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """Everything that defines the run, as JSON."""
+        return {
+            "algorithm": self.algorithm,
+            "name": self.name,
+            **self.sources,
+            "fingerprint": self.trainer.data_fingerprint,
+            "config": dataclasses.asdict(self.trainer.config),
+            "run": dataclasses.asdict(self.settings),
+            "command": shlex.join(["steepest", *sys.argv[1:]]),
+            "environment": environment_report(),
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "algorithm": self.algorithm,
+            "wall_seconds": self.wall_seconds,
+            "evaluation": self.evaluation,
+            "evaluated_at": self.evaluated_at,
+        }
+
+    def close(self) -> None:
+        """Release the folder. Closing twice is harmless."""
+        if self.log is not None:
+            self.log.close()
+        if self.directory is not None:
+            self.directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Training
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model as trained so far."""
+        return self.trainer.lm
+
+    @property
+    def step(self) -> int:
+        """Updates so far."""
+        return self.trainer.step
+
+    @property
+    def total_steps(self) -> int:
+        return self.trainer.total_steps
+
+    @property
+    def done(self) -> bool:
+        return self.trainer.done
+
+    def __iter__(self) -> Iterator[Row]:
+        """Train; yields the figures of every update. Leaving early is fine: iterate again."""
+        while not self.done:
+            yield self.iterate()
+        if not self._is_summed_up():
+            self.finish()
+
+    def iterate(self) -> Row:
+        """One update, with whatever is due after it.
+
+        Raises:    RunError, naming the last good checkpoint, if a figure becomes non-finite
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(cast(int, self.settings.threads))
+        try:
+            return self._iterate()
+        except RunError as error:
+            good = None if self.store is None else self.store.latest()
+            said = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved yet."
+            raise RunError(f"{error} {said}") from error
+        finally:
+            torch.set_num_threads(before)
+
+    def _iterate(self) -> Row:
+        began = time.perf_counter()
+        figures = self.trainer.update()
+        seconds = time.perf_counter() - began
+        self.wall_seconds += seconds
+        row: Row = {
+            "step": self.step,
+            "wall_seconds": self.wall_seconds,
+            "seed": self.settings.seed,
+            **figures,
+            "time/steps_per_second": 1.0 / seconds,
+            f"time/{self.trainer.terms}_per_second": figures[f"train/{self.trainer.terms}"] / seconds,
+        }
+        if self.done or _due(self.step, self.settings.eval_every):
+            self.evaluation = self.trainer.evaluate()
+            self.evaluated_at = self.step
+            row |= self.evaluation
+        if self.log is not None:
+            self.log.write(row)
+        self.wall_seconds += time.perf_counter() - began - seconds
+        if self.store is not None and (self.done or _due(self.step, self.settings.checkpoint_every)):
+            self.store.save(self.step, self.trainer.tensors(), self._metadata())
+        return row
+
+    def _is_summed_up(self) -> bool:
+        """Whether the run's folder holds the summary of this very state already."""
+        if self.directory is None or not self.directory.summary_path.exists():
+            return False
+        found, mine = self.directory.read_json("summary.json"), finite_json(self.summary())
+        return all(found.get(k) == v for k, v in mine.items() if k != "wall_seconds")
+
+    def finish(self) -> None:
+        """Write model, curve and summary of a finished run; the summary comes last, and so marks it complete."""
+        self.model.model.eval()
+        if self.directory is None:
+            return
+        save_model(self.model, self.directory.path / "model", merge=self.settings.merge_adapters)
+        shutil.rmtree(self.interrupted_path, ignore_errors=True)
+        from steepest.runs.plots import plot_curve
+
+        try:
+            plot_curve(self.directory.path)
+        except SteepestError as error:
+            self.note(f"no curve was drawn: {error}")
+        self.directory.write_json("summary.json", self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """How the run ended: steps, time, and the last evaluation."""
+        return {
+            "algorithm": self.algorithm,
+            "name": self.name,
+            "seed": self.settings.seed,
+            "steps": self.step,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "evaluation_step": self.evaluated_at if self.evaluation else None,
+            "evaluation": self.evaluation,
+        }
+
+    @property
+    def interrupted_path(self) -> Path:
+        assert self.directory is not None
+        return self.directory.path / "interrupted-model"
+
+    def save_interrupted(self) -> Path | None:
+        """Save the model as it is, off the schedule: usable, while ``resume`` goes on from the last checkpoint."""
+        if self.directory is None:
+            return None
+        return save_model(self.model, self.interrupted_path, merge=self.settings.merge_adapters)
+
+
+IN_MEMORY = "(made in Python)"
+
+
+def _source(given: Any) -> str | None:
+    """What a file can hold of a model or data: a path or an id; or that it was made in Python."""
+    if given is None:
+        return None
+    if not isinstance(given, (str, Path)):
+        return IN_MEMORY
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.exists() else str(given)  # so that a resumed run may start from another folder
+
+
+def _label(given: Any) -> str:
+    """A model or data in a word or two."""
+    source = given.source if isinstance(given, LanguageModel) else _source(given)
+    if not source or source == IN_MEMORY:
+        return "model" if isinstance(given, LanguageModel) else "data"
+    path = Path(source)
+    return path.parent.name if path.name == "model" else path.stem if path.suffix == ".gguf" else path.name
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and every > 0 and step % every == 0
+
+
+def _read_description(directory: RunDirectory) -> dict[str, Any]:
+    """The config.json of a run on a language model. UsageError or RunError if it is something else."""
+    saved = directory.read_json("config.json")
+    if saved.get("algorithm") not in TRAINERS:
+        raise UsageError(f"{directory.path} is no run of a language model; continue it with steepest train --resume")
+    required = ("name", "model", "data", "eval_data", "fingerprint", "config", "run", "environment")
+    missing = [k for k in required if k not in saved]
+    if missing:
+        raise RunError(f"{directory.config_path} is not a run's: it has no {', '.join(missing)}")
+    return saved

@@ -1,0 +1,403 @@
+"""REINFORCE in its forms, the actor-critic, and the average reward (notes 1.2 to 1.5, and 1.8): the agents' own losses.
+
+As in ``agents``, a rollout holds every trajectory once and weighs it by its probability. A continuing process has no
+whole trajectories; there the rollout holds every path of two steps that begins in the stationary distribution.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest import on_policy, returns
+from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
+from steepest.exact import finite_mdp as mdps
+from steepest.exact.finite_mdp import softmax_policy
+from steepest.exact.theorems import (
+    CONTROL,
+    EQUALITY,
+    HORIZON,
+    Process,
+    Recording,
+    Sides,
+    Statement,
+    continuing,
+    episodic,
+    recording,
+    undiscounted_episodic,
+)
+from steepest.types import ActionSpec, ObsField, ObsSpec, Rollout
+from steepest.verification.distributions import F64
+from steepest.verification.policy_gradient import (
+    bellman_pull,
+    undiscounted_weighting,
+    value_pull,
+)
+
+PATH = 2
+"""Steps of a path of a continuing process."""
+
+_ONE_STEP: dict[str, Any] = {"advantage": "n_step", "n_steps": 1}
+CONFIGS: dict[str, tuple[Any, Any]] = {
+    "ppo": (PPO, PPOConfig),
+    "reinforce": (REINFORCE, REINFORCEConfig),
+    "actor_critic": (ActorCritic, ActorCriticConfig),
+}
+
+
+class Experience(NamedTuple):
+    """A rollout, and how likely each of its columns is."""
+
+    rollout: Rollout
+    probability: Tensor  # (K,)
+
+
+def episodes(c: Process) -> Experience:
+    """Every trajectory of an episodic process."""
+    paths = c.paths
+    step = torch.arange(HORIZON + 1).unsqueeze(-1).expand_as(paths.state)
+    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
+    return Experience(
+        _rollout(c, paths.state, paths.action, paths.reward, flags, step),
+        paths.probability,
+    )
+
+
+def long_run(c: Process) -> Experience:
+    """Every path of PATH steps from the stationary distribution of a continuing process, truncated at its end."""
+    states, actions = range(c.mdp.num_states), range(c.mdp.num_actions)
+    rows = torch.tensor(list(itertools.product(*(states, actions) * PATH, states)))
+    state, action = rows[:, 0::2].T, rows[:, 1::2].T
+    chance = mdps.stationary_distribution(c.mdp, c.policy)[state[0]]
+    for t in range(PATH):
+        chance = chance * c.policy[state[t], action[t]] * c.mdp.transition[state[t], action[t], state[t + 1]]
+    never = torch.zeros(action.shape, dtype=torch.bool)
+    cut = torch.cat([never[:-1], ~never[-1:]])
+    step = torch.arange(PATH + 1).unsqueeze(-1).expand_as(state)
+    return Experience(
+        _rollout(c, state, action, c.mdp.reward[state[:-1], action], (never, cut, ~never), step),
+        chance,
+    )
+
+
+def _rollout(
+    c: Process, state: Tensor, action: Tensor, reward: Tensor, flags: tuple[Tensor, Tensor, Tensor], step: Tensor
+) -> Rollout:
+    obs = {"obs": torch.nn.functional.one_hot(state, c.mdp.num_states).to(F64)}
+    return Rollout(obs, action, reward, *flags, episode_step=step, action_mask=None, memory=None)
+
+
+@cache
+def _agent(algorithm: str, states: int, actions: int, **options: Any) -> Any:
+    """An agent in float64 without hidden layers: one-hot states in, a table of logits and one of values inside."""
+    kind, config = CONFIGS[algorithm]
+    obs = ObsSpec((ObsField("obs", "vector", (states,), "float32"),), is_dict=False)
+    settings = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False, **options}
+    agent = kind(config(**settings), obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))
+    agent.module.double()
+    return agent
+
+
+def expected_gradient(
+    algorithm: str, c: Process, data: Experience, value: Tensor, gain: Tensor | float = 0.0, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """The gradients, in logits (S, A) and values (S,), of an agent's loss, summed over the steps of a trajectory.
+
+    Args:      gain: what the agent takes for the average reward, where that is its objective
+    """
+    agent = _agent(algorithm, c.mdp.num_states, c.mdp.num_actions, **options)
+    parameters = {
+        "policy_head.weight": c.theta.T,
+        "policy_head.bias": torch.zeros(c.mdp.num_actions, dtype=F64),
+        "value_head.weight": value.unsqueeze(0),
+        "value_head.bias": torch.zeros(1, dtype=F64),
+    }
+    state = {k: x[0].double() if x.is_floating_point() else x[0] for k, x in agent.state.items()}
+    state["params"] = agent.layout.flatten(parameters)
+    if "gain" in state:  # after endless rollouts at rate 0, it stays
+        state |= {"gain": torch.as_tensor(gain, dtype=F64), "gain_rollouts": torch.tensor(torch.inf, dtype=F64)}
+    numbers = {"gain_rate": 0.0, "gae_lambda": 0.7, "clip_epsilon": 0.2, "value_coef": 1.0, "entropy_coef": 0.0}
+    numbers |= {"gamma": c.mdp.gamma} | {k: v for k, v in options.items() if k in ("gamma", "gae_lambda")}
+    hyper = {k: torch.tensor(x, dtype=F64) for k, x in numbers.items()}
+    with torch.no_grad():
+        _, batch, _ = agent.prepare(state, data.rollout, hyper)
+    weight = data.rollout.valid * data.probability
+    batch["weight"] = (weight * len(data.probability)).flatten()
+    leaf = state["params"].clone().requires_grad_()
+    loss, _ = agent.loss(leaf, state, batch, hyper)
+    slope = agent.layout.unflatten(torch.autograd.grad(loss, leaf)[0])
+    length = weight.sum()  # the loss is a mean over steps
+    return length * slope["policy_head.weight"].T, length * slope["value_head.weight"][0]
+
+
+# 1.2 to 1.5: episodes
+
+Values = Callable[[Process], Tensor]
+
+
+def exact_values(c: Process) -> Tensor:
+    """(S,) V^pi."""
+    return mdps.state_value(c.mdp, c.policy)
+
+
+def any_values(c: Process) -> Tensor:
+    """(S,) an arbitrary function of the state."""
+    return c.baseline
+
+
+def climbs_the_objective(c: Process, algorithm: str, values: Values, **options: Any) -> Sides:
+    """With gamma^t on the states (or gamma = 1), minus the loss's gradient is the gradient of the objective."""
+    return Sides(-expected_gradient(algorithm, c, episodes(c), values(c), **options)[0], c.gradient)
+
+
+def climbs_its_own_sum(c: Process, algorithm: str, values: Values, **options: Any) -> Sides:
+    """Without it, minus the loss's gradient is the theorem's sum with states weighted by plain visits."""
+    return Sides(-expected_gradient(algorithm, c, episodes(c), values(c), **options)[0], undiscounted_weighting(c))
+
+
+def monte_carlo_critic(c: Process) -> Sides:
+    """The Monte-Carlo critic is pulled to V^pi, as hard as states are visited, whatever the advantage."""
+    pull = expected_gradient("actor_critic", c, episodes(c), c.baseline, critic="monte_carlo")[1]
+    return Sides(pull, value_pull(c))
+
+
+def bootstrapped_critic(c: Process) -> Sides:
+    """With one step, the bootstrapped critic is pulled to the Bellman backup of its values."""
+    pull = expected_gradient("actor_critic", c, episodes(c), c.baseline, **_ONE_STEP)[1]
+    return Sides(pull, bellman_pull(c))
+
+
+def full_return_is_that_of_the_trajectory(c: Process) -> Sides:
+    """gamma^t R_t = R(tau), at every decided step of every trajectory."""
+    paths = c.paths
+    nothing = torch.zeros(paths.state.shape, dtype=F64)
+    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
+    found = c.discounts * returns.full_return(paths.reward, nothing, *flags, c.mdp.gamma)
+    return Sides(found * paths.valid, c.returns * paths.valid)
+
+
+def _unbroken(r: Recording) -> tuple[Tensor, Tensor, Tensor]:
+    """terminated, truncated, valid."""
+    never = torch.zeros(r.reward.shape, dtype=torch.bool)
+    return never, never, ~never
+
+
+def n_step_is_a_sum_of_errors(r: Recording) -> Sides:
+    """A^(3)_t = delta_t + gamma delta_{t+1} + gamma^2 delta_{t+2}, fewer at the end."""
+    found = returns.n_step_advantage(r.reward, r.value, *_unbroken(r), r.gamma, 3)
+    padded = torch.cat([r.delta, torch.zeros(2, dtype=F64)])
+    return Sides(found, padded[:-2] + r.gamma * padded[1:-1] + r.gamma**2 * padded[2:])
+
+
+# 1.8: the average reward
+
+
+def _differential_errors(c: Process, gain: Tensor) -> Tensor:
+    """(S, A, S) the shipped differential TD errors of every transition, with exact values."""
+    v, shape = mdps.differential_value(c.mdp, c.policy), c.mdp.transition.shape
+    here, there = v.view(-1, 1, 1).expand(shape), v.expand(shape)
+    return returns.differential_td_error(c.mdp.reward.unsqueeze(-1).expand(shape), here, there, gain)
+
+
+def differential_error_has_mean_zero(c: Process) -> Sides:
+    """E_{a~pi, s'}[delta] = 0 in every state, with the exact gain and values."""
+    chance = c.policy.unsqueeze(-1) * c.mdp.transition
+    mean = (chance * _differential_errors(c, mdps.gain(c.mdp, c.policy))).sum((1, 2))
+    scale = float(mdps.differential_value(c.mdp, c.policy).norm())
+    return Sides(mean, torch.zeros_like(mean), scale=scale)
+
+
+def differential_gae(r: Recording) -> Sides:
+    """A_t = sum_l lambda^l delta_{t+l}, delta = r - gain + v(s') - v(s), to the recording's end."""
+    gain = 0.3
+    _, cut, valid = _unbroken(r)
+    found = returns.differential_generalized_advantage(r.reward, r.value, cut, valid, gain, r.trace_decay)
+    delta = r.reward - gain + r.value[1:] - r.value[:-1]
+    powers = r.trace_decay ** torch.arange(len(delta), dtype=F64)
+    return Sides(found, torch.stack([(powers[: len(delta) - t] * delta[t:]).sum() for t in range(len(delta))]))
+
+
+def climbs_the_gain(c: Process, algorithm: str, **options: Any) -> Sides:
+    """Theorem 4: with exact differential values, minus the loss's gradient per step is the gradient of the gain."""
+    value, gain = mdps.differential_value(c.mdp, c.policy), mdps.gain(c.mdp, c.policy)
+    settings = {"objective": "average", **options}
+    found = -expected_gradient(algorithm, c, long_run(c), value, gain, **settings)[0] / PATH
+    return Sides(found, mdps.gain_gradient(c.mdp, softmax_policy, c.theta))
+
+
+def _differential_pull(c: Process, v: Tensor, gain: Tensor | float) -> Sides:
+    """The pull of a one-step critic at values v with that gain, beside mu (v - backup) and what the pin adds."""
+    found = expected_gradient("actor_critic", c, long_run(c), v, gain, objective="average", **_ONE_STEP)[1] / PATH
+    mu = mdps.stationary_distribution(c.mdp, c.policy)
+    p, r = mdps.policy_transition(c.mdp, c.policy), mdps.policy_reward(c.mdp, c.policy)
+    # Every path is in the rollout once, so that the mean over its rows is the one over states alike.
+    pin = on_policy.VALUE_PIN * v.mean()
+    return Sides(found, mu * (v - (r - mdps.gain(c.mdp, c.policy) + p @ v) + pin))
+
+
+def differential_critic(c: Process) -> Sides:
+    """The critic is pulled to r - gain + v(s'), less a share of the mean value."""
+    return _differential_pull(c, c.baseline, mdps.gain(c.mdp, c.policy))
+
+
+def differential_critic_without_the_gain(c: Process) -> Sides:
+    """Negative control: the gain left out, at the values where the critic should rest."""
+    v = mdps.differential_value(c.mdp, c.policy)
+    return _differential_pull(c, v - v.mean(), 0.0)
+
+
+# The rows
+
+_REINFORCE = "algorithms.reinforce.REINFORCE.loss"
+_ACTOR_CRITIC = "algorithms.actor_critic.ActorCritic.loss"
+_PPO = "algorithms.ppo.PPO.loss"
+_FULL: dict[str, Any] = {"estimator": "full_return", "baseline": "none"}
+_TWO_STEPS: dict[str, Any] = {"advantage": "n_step", "n_steps": 2}
+_WEIGHTED: dict[str, Any] = {"state_weighting": "discounted"}
+
+
+def _reinforce(section: str, claim: str, **options: Any) -> Statement:
+    sides = partial(climbs_the_objective, algorithm="reinforce", values=any_values, **options)
+    return Statement(section, claim, EQUALITY, episodic, sides, _REINFORCE)
+
+
+def _actor(claim: str, values: Values, **options: Any) -> Statement:
+    sides = partial(climbs_the_objective, algorithm="actor_critic", values=values, **_WEIGHTED, **options)
+    return Statement("1.5", claim, EQUALITY, episodic, sides, _ACTOR_CRITIC)
+
+
+ROWS: tuple[Statement, ...] = (
+    Statement(
+        "1.2",
+        "gamma^t times the full return is R(tau)",
+        EQUALITY,
+        episodic,
+        full_return_is_that_of_the_trajectory,
+        "returns.full_return",
+    ),
+    _reinforce("1.2", "REINFORCE, full return, gamma^t", **_FULL, **_WEIGHTED),
+    Statement(
+        "1.2",
+        "REINFORCE, full return, gamma = 1",
+        EQUALITY,
+        undiscounted_episodic,
+        partial(climbs_the_objective, algorithm="reinforce", values=any_values, **_FULL),
+        _REINFORCE,
+    ),
+    Statement(
+        "1.2",
+        "REINFORCE, full return: its own sum",
+        EQUALITY,
+        episodic,
+        partial(climbs_its_own_sum, algorithm="reinforce", values=any_values, **_FULL),
+        _REINFORCE,
+    ),
+    _reinforce("1.3", "REINFORCE, reward-to-go, gamma^t", baseline="none", **_WEIGHTED),
+    _reinforce("1.4", "REINFORCE less the average return, gamma^t", baseline="average_return", **_WEIGHTED),
+    _reinforce("1.4", "REINFORCE less v, gamma^t", baseline="value", **_WEIGHTED),
+    _actor("actor-critic, GAE, V exact", exact_values),
+    _actor("actor-critic, one step, V exact", exact_values, **_ONE_STEP),
+    _actor("actor-critic, two steps, V exact", exact_values, **_TWO_STEPS),
+    _actor("actor-critic, lambda = 1, any V", any_values, gae_lambda=1.0),
+    Statement(
+        "1.5",
+        "actor-critic, one step, any V",
+        CONTROL,
+        episodic,
+        partial(climbs_the_objective, algorithm="actor_critic", values=any_values, **_WEIGHTED, **_ONE_STEP),
+        _ACTOR_CRITIC,
+    ),
+    Statement(
+        "1.5",
+        "actor-critic with a discount: its own sum",
+        EQUALITY,
+        episodic,
+        partial(climbs_its_own_sum, algorithm="actor_critic", values=exact_values),
+        _ACTOR_CRITIC,
+    ),
+    Statement(
+        "1.5", "actor-critic: Monte-Carlo critic pulled to V^pi", EQUALITY, episodic, monte_carlo_critic, _ACTOR_CRITIC
+    ),
+    Statement(
+        "1.5",
+        "actor-critic: bootstrapped critic pulled to the backup",
+        EQUALITY,
+        episodic,
+        bootstrapped_critic,
+        _ACTOR_CRITIC,
+    ),
+    Statement(
+        "1.10",
+        "n-step advantage by TD errors",
+        EQUALITY,
+        recording,
+        n_step_is_a_sum_of_errors,
+        "returns.n_step_advantage",
+    ),
+    Statement(
+        "1.8",
+        "differential TD error has mean zero",
+        EQUALITY,
+        continuing,
+        differential_error_has_mean_zero,
+        "returns.differential_td_error",
+    ),
+    Statement(
+        "1.8",
+        "differential GAE by its sum",
+        EQUALITY,
+        recording,
+        differential_gae,
+        "returns.differential_generalized_advantage",
+    ),
+    Statement(
+        "1.8",
+        "actor-critic, average reward: grad r(pi)",
+        EQUALITY,
+        continuing,
+        partial(climbs_the_gain, algorithm="actor_critic"),
+        _ACTOR_CRITIC,
+    ),
+    Statement(
+        "1.8",
+        "actor-critic, average reward, n steps: grad r(pi)",
+        EQUALITY,
+        continuing,
+        partial(climbs_the_gain, algorithm="actor_critic", **_TWO_STEPS),
+        _ACTOR_CRITIC,
+    ),
+    Statement(
+        "1.8",
+        "PPO, average reward: grad r(pi)",
+        EQUALITY,
+        continuing,
+        partial(climbs_the_gain, algorithm="ppo", minibatches=1),
+        _PPO,
+    ),
+    Statement(
+        "1.8",
+        "actor-critic, discount kept: grad r(pi)",
+        CONTROL,
+        continuing,
+        partial(climbs_the_gain, algorithm="actor_critic", objective="discounted", gamma=0.5),
+        _ACTOR_CRITIC,
+    ),
+    Statement(
+        "1.8", "critic pulled to r - gain + v(s'), pinned", EQUALITY, continuing, differential_critic, _ACTOR_CRITIC
+    ),
+    Statement(
+        "1.8",
+        "critic, the gain left out",
+        CONTROL,
+        continuing,
+        differential_critic_without_the_gain,
+        _ACTOR_CRITIC,
+    ),
+)

@@ -1,0 +1,79 @@
+"""Off-PAC's actor and its emphatic form: expected updates against exact off-policy gradients, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from helpers import F64
+from steepest.exact import finite_mdp as mdps
+from steepest.exact import linear_td
+from steepest.exact.theorems import continuing, episodic
+from steepest.losses import emphatic_weight, followon_trace
+from steepest.verification.off_policy_actor import ROWS, steps_of
+from steepest.verification.table import check
+
+
+def row(claim: str) -> None:
+    (statement,) = [s for s in ROWS if s.claim == claim]
+    result = check(statement, 3)
+    assert result.passed, result
+
+
+def test_actor_trace_equals_the_forward_view() -> None:
+    """Whatever V, the expected traced update is the one by lambda-returns; with rho outside the trace it is not."""
+    row("actor's trace = lambda-returns, any V")
+    row("ratio outside the trace")
+
+
+def test_off_pac_follows_the_approximate_gradient() -> None:
+    """With exact values, in both weightings of states; which is not the gradient."""
+    row("Off-PAC with traces, V exact: grad Q dropped")
+    row("Off-PAC, V exact, d^beta")
+    row("Off-PAC with traces: grad J_beta")
+
+
+def test_emphatic_actor_follows_the_gradient() -> None:
+    """In both weightings of states; interest 1 belongs to d^beta alone."""
+    row("emphatic actor: grad J_beta, p^beta")
+    row("emphatic actor: grad J_beta, d^beta")
+    row("emphatic actor, interest 1, p^beta")
+
+
+def test_emphatic_weight_spans_off_pac_and_the_gradient() -> None:
+    """lambda_a = 0 is the interest, 1 the follow-on trace, between them the expected update is the mixture."""
+    followon, interest = torch.tensor([3.0, 0.5], dtype=F64), torch.tensor([1.0, 0.25], dtype=F64)
+    assert torch.equal(emphatic_weight(followon, interest, 0.0), interest)
+    assert torch.equal(emphatic_weight(followon, interest, 1.0), followon)
+    assert emphatic_weight(followon, interest, 0.25).tolist() == [1.5, 0.3125]
+    row("emphatic actor, lambda_a 0.6: a mixture")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_followon_trace_gathers_the_emphasis(seed: int) -> None:
+    """Its sum over the visits to a state has the mean m, interest gamma^t; with interest 1 it has not."""
+    c = episodic(seed)
+    m = torch.where(c.mdp.absorbing, 0.0, mdps.emphasis(c.mdp, c.other, c.policy, "discounted"))
+    for interest_base, right in ((c.mdp.gamma, True), (1.0, False)):
+        trace = previous = torch.ones_like(c.other_paths.probability)
+        total = torch.zeros_like(m)
+        for step in steps_of(c):
+            interest = torch.full_like(trace, interest_base**step.t)
+            trace = followon_trace(trace, previous, interest, step.start, c.mdp.gamma)
+            total = total.index_add(0, step.state, step.weight * trace)
+            previous = step.ratio
+        off = float((total - m).norm() / m.norm())
+        assert off < 1e-12 if right else off > 1e-2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lambda_action_advantage_spans_td_and_monte_carlo(seed: int) -> None:
+    """lambda = 0 is the one-step error for any V, lambda = 1 is Q^pi - v, and with V exact it is A for every lambda."""
+    c = continuing(seed)
+    v, value = c.baseline, mdps.state_value(c.mdp, c.policy)
+    one_step = c.mdp.reward + c.mdp.gamma * c.mdp.transition @ v - v.unsqueeze(-1)
+    torch.testing.assert_close(linear_td.lambda_action_advantage(c.mdp, c.policy, v, 0.0), one_step)
+    monte_carlo = mdps.action_value(c.mdp, c.policy) - v.unsqueeze(-1)
+    torch.testing.assert_close(linear_td.lambda_action_advantage(c.mdp, c.policy, v, 1.0), monte_carlo)
+    advantage = mdps.advantage(c.mdp, c.policy)
+    torch.testing.assert_close(linear_td.lambda_action_advantage(c.mdp, c.policy, value, 0.5), advantage)

@@ -1,0 +1,174 @@
+"""TRPO's parts against dense matrices, in float64: the Fisher matrix, the step, what the search leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from helpers import F64, bits, box, discrete, synthetic_rollout, to_float64, vector
+from steepest import UsageError
+from steepest.algorithms.trpo import TRPO, TRPOConfig
+from steepest.exact.theorems import continuing
+from steepest.learner import State, tree_map
+from steepest.numerics import line_search_start, weighted_mean
+from steepest.on_policy import Batch, batch_inputs
+from steepest.types import ActionSpec
+from steepest.verification import trpo as rows
+from steepest.verification.table import check
+
+POLICIES: dict[str, tuple[ActionSpec, dict[str, Any]]] = {
+    "categorical": (discrete(4), {}),
+    "factored": (discrete(2, 4, 3), {}),
+    "bernoulli": (bits(3), {}),
+    "diagonal": (box(2), {}),
+    "full": (box(2), {"gaussian": "full"}),
+    "tanh": (box(2), {"squash": "tanh"}),
+}
+
+
+def make(name: str, **config: Any) -> TRPO:
+    spec, options = POLICIES[name]
+    agent = TRPO(TRPOConfig(hidden_sizes=(5,), min_probability=0.01, **options, **config), vector(3), spec)
+    to_float64(agent)
+    g = torch.Generator().manual_seed(4)
+    agent.state["params"] += 0.5 * torch.randn(agent.state["params"].shape, generator=g, dtype=F64)
+    return agent
+
+
+def one(agent: TRPO, rows: int = 12) -> tuple[State, Batch]:
+    """A member's state, and states of which a third do not count."""
+    g = torch.Generator().manual_seed(5)
+    batch = {"obs/obs": torch.randn((rows, 3), generator=g, dtype=F64), "weight": (torch.arange(rows) % 3 > 0).to(F64)}
+    return {k: x[0] for k, x in agent.state.items()}, batch
+
+
+def divergence(agent: TRPO, state: State, batch: Batch, vector: Tensor, *, swapped: bool = False) -> Tensor:
+    """Mean KL(pi_old || pi), or KL(pi || pi_old)."""
+    old: Any = tree_map(torch.detach, agent.policy(state["params"], state, batch))
+    new: Any = agent.policy(vector, state, batch)
+    return weighted_mean(new.kl(old) if swapped else old.kl(new), batch["weight"])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_fisher_vector_product_is_the_hessian_of_the_kl(name: str) -> None:
+    """Of every kind of policy; zero where the value function's parameters are, so that no step moves them."""
+    agent = make(name)
+    state, batch = one(agent)
+    start = state["params"]
+    hessian = torch.autograd.functional.hessian(lambda v: divergence(agent, state, batch, v), start)
+    products = vmap(lambda v: agent.fisher_vector_product(v, state, batch))(torch.eye(len(start), dtype=F64))
+    torch.testing.assert_close(products, hessian, rtol=1e-9, atol=1e-12)
+    assert float(hessian.norm()) > 0.1
+    value_alone = {k: torch.zeros_like(x) for k, x in agent.layout.unflatten(start).items()}
+    for key, x in value_alone.items():
+        if key.startswith("value_head"):
+            x.fill_(1.0)
+        elif key.startswith("twin_torso"):
+            x[1] = 1.0
+    places = agent.layout.flatten(value_alone) > 0
+    assert 0 < int(places.sum()) < len(start)
+    assert torch.equal(products[:, places], torch.zeros_like(products[:, places]))
+
+
+def test_the_fisher_matrix_is_the_curvature_at_the_old_policy_only() -> None:
+    """Negative controls: away from it the two divergences bend differently from each other and from the matrix."""
+    agent = make("categorical")
+    state, batch = one(agent)
+    start = state["params"]
+    away = start + 0.5
+    there = {**state, "params": away}
+    eye = torch.eye(len(start), dtype=F64)
+    fisher = vmap(lambda v: agent.fisher_vector_product(v, state, batch))(eye)
+    for swapped in (False, True):
+        here, elsewhere = (
+            torch.autograd.functional.hessian(lambda v, s=swapped: divergence(agent, state, batch, v, swapped=s), at)
+            for at in (start, away)
+        )
+        torch.testing.assert_close(fisher, here, rtol=1e-9, atol=1e-12)
+        assert float((fisher - elsewhere).norm() / fisher.norm()) > 1e-2
+    assert float((fisher - vmap(lambda v: agent.fisher_vector_product(v, there, batch))(eye)).norm()) > 1e-2
+
+
+@pytest.mark.parametrize("row", ["Fisher-vector product = dense Fisher matrix", "Fisher matrix of another policy"])
+def test_fisher_vector_product_is_the_dense_fisher_matrix(row: str) -> None:
+    """A tabular softmax, states weighted by their visits, scores enumerated; another policy's is another."""
+    assert check(row_of(row), 10).passed
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["TRPO's full step = exact natural step", "natural step = gradient step", "step length without its root"],
+)
+def test_the_step_is_the_exact_natural_step(row: str) -> None:
+    """No damping, conjugate gradients to the end, against the pseudo-inverse of a singular matrix."""
+    assert check(row_of(row), 10).passed
+
+
+def row_of(claim: str) -> Any:
+    (row,) = [r for r in rows.ROWS if r.claim == claim]
+    return row
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_failed_search_restores_every_bit(seed: int) -> None:
+    at = rows.setting(continuing(seed), continuing(seed).theta, checked=True)
+    start = at.state["params"]
+    hyper = {**at.hyper, "kl_limit": torch.tensor(-1.0, dtype=F64)}
+    step, search = rows.step(at), line_search_start(start)
+    assert float(step.norm()) > 1e-3
+    for _ in range(5):
+        search = at.agent.search(search, step, at.state, at.batch, hyper)
+    assert torch.equal(search.point, start)
+    assert float(search.accepted) == 0.0
+    assert float(search.trials) == 5.0
+    found = rows.updated(at)
+    assert not torch.equal(found, start)
+    value = [k for k in at.agent.layout.names if k.startswith("value_head")]
+    before, after = (at.agent.layout.unflatten(v) for v in (start, found))
+    assert value
+    assert all(torch.equal(before[k], after[k]) for k in value)
+
+
+def test_the_step_does_not_depend_on_the_scale_of_the_advantages() -> None:
+    """Which is what makes max_kl mean the same everywhere. A plain gradient step would be ten times as long."""
+    c = continuing(0)
+    at = rows.setting(c, c.theta)
+    scaled = at._replace(batch={**at.batch, "advantage": 10.0 * at.batch["advantage"]})
+    torch.testing.assert_close(rows.step(scaled), rows.step(at), rtol=1e-9, atol=1e-12)
+
+
+def test_fitting_the_values_leaves_the_policy_where_the_search_put_it() -> None:
+    """To the last bit, and the step leaves the values where they were: the two share one vector and nothing else."""
+    agent = TRPO(TRPOConfig(hidden_sizes=(5,), rollout_steps=12, minibatches=2), vector(3), discrete(3), num_envs=4)
+    to_float64(agent)
+    rollout = synthetic_rollout(agent, 12, dtype=F64)
+    batch = {"obs/obs": rollout.obs["obs"][0, 0]}
+    points: list[Tensor] = []
+    search = agent._search
+
+    def watched(*arguments: Any) -> Any:
+        found = search(*arguments)
+        points.append(found.point[0])
+        return found
+
+    agent._search = watched  # type: ignore[assignment]
+    before = agent.state["params"][0]
+    agent.update(rollout, 0.0)
+    state = {k: x[0] for k, x in agent.state.items()}
+    after = state["params"]
+    policies = [agent.policy(v, state, batch).log_probs for v in (before, points[-1], after)]  # type: ignore[union-attr]
+    assert torch.equal(policies[1], policies[2])
+    assert not torch.equal(policies[0], policies[1])
+    values = [agent.forward(v, state, batch_inputs(batch)).value for v in (before, points[-1], after)]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[1], values[2])
+
+
+@pytest.mark.parametrize(("option", "value"), [("shared_torso", True), ("recurrent", "gru"), ("recurrent", "lstm")])
+def test_what_trpo_does_not_have_is_refused(option: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"\b{option} is .*TRPO"):
+        TRPOConfig(**{option: value})

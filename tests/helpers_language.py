@@ -1,0 +1,59 @@
+"""A small tokenizer and tiny random models, made once per process."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+
+from steepest.language.data import Example
+from steepest.language.models import LanguageModel
+from steepest.language.scratch import tiny_llama, train_tokenizer
+
+ADJECTIVES = ("great", "dull", "wonderful", "terrible", "moving", "boring", "clever", "slow")
+NOUNS = ("movie", "film", "story", "actor", "plot", "scene", "ending")
+CORPUS = [
+    f"This {noun} was {one} and the {other} is {two}. I have seen it, and it's not {two}!"
+    for (noun, other), (one, two) in itertools.product(
+        itertools.permutations(NOUNS[:5], 2), itertools.permutations(ADJECTIVES[:5], 2)
+    )
+]
+
+
+@functools.cache
+def tokenizer() -> Any:
+    return train_tokenizer(CORPUS, 320)
+
+
+@functools.cache
+def chat_tokenizer() -> Any:
+    return train_tokenizer(CORPUS, 320, chat=True)
+
+
+def tiny(*, chat: bool = False, seed: int = 0, scale: float = 5.0, **options: Any) -> LanguageModel:
+    """A Llama of two layers; its weights scaled up, so that it has opinions and attention matters."""
+    lm = tiny_llama(
+        chat_tokenizer() if chat else tokenizer(), **{"layers": 2, "width": 32, "heads": 2, "context": 128, **options},
+        seed=seed,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in lm.model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(scale)
+    return lm
+
+
+def demonstrations(count: int = 40) -> list[dict[str, str]]:
+    """Prompts whose completion follows from them."""
+    pairs = itertools.islice(itertools.cycle(itertools.product(NOUNS, ADJECTIVES)), count)
+    return [{"prompt": f"This {noun} was {word}.", "completion": f" I have seen the {noun}."} for noun, word in pairs]
+
+
+_RNG = np.random.default_rng(0)
+EXAMPLES = [
+    Example(tuple(int(t) for t in _RNG.integers(258, 320, n)), (False,) * 2 + (True,) * (n - 2)) for n in (9, 5, 7, 3)
+]
+"""Four short sequences of two prompt tokens each."""

@@ -1,0 +1,216 @@
+"""Off-PAC from logs and from another agent's behaviour; COPDAC on a linear regulator."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import nn
+
+import steepest.networks
+from helpers import discrete, vector
+from steepest import Run, UsageError
+from steepest.agent import Agent
+from steepest.algorithms.off_pac import OffPAC, OffPACConfig
+from steepest.exact import lqr
+from steepest.logged import LoggedExperience
+
+QUICK: dict[str, Any] = {"num_envs": 16, "rollout_steps": 16, "compile": "off", "eval_episodes": 0}
+
+
+class Contexts(gym.Env):
+    """One choice an episode; the action with the number of the context pays 1."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.context = int(self.np_random.integers(2))
+        return np.eye(2, dtype=np.float32)[self.context], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.eye(2, dtype=np.float32)[self.context], float(action == self.context), True, False, {}
+
+
+def score(agent: Agent) -> float:
+    """The chance of the right action."""
+    contexts = np.repeat([0, 1], 200)
+    return float((agent.act(np.eye(2, dtype=np.float32)[contexts])[0] == contexts).mean())
+
+
+def uniform_log(steps: int) -> LoggedExperience:
+    rng = np.random.default_rng(0)
+    context, action = rng.integers(2, size=steps), rng.integers(2, size=steps)
+    obs, end = np.eye(2, dtype=np.float32)[context], np.ones(steps, dtype=bool)
+    return LoggedExperience(obs, action, context == action, obs, end, ~end, np.full(steps, np.log(0.5)))
+
+
+def log_agent(**options: Any) -> OffPAC:
+    config = OffPACConfig(rollout_steps=16, hidden_sizes=(16,), policy_learning_rate=0.2, **options)
+    return OffPAC(config, vector(2), discrete(2), num_envs=16)
+
+
+def test_learns_from_a_log(tmp_path: Path) -> None:
+    """Logged by the uniform policy, read back from a file; the logged probabilities are what it learns by."""
+    np.savez(tmp_path / "log.npz", **uniform_log(4096)._asdict())
+    data = LoggedExperience(**np.load(tmp_path / "log.npz"))
+    agent = log_agent()
+    assert abs(score(agent) - 0.5) < 0.15
+    figures = agent.fit(data, passes=2)
+    assert len(figures) == 2 * (2 * 4096 // 256)
+    assert score(agent) > 0.9
+
+
+def test_a_log_of_other_rewards_teaches_the_opposite() -> None:
+    agent = log_agent()
+    data = uniform_log(4096)
+    agent.fit(data._replace(reward=-1.0 * data.reward), passes=2)
+    assert score(agent) < 0.1
+
+
+def test_a_population_takes_no_log() -> None:
+    config = OffPACConfig(hidden_sizes=(4,))
+    population = OffPAC(config, vector(2), discrete(2), num_envs=2, seeds=(0, 1))
+    with pytest.raises(UsageError, match="holds 2 members"):
+        population.fit(uniform_log(64))
+    with pytest.raises(UsageError, match="passes is 0"):
+        log_agent().fit(uniform_log(4096), passes=0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_learns_from_a_saved_agent(seeds: int, tmp_path: Path) -> None:
+    """Another agent's actions, scored with its own probabilities; it stays as it was, whatever is learned."""
+    with Run("reinforce", Contexts, hidden_sizes=(4,), **QUICK) as run:
+        run.agent.save(tmp_path / "other.safetensors")
+        other = run.agent
+    options = {
+        "hidden_sizes": (16,),
+        "policy_learning_rate": 0.2,
+        "behaviour_agent": str(tmp_path / "other.safetensors"),
+    }
+    with Run("off_pac", Contexts, seeds=seeds, total_steps=10**6, **options, **QUICK) as run:
+        rollout, _ = run.collector.collect()
+        scored = run.agent._scored_by_other(run.agent.other, rollout)
+        obs = rollout.obs["obs"][:, :-1].reshape(1, -1, 2)
+        wanted = other.forward(
+            other.state["params"][0], {}, steepest.networks.PolicyInput({"obs": obs[0]}, None, None, None, None)
+        ).distribution.log_prob(rollout.action.flatten())
+        torch.testing.assert_close(scored.behaviour_log_prob.flatten(), wanted)
+        for _ in range(30):
+            run.iterate()
+        agents = [run.agent.member(i) for i in range(seeds)]
+        assert torch.equal(run.agent.other.state["params"], other.state["params"])
+    assert all(score(agent) > 0.85 for agent in agents)
+
+
+def test_a_behaviour_of_other_spaces_is_refused(tmp_path: Path) -> None:
+    OffPAC(OffPACConfig(), vector(3), discrete(2)).save(tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match="other observations or actions"):
+        Run("off_pac", Contexts, behaviour_agent=str(tmp_path / "other.safetensors"), **QUICK)
+
+
+def test_a_policy_acts_without_the_file_of_its_behaviour(tmp_path: Path) -> None:
+    """But learns no more: what it would learn from is gone."""
+    other = tmp_path / "other.safetensors"
+    OffPAC(OffPACConfig(), vector(2), discrete(2)).save(other)
+    OffPAC(OffPACConfig(behaviour_agent=str(other)), vector(2), discrete(2)).save(tmp_path / "agent.safetensors")
+    other.unlink()
+    agent = steepest.load(tmp_path / "agent.safetensors")
+    assert agent.act(np.zeros(2, dtype=np.float32))[0] in (0, 1)
+    with pytest.raises(UsageError, match="which is no file"):
+        agent.behaviour()
+
+
+# COPDAC
+
+
+A, B, Q, R, W, GAMMA = 0.9, 0.5, 1.0, 0.5, 0.01, 0.6
+
+
+class Regulator(gym.Env):
+    """x' = A x + B u + noise, reward -(Q x^2 + R u^2), cut after 20 steps."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+    action_space = spaces.Box(-np.inf, np.inf, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.normal(), 0
+        return np.array([self.x], dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        u = float(action[0])
+        reward = -(Q * self.x**2 + R * u**2)
+        self.x = A * self.x + B * u + np.sqrt(W) * self.np_random.normal()
+        self.t += 1
+        return np.array([self.x], dtype=np.float32), reward, False, self.t >= 20, {}
+
+
+class Features(nn.Module):
+    """(x, square x^2): the policy sees square = 0 and is linear, the value function 1 and is quadratic."""
+
+    def __init__(self, square: float) -> None:
+        super().__init__()
+        self.square = square
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([obs, self.square * obs.square()], -1)
+
+
+@pytest.mark.parametrize("critic", ["sarsa", "q_learning", "gradient_q"])
+def test_copdac_finds_the_optimal_feedback(critic: str) -> None:
+    """From 0 to within 0.1 of the Riccati solution, -0.56: the steps of a stochastic, bootstrapped critic, whose fixed
+    point is not quite the compatible one, leave that much."""
+    squares = iter((0.0, 1.0))
+    rates = {"policy_learning_rate": 0.1, "value_learning_rate": 0.3, "advantage_learning_rate": 0.5}
+    with Run(
+        "dpg",
+        Regulator,
+        network=lambda _: Features(next(squares)),
+        critic=critic,
+        gamma=GAMMA,
+        total_steps=64 * 400,
+        learning_rate_schedule="linear",
+        auxiliary_learning_rate=0.1,
+        initial_std=0.5,
+        **rates,
+        **{**QUICK, "num_envs": 64},
+    ) as run:
+        assert abs(float(run.agent.parameters["policy_head.weight"][0, 0, 0])) < 0.1
+        for _ in run:
+            pass
+        found = float(run.agent.parameters["policy_head.weight"][0, 0, 0])
+
+    def matrix(x: float) -> torch.Tensor:
+        return torch.tensor([[x]], dtype=torch.float64)
+
+    problem = lqr.LQR(
+        matrix(A), matrix(B), matrix(Q), matrix(R), matrix(W), torch.zeros(1, dtype=torch.float64), matrix(1.0), GAMMA
+    )
+    assert found == pytest.approx(float(lqr.optimal_feedback(problem)), abs=0.1)
+
+
+def test_copdac_refuses_discrete_actions() -> None:
+    with pytest.raises(UsageError, match="dpg takes Box actions"):
+        Run("dpg", Contexts, **QUICK)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="compiling needs a C++ compiler")
+@pytest.mark.compiles
+def test_compiled_copdac_learns_as_eager() -> None:
+    """The same run, eager and compiled: float32 rounding alone is between them."""
+    states = []
+    for mode in ("off", "on"):
+        options = {**QUICK, "compile": mode, "rollout_steps": 4, "num_envs": 2, "steps_per_call": 2}
+        with Run("dpg", Regulator, critic="gradient_q", hidden_sizes=(4,), total_steps=10**6, **options) as run:
+            run.iterate()
+            assert run.agent.modes()["steps"] == ("compiled" if mode == "on" else "ordinary autograd")
+            states.append(run.agent.state["params"])
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-6)
