@@ -102,8 +102,8 @@ train: $(BASE) ## train PPO on CartPole until solved, evaluate it, say where eve
 test: lint ## lint, types and tests: what CI runs (under 15 minutes on 2 cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) $(PYTEST_ARGS)
 
-test-learning: $(TEST) ## the long tests that train agents to known returns
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) -m learning --timeout 3600 $(PYTEST_ARGS)
+test-learning: $(TEST) ## the long tests: agents trained to known returns, rarer combinations of spaces and options
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) -m "learning or slow" --timeout 3600 $(PYTEST_ARGS)
 
 lint: $(TEST) ## ruff and pyright, changing nothing
 	@$(BIN)/ruff check

@@ -41,7 +41,8 @@ def vector(*shape: int) -> ObsSpec:
 
 def to_float64(agent: Any) -> Any:
     """The same agent with parameters, moments and statistics in float64."""
-    agent.module.double()
+    for module in agent.modules.values():
+        module.double()
     agent.state = {k: v.double() if v.is_floating_point() else v for k, v in agent.state.items()}
     return agent
 

@@ -12,25 +12,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from steepest.distributions import Distribution, action_noise
-from steepest.environments.spaces import ActionMap, convert_obs, flatten_mask
+from steepest.environments.spaces import ActionMap, Squash, convert_obs, flatten_mask
 from steepest.errors import UsageError
 from steepest.learner import FunctionalModule, Hyper, Layout, Learner, Lifted, State, adam_state, tree_map
-from steepest.networks import ActorCritic, NetworkFactory, Normalization, PolicyConfig, PolicyInput, PolicyOutput
+from steepest.networks import (
+    ActorCritic,
+    NetworkConfig,
+    NetworkFactory,
+    Normalization,
+    PolicyConfig,
+    PolicyInput,
+    PolicyOutput,
+)
 from steepest.tensor_files import save_tensors
 from steepest.types import (
+    ActionKind,
     ActionSpec,
     Obs,
     ObsSpec,
-    Rollout,
     action_spec_from_json,
     obs_spec_from_json,
     spec_to_json,
@@ -41,6 +49,9 @@ Actor = Callable[
     tuple[Tensor, Tensor | None],
 ]
 """(obs, noise, action_mask, episode_start, memory) -> (action, memory), see ``Agent.actor``."""
+
+Regime = Literal["on-policy", "off-policy"]
+"""Where the experience of an update comes from: the rollout just played, or a replay buffer."""
 
 VECTORS = ("params", "adam_mean", "adam_square")
 """State entries that are parameter-shaped vectors; they are saved under the parameters' names."""
@@ -56,13 +67,20 @@ class Agent(ABC):
     """A policy with everything that training it needs; ``steepest.train`` makes one, ``steepest.load`` reads one."""
 
     algorithm: ClassVar[str]
-    Config: ClassVar[type[PolicyConfig]]
+    Config: ClassVar[type[NetworkConfig]]
+    regime: ClassVar[Regime] = "on-policy"
+    action_kinds: ClassVar[tuple[ActionKind, ...]] = ("discrete", "multi_discrete", "multi_binary", "box")
+    """The action spaces that the algorithm is defined for."""
+    bounded: ClassVar[bool] = False
+    """Whether a box of actions needs finite bounds."""
+    squash: ClassVar[Squash | None] = None
+    """How the algorithm's actions meet the bounds of a box; None leaves it to the config."""
     per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
     """State entries (M, N, ...) that start afresh where the number of environments differs."""
 
     def __init__(
         self,
-        config: PolicyConfig,
+        config: NetworkConfig,
         obs_spec: ObsSpec,
         action_spec: ActionSpec,
         *,
@@ -78,7 +96,10 @@ class Agent(ABC):
         Args:      num_envs: environments per member; seeds: one per member; network: see ``networks.NetworkFactory``;
                    compile, device, note: see ``learner.Learner``
         """
-        self._action_map = ActionMap(action_spec, config.squash)
+        refused = self.refuses(action_spec)
+        if refused:
+            raise UsageError(refused)
+        self._action_map = ActionMap(action_spec, self.squash or cast(PolicyConfig, config).squash)
         self.config = config
         self.obs_spec = obs_spec
         self.action_spec = action_spec
@@ -89,10 +110,11 @@ class Agent(ABC):
         self.custom_network = network is not None
         self.device = torch.device(device)
         self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
-        modules = [self._build(seed, network).to(self.device) for seed in seeds]
-        self.module = modules[0]
-        self.layout = Layout(self.module)
-        self.call = FunctionalModule(self.module, self.layout)
+        modules = [self._build(seed, network) for seed in seeds]
+        self.modules = modules[0]
+        self.layouts = {prefix: Layout(module) for prefix, module in self.modules.items()}
+        self.calls = {k: FunctionalModule(module, self.layouts[k], k) for k, module in self.modules.items()}
+        self.module, self.layout, self.call = self.modules[""], self.layouts[""], self.calls[""]
         self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
         self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
         self.state = self._initial_state(modules)
@@ -102,38 +124,68 @@ class Agent(ABC):
             for deterministic in (False, True)
         }
 
-    def _build(self, seed: int, network: NetworkFactory | None) -> ActorCritic:
+    @classmethod
+    def refuses(cls, spec: ActionSpec) -> str | None:
+        """Why the algorithm cannot act in this space, for people; None if it can.
+
+        Verified:  tests/conformance/test_agents.py::test_refuses_what_it_is_not_defined_for
+        """
+        names = {"discrete": "Discrete", "multi_discrete": "MultiDiscrete", "multi_binary": "MultiBinary", "box": "Box"}
+        if spec.kind not in cls.action_kinds:
+            known = " or ".join(names[kind] for kind in cls.action_kinds)
+            return f"{cls.algorithm} takes {known} actions; this environment has {names[spec.kind]} actions"
+        if cls.bounded and not np.isfinite([*spec.low, *spec.high]).all():
+            return (
+                f"{cls.algorithm} needs actions with finite bounds; this environment's go from {list(spec.low)} to "
+                f"{list(spec.high)} (gymnasium.wrappers.TransformAction can give it some)"
+            )
+        return None
+
+    def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
+        """New networks by the prefix of their entries in the state, "" being the one that acts.
+
+        That one is called as ``ActorCritic`` is. Each has its parameters, and Adam's moments, in vectors of its own.
+        """
+        config = cast(PolicyConfig, self.config)
+        return {"": ActorCritic(config, self.obs_spec, self.action_spec, network)}
+
+    def _build(self, seed: int, network: NetworkFactory | None) -> dict[str, nn.Module]:
         """Initial weights from the member's own seed, leaving the process's generator as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "weights"))
             try:
-                module = ActorCritic(self.config, self.obs_spec, self.action_spec, network)
-                Layout(module)
+                modules = self.networks(network)
+                for module in modules.values():
+                    Layout(module)
             except ValueError as error:  # spaces or a user's torso that no network can be built for
                 raise UsageError(str(error)) from error
-        dropout = next((name for name, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p), None)
+        parts = [named for module in modules.values() for named in module.named_modules()]
+        dropout = next((name for name, part in parts if isinstance(part, _DropoutNd) and part.p), None)
         if dropout is not None:
             raise UsageError(
                 f"the network has a dropout layer ({dropout}): it draws numbers that the run neither seeds nor saves, "
                 "so neither seeds nor resuming would mean anything; leave it out"
             )
-        return module
+        return {prefix: module.to(self.device) for prefix, module in modules.items()}
 
-    def _initial_state(self, modules: list[ActorCritic]) -> State:
+    def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
         m = self.members
-        vectors = torch.stack([self.layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in modules])
-        state = adam_state(vectors)
-        frozen = [name for name, p in self.module.named_parameters() if not p.requires_grad]
-        for name in [*frozen, *(name for name, _ in self.module.named_buffers())]:
-            parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in modules]
-            state[f"buffers/{name}"] = torch.stack(parts)
+        state: State = {}
+        for prefix, layout in self.layouts.items():
+            alike = [x[prefix] for x in modules]
+            vectors = torch.stack([layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in alike])
+            state |= {f"{prefix}{k}": v for k, v in adam_state(vectors).items()}
+            frozen = [name for name, p in alike[0].named_parameters() if not p.requires_grad]
+            for name in [*frozen, *(name for name, _ in alike[0].named_buffers())]:
+                parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in alike]
+                state[f"buffers/{prefix}{name}"] = torch.stack(parts)
         if self.config.normalize_obs:
             for field in self.obs_spec.fields:
                 if field.kind == "vector":
                     state[f"obs_mean/{field.name}"] = torch.zeros((m, *field.shape), device=self.device)
                     state[f"obs_variance/{field.name}"] = torch.ones((m, *field.shape), device=self.device)
             state["obs_count"] = torch.zeros(m, device=self.device)
-        if self.config.normalize_reward:
+        if isinstance(self.config, PolicyConfig) and self.config.normalize_reward:
             state["return_mean"] = torch.zeros(m, device=self.device)
             state["return_variance"] = torch.ones(m, device=self.device)
             state["return_count"] = torch.zeros(m, device=self.device)
@@ -142,12 +194,12 @@ class Agent(ABC):
 
     @property
     def memory_size(self) -> int:
-        return self.module.memory_size
+        return cast(Any, self.module).memory_size
 
     @property
     def sequence_length(self) -> int:
         """Steps per training sequence of a recurrent policy, 0 for a feed-forward one."""
-        return self.config.sequence_length if self.memory_size else 0
+        return cast(PolicyConfig, self.config).sequence_length if self.memory_size else 0
 
     def hyper(self, **values: float) -> Hyper:
         """Hyper-parameters as 0-d tensors on the device, so that a schedule never recompiles."""
@@ -318,10 +370,11 @@ class Agent(ABC):
         """(rows per gradient step, gradient steps) of a whole run of one member, from which ``auto`` is decided."""
 
     @abstractmethod
-    def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
-        """Learn from one rollout (M, T, N); progress in [0, 1] drives schedules.
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Learn; changes ``self.state``. What from depends on the regime.
 
-        Returns health figures, each (M,). Changes ``self.state``.
+        On-policy: ``update(rollout, progress)`` of a rollout (M, T, N) and the progress in [0, 1] that drives
+        schedules, giving health figures (M,). Off-policy: see ``off_policy.OffPolicyAgent``.
         """
 
     def lifted(self) -> dict[str, Lifted]:
@@ -351,12 +404,18 @@ class Agent(ABC):
 
     # Saving
 
+    def _layout_of(self, key: str) -> Layout | None:
+        """Where the parameters are in a state entry that is a vector of them; None for any other."""
+        prefix, slash, name = key.rpartition("/")
+        return self.layouts.get(prefix + slash) if name in VECTORS else None
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything needed to go on, as named tensors with a leading member axis."""
         named: dict[str, Tensor] = {}
         for key, value in self.state.items():
-            if key in VECTORS:
-                named |= {f"{key}/{name}": part for name, part in self.layout.unflatten(value).items()}
+            layout = self._layout_of(key)
+            if layout is not None:
+                named |= {f"{key}/{name}": part for name, part in layout.unflatten(value).items()}
             else:
                 named[key] = value
         for i, generator in enumerate(self.generators):
@@ -386,9 +445,9 @@ class Agent(ABC):
                     "Was it trained with another network, or another number of seeds?"
                 )
         for key in self.state:
-            if key in VECTORS:
-                parts = {name: tensors[f"{key}/{name}"] for name in self.layout.names}
-                self.state[key] = self.layout.flatten(parts).to(self.device)
+            layout = self._layout_of(key)
+            if layout is not None:
+                self.state[key] = layout.flatten({k: tensors[f"{key}/{k}"] for k in layout.names}).to(self.device)
             elif key not in self.per_environment or tuple(tensors[key].shape) == tuple(self.state[key].shape):
                 self.state[key] = tensors[key].clone().to(self.device)
         for i, generator in enumerate(self.generators):
@@ -450,7 +509,7 @@ class Agent(ABC):
         )
 
 
-def config_from_json(kind: type[PolicyConfig], data: dict[str, Any]) -> PolicyConfig:
+def config_from_json(kind: type[NetworkConfig], data: dict[str, Any]) -> NetworkConfig:
     """A config from its fields as JSON gives them back (tuples have become lists)."""
     fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
     return kind(**fields)

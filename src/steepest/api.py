@@ -73,7 +73,7 @@ def train(
     """Train an agent and return it.
 
     Args:
-        algorithm: its name, such as "ppo"; ``steepest list`` shows them all.
+        algorithm: its name, such as "ppo" or "sac"; ``steepest list`` shows them all.
         env: a Gymnasium or EnvPool id, a factory of environments, an environment, or a vector environment.
         out: folder for metrics, checkpoints and the learning curve; None writes nothing.
         network: a custom torso, ``ObsSpec -> nn.Module`` (see ``networks.NetworkFactory``).

@@ -210,10 +210,13 @@ class FunctionalModule:
     network's forward pass. Here the owners of every tensor are looked up once and their entries exchanged directly.
 
     A buffer that the module assigns anew as it runs is written into the state, as one that it changes in place is.
+    Buffers stand in the state under ``buffers/``, the network's prefix where an agent has several, and their names.
     ``function``: what is called, one of the module's methods; by default its forward pass.
     """
 
-    def __init__(self, module: nn.Module, layout: Layout, function: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, layout: Layout, prefix: str = "", function: Callable[..., Any] | None = None
+    ) -> None:
         self.module = module
         self.function = function or module
         self.layout = layout
@@ -226,12 +229,12 @@ class FunctionalModule:
         ]
         self.parameter_owners = [(name, owner, key) for name, owner, key, trained in owned if trained]
         self.buffer_owners = [
-            (f"buffers/{prefix}{'.' if prefix else ''}{key}", owner.__dict__["_buffers"], key)
-            for prefix, owner in module.named_modules()
+            (f"buffers/{prefix}{path}{'.' if path else ''}{key}", owner.__dict__["_buffers"], key)
+            for path, owner in module.named_modules()
             for key, _ in owner.named_buffers(recurse=False)
         ]
         # A frozen parameter is state that nothing trains, which is what a buffer is.
-        self.buffer_owners += [(f"buffers/{name}", owner, key) for name, owner, key, trained in owned if not trained]
+        self.buffer_owners += [(f"buffers/{prefix}{n}", owner, key) for n, owner, key, trained in owned if not trained]
 
     def bind(self, vector: Tensor, state: State) -> nn.Module:
         """The module itself with these tensors in it, until the next ``bind``."""

@@ -49,13 +49,24 @@ def schedule_factor(schedule: Schedule, progress: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """How observations become actions and values; shared by every algorithm."""
+class NetworkConfig:
+    """How observations enter the networks; shared by every algorithm."""
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers (after the convolutions, for images)."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the hidden layers. Tanh learns more steadily on low-dimensional control."""
+    normalize_obs: bool = False
+    """Scale vector observations by their running mean and standard deviation, clipped at 10."""
+
+    def __post_init__(self) -> None:
+        require(all(h > 0 for h in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "positive widths")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(NetworkConfig):
+    """How observations become actions and values; shared by every on-policy algorithm."""
+
     shared_torso: bool = False
     """Whether policy and value function share all but their heads (images: worth it; vectors: separate is better)."""
     recurrent: Recurrence = "none"
@@ -74,13 +85,11 @@ class PolicyConfig:
     """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
     min_std: float = 1e-3
     """No standard deviation falls below this (std^2 + min_std^2)."""
-    normalize_obs: bool = False
-    """Scale vector observations by their running mean and standard deviation, clipped at 10."""
     normalize_reward: bool = False
     """Divide rewards by the running standard deviation of the discounted return (never centred)."""
 
     def __post_init__(self) -> None:
-        require(all(h > 0 for h in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "positive widths")
+        super().__post_init__()
         require(self.recurrent_size > 0, "recurrent_size", self.recurrent_size, "a positive width")
         require(self.sequence_length > 0, "sequence_length", self.sequence_length, "at least 1")
         require(self.initial_std > 0, "initial_std", self.initial_std, "a positive number")
@@ -346,7 +355,7 @@ class ActorCritic(nn.Module):
         else:
             self.policy_torso = build(obs_spec)
             self.value_torso = self.policy_torso if config.shared_torso else build(obs_spec)
-            width = self._output_size(self.policy_torso)
+            width = output_size(self.policy_torso, obs_spec)
         self.policy_cell: Cell | None = None
         self.value_cell: Cell | None = None
         if config.recurrent != "none":
@@ -362,22 +371,6 @@ class ActorCritic(nn.Module):
             self.log_std = nn.Parameter(torch.full((d,), math.log(config.initial_std)))
             if config.gaussian == "full":
                 self.tril = nn.Parameter(torch.zeros(d, d))
-
-    def _output_size(self, torso: nn.Module) -> int:
-        obs = self._as_user_sees(preprocess(self.obs_spec, zeros(self.obs_spec, (2,)), _NO_STATISTICS))
-        try:
-            with torch.no_grad():
-                features = torso(obs)
-        except Exception as error:
-            shapes = {k: tuple(x.shape) for k, x in obs.items()} if isinstance(obs, dict) else tuple(obs.shape)
-            raise ValueError(f"the network fails on a batch of shape {shapes}: {error}") from error
-        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != 2:
-            got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"the network returned {got} for a batch of 2 observations; expected (2, features)")
-        return features.shape[1]
-
-    def _as_user_sees(self, obs: Obs) -> Tensor | Obs:
-        return obs if self.obs_spec.is_dict else obs[BARE_OBS]
 
     @property
     def memory_size(self) -> int:
@@ -395,7 +388,7 @@ class ActorCritic(nn.Module):
         elif self.twin_torso is not None:
             policy, value = self.twin_torso.alone(0, obs), None
         else:
-            seen = self._as_user_sees(obs)
+            seen = as_user_sees(self.obs_spec, obs)
             policy = self.policy_torso(seen)
             value = policy if self.config.shared_torso else self.value_torso(seen) if with_value else None
         if len(leading) != 1:
@@ -438,7 +431,7 @@ class ActorCritic(nn.Module):
         if self.twin_torso is not None:
             features = self.twin_torso.alone(1, obs)
         else:
-            features = self.value_torso(self._as_user_sees(obs))
+            features = self.value_torso(as_user_sees(self.obs_spec, obs))
         return self.value_head(features).squeeze(-1)
 
     def _distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
@@ -457,6 +450,26 @@ class ActorCritic(nn.Module):
             scale_tril = torch.tril(self.tril, -1) + torch.diag(log_std.exp())
             return FullGaussian(out, scale_tril.expand(*out.shape, out.shape[-1]))
         return DiagonalGaussian(out, log_std.expand_as(out))
+
+
+def output_size(torso: nn.Module, spec: ObsSpec) -> int:
+    """The number of features that a torso gives. ValueError if it fails, or gives something else than (B, features)."""
+    obs = as_user_sees(spec, preprocess(spec, zeros(spec, (2,)), _NO_STATISTICS))
+    try:
+        with torch.no_grad():
+            features = torso(obs)
+    except Exception as error:
+        shapes = {k: tuple(x.shape) for k, x in obs.items()} if isinstance(obs, dict) else tuple(obs.shape)
+        raise ValueError(f"the network fails on a batch of shape {shapes}: {error}") from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[0] != 2:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"the network returned {got} for a batch of 2 observations; expected (2, features)")
+    return features.shape[1]
+
+
+def as_user_sees(spec: ObsSpec, obs: Obs) -> Tensor | Obs:
+    """What a torso is called with: the tensor itself for a bare space, the dict for a Dict space."""
+    return obs if spec.is_dict else obs[BARE_OBS]
 
 
 def _head_size(spec: ActionSpec) -> int:

@@ -169,6 +169,42 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "normalize_obs": True,
         "normalize_reward": True,
     },
+    # Off-policy algorithms learn after every step of one environment, as they were published; the mujoco settings are
+    # the papers', with the warm-up of their authors' code.
+    ("sac", "other"): {"num_envs": 1},
+    ("sac", "Pendulum"): {
+        "total_steps": 20_000,
+        "buffer_size": 100_000,
+        "learning_rate": 1e-3,
+        "critic_learning_rate": 1e-3,
+    },
+    ("sac", "mujoco"): {"total_steps": 1_000_000, "num_envs": 1, "learning_starts": 10_000},
+    ("sac_v", "other"): {"num_envs": 1},
+    ("sac_v", "Pendulum"): {
+        "total_steps": 20_000,
+        "buffer_size": 100_000,
+        "learning_rate": 1e-3,
+        "critic_learning_rate": 1e-3,
+    },
+    ("sac_v", "mujoco"): {"total_steps": 1_000_000, "num_envs": 1, "learning_starts": 10_000},
+    ("td3", "other"): {"num_envs": 1},
+    ("td3", "Pendulum"): {"total_steps": 20_000, "buffer_size": 100_000, "gamma": 0.98},
+    ("td3", "mujoco"): {
+        "total_steps": 1_000_000,
+        "num_envs": 1,
+        "learning_starts": 25_000,
+        "learning_rate": 3e-4,
+        "critic_learning_rate": 3e-4,
+    },
+    ("ddpg", "other"): {"num_envs": 1},
+    ("ddpg", "Pendulum"): {
+        "total_steps": 20_000,
+        "buffer_size": 100_000,
+        "gamma": 0.98,
+        "learning_rate": 1e-3,
+        "target_update_rate": 0.005,
+    },
+    ("ddpg", "mujoco"): {"total_steps": 1_000_000, "num_envs": 1, "learning_starts": 10_000},
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agent import Agent
+from steepest.agent import Actor, Agent
 from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
 
@@ -60,7 +60,7 @@ class Collector:
         self.valid = torch.zeros((steps, total), dtype=torch.bool)
         self.episode_step = torch.zeros((steps + 1, total), dtype=torch.int64)
         self.mask: Tensor | None = None
-        self.sequences = steps // agent.config.sequence_length if agent.memory_size else 0
+        self.sequences = steps // agent.sequence_length if agent.memory_size else 0
         self.memories: Tensor | None = None
         if agent.memory_size:
             self.memories = torch.zeros((self.sequences, *shape, agent.memory_size), device=agent.device)
@@ -84,7 +84,14 @@ class Collector:
         self.waiting = None
 
     def collect(self) -> tuple[Rollout, list[Episode]]:
-        """Play ``steps`` steps from where the last call stopped; the rollout has axes (M, T, N)."""
+        """Play ``steps`` steps of the policy from where the last call stopped; the rollout has axes (M, T, N)."""
+        agent = self.agent
+        noise = agent.draw_noise((self.steps, agent.num_envs))
+        episodes = self.play(agent.behaviour(fused=agent.learner.compile), noise)
+        return self._rollout(), episodes
+
+    def play(self, act: Actor, noise: Tensor) -> list[Episode]:
+        """Fill the buffers with ``steps`` steps of any policy; noise (T, M, N, ...) is what it draws from."""
         agent, env, steps = self.agent, self.env, self.steps
         for x in (*self.obs.values(), self.mask):
             if x is not None:
@@ -94,12 +101,11 @@ class Collector:
         terminated_rows, truncated_rows = self.terminated.numpy(), self.truncated.numpy()
         valid_rows, step_rows = self.valid.numpy(), self.episode_step.numpy()
         mask_rows = None if self.mask is None else self.mask.numpy()
-        noise = agent.draw_noise((steps, agent.num_envs)).unbind(0)
+        draws = noise.unbind(0)
         obs_rows = {k: self._members(x).unbind(0) for k, x in self.obs.items()}
-        act = agent.behaviour(fused=agent.learner.compile)
         episodes: list[Episode] = []
         recurrent = self.memory is not None
-        every = agent.config.sequence_length
+        every = agent.sequence_length
         on_host = agent.device.type == "cpu"
         with torch.no_grad():
             for t in range(steps):
@@ -115,7 +121,7 @@ class Collector:
                 if not on_host:
                     obs = {k: x.to(agent.device, non_blocking=True) for k, x in obs.items()}
                     mask = None if mask is None else mask.to(agent.device)
-                action, new_memory = act(obs, noise[t], mask, start, self.memory)
+                action, new_memory = act(obs, draws[t], mask, start, self.memory)
                 raw = action.numpy() if on_host else action.cpu().numpy()
                 raw = raw.reshape(action_rows[t].shape)
                 action_rows[t] = raw
@@ -133,7 +139,12 @@ class Collector:
                     self.memory = torch.where(counts, new_memory, self.memory)
                 self._account(result, episodes)
             step_rows[steps] = self.counters
-        return self._rollout(), episodes
+        return episodes
+
+    def rows(self) -> Rollout:
+        """What was played, on the host, with axes (T, M N) and without a recurrent policy's memories."""
+        flags = (self.terminated, self.truncated, self.valid, self.episode_step, self.mask)
+        return Rollout(self.obs, self.action, self.reward, *flags, None)
 
     def _account(self, result: Any, episodes: list[Episode]) -> None:
         """Episode statistics and step counters; the row after an episode's end is its restart."""

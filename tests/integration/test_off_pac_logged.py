@@ -198,7 +198,7 @@ def test_copdac_finds_the_optimal_feedback(critic: str) -> None:
 
 
 def test_copdac_refuses_discrete_actions() -> None:
-    with pytest.raises(UsageError, match="dpg needs continuous actions"):
+    with pytest.raises(UsageError, match="dpg takes Box actions"):
         Run("dpg", Contexts, **QUICK)
 
 

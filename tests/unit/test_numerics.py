@@ -16,6 +16,7 @@ from steepest.numerics import (
     conjugate_gradient,
     conjugate_gradient_start,
     conjugate_gradient_step,
+    correlated,
     forward_recurrence,
     line_search,
     merge_moments,
@@ -133,6 +134,19 @@ def test_a_wrong_shape_raises(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -
     for function in (weighted_mean, weighted_variance, standardize, reverse_recurrence):
         with pytest.raises(jaxtyping.TypeCheckError):
             function(x, w)
+
+
+def test_correlated_noise_has_its_autocorrelation() -> None:
+    """Unit variance throughout and correlation c^k at distance k, within 5 standard errors of 100,000 series; pieces of
+    a series are the whole."""
+    noise = torch.randn((6, 100_000), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = correlated(noise, None, 0.85)
+    covariance = x @ x.T / noise.shape[1]
+    distance = (torch.arange(6).unsqueeze(1) - torch.arange(6)).abs()
+    assert (covariance - 0.85**distance).abs().max() < 5 * (2 / 100_000) ** 0.5
+    first = correlated(noise[:2], None, 0.85)
+    assert torch.equal(torch.cat([first, correlated(noise[2:], first[-1], 0.85)]), x)
+    assert torch.equal(correlated(noise, None, 0.0), noise)
 
 
 # Conjugate gradients

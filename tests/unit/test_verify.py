@@ -88,6 +88,11 @@ def without_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def without_entropy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A policy that climbs Q alone."""
+    return lambda log_prob, q_value, temperature: function(log_prob, q_value, 0.0 * temperature)
+
+
 def first_scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     """A little too much in the first part of a result of several."""
 
@@ -180,6 +185,15 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (distributions.Factored, "log_prob", scaled, "1 Factored: log_prob is the log-density"),
     (distributions.Bernoulli, "kl", negated, "1 Bernoulli: H = -E[log p], KL = E[log p - log q]"),
     (distributions.DiagonalGaussian, "log_prob", scaled, "1.7 reparametrised gradient"),
+    (losses, "soft_value_target", scaled, "1.7 V-network's loss: its gradient"),
+    (losses, "soft_value_target", scaled, "1.7 target at Q^pi, LQR"),
+    (losses, "soft_q_target", scaled, "1.7 Q-network's loss: its gradient"),
+    (losses, "expected_soft_value", scaled, "1.7 target at the soft optimum, finite"),
+    (losses, "soft_policy_loss", negated, "1.7 policy's loss: its gradient"),
+    (losses, "soft_policy_loss", without_entropy, "1.7 policy's loss at the soft optimum, LQR"),
+    (losses, "temperature_loss", negated, "1.7 temperature's loss: its gradient"),
+    (losses, "deterministic_policy_loss", scaled, "1.11 policy's loss: the deterministic policy gradient, LQR"),
+    (losses, "q_learning_target", scaled, "1.11 target at Q^mu, LQR"),
     (distributions.FullGaussian, "kl", scaled, "1 FullGaussian: H = -E[log p], KL = E[log p - log q]"),
     (distributions.TanhGaussian, "log_prob", scaled, "1 TanhGaussian: density and KL"),
     (distributions.TanhGaussian, "entropy", scaled, "1 TanhGaussian: H = -E[log p]"),

@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "actor_critic": ("ActorCritic", "synchronous advantage actor-critic, A2C (notes 1.5)"),
+    "ddpg": ("DDPG", "deep deterministic policy gradient (notes 1.11)"),
     "dpg": ("DPG", "deterministic policy gradient with a compatible critic (notes 1.11)"),
     "off_pac": ("OffPAC", "off-policy actor-critic with traces and gradient-TD critic (notes 1.6)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
     "ppo_kl": ("PPOKL", "proximal policy optimisation, adaptive KL penalty (notes 1.10)"),
     "reinforce": ("REINFORCE", "score-function gradient: full return, reward-to-go, baseline (notes 1.2 to 1.4)"),
+    "sac": ("SAC", "soft actor-critic, twin Q-functions, learned temperature (notes 1.7)"),
+    "sac_v": ("SACV", "soft actor-critic with a value network (notes 1.7)"),
+    "td3": ("TD3", "twin delayed deep deterministic policy gradient (notes 1.11)"),
     "trpo": ("TRPO", "trust-region policy optimisation; without a line search, natural policy gradient (notes 1.10)"),
 }
 """Name -> (class, one line). A table rather than imports: listing algorithms does not load torch."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.func import grad_and_value, jacrev, vmap  # pyright: ignore[reportUnknownVariableType]
 
 from steepest.agent import Agent
-from steepest.errors import UsageError
+from steepest.errors import require
 from steepest.learner import Hyper, Metrics, State, to_host
 from steepest.losses import (
     auxiliary_direction,
@@ -42,7 +42,7 @@ from steepest.losses import (
     deterministic_policy_direction,
     tdc_direction,
 )
-from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
+from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.on_policy import scale_rewards, update_observations
 from steepest.per_step import Batch, add_figures, mean_figures, observations, one_input, shortened, step_batch
 from steepest.returns import td_error
@@ -99,12 +99,11 @@ class DPG(Agent):
 
     algorithm = "dpg"
     Config = DPGConfig
+    action_kinds = ("box",)
     config: DPGConfig
 
     def __init__(self, config: DPGConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if self.action_spec.kind != "box":
-            raise UsageError(f"dpg needs continuous actions (a Box), but they are {self.action_spec.kind}; try off_pac")
         weights = self.state["params"]
         self.state["advantage"] = torch.zeros_like(weights)
         self.state["auxiliary"] = torch.zeros_like(torch.cat([weights, weights], dim=-1))

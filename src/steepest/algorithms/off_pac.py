@@ -38,7 +38,7 @@ from torch.func import grad, grad_and_value, vmap  # pyright: ignore[reportUnkno
 from steepest.agent import Actor, Agent
 from steepest.algorithms import find
 from steepest.distributions import softened
-from steepest.errors import UsageError
+from steepest.errors import UsageError, require
 from steepest.learner import Hyper, Metrics, State, to_host
 from steepest.logged import LoggedExperience, logged_rollouts
 from steepest.losses import (
@@ -49,7 +49,7 @@ from steepest.losses import (
     followon_trace,
     tdc_direction,
 )
-from steepest.networks import PolicyConfig, PolicyInput, Schedule, require, schedule_factor
+from steepest.networks import PolicyConfig, PolicyInput, Schedule, schedule_factor
 from steepest.on_policy import scale_rewards, update_observations
 from steepest.per_step import (
     Batch,

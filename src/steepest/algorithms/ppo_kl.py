@@ -34,14 +34,14 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from steepest.agent import Agent
 from steepest.distributions import Distribution
 from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
 from steepest.losses import adapt_kl_coef, kl_estimate, penalised_surrogate_loss, value_loss
-from steepest.networks import ActorCritic, PolicyConfig, Schedule, schedule_factor
+from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,
@@ -141,7 +141,7 @@ class PPOKL(Agent):
         self._adapt = self.learner.lift(self.adapt)
         self._merge = self.learner.lift(update_observations, compile=False)
 
-    def _initial_state(self, modules: list[ActorCritic]) -> State:
+    def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
         kl_coef = torch.full((self.members,), self.config.kl_coef, device=self.device)
         return {**super()._initial_state(modules), "kl_coef": kl_coef}
 

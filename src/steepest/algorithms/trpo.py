@@ -53,7 +53,7 @@ from steepest.learner import (
     tree_map,
 )
 from steepest.losses import surrogate_objective, value_loss
-from steepest.networks import PolicyConfig
+from steepest.networks import ActorCritic, PolicyConfig
 from steepest.numerics import (
     ConjugateGradient,
     LineSearch,
@@ -149,7 +149,7 @@ class TRPO(Agent):
         self.sequences = sequences_per_rollout(self.num_envs, config.rollout_steps, 0, config.minibatches)
         if config.objective == "average":
             self.state |= initial_gain(self.members, self.device)
-        self.value = FunctionalModule(self.module, self.layout, self.module.value)
+        self.value = FunctionalModule(self.module, self.layout, function=cast(ActorCritic, self.module).value)
         self._prepare = self.learner.lift(self.prepare)
         self._policy_gradient = self.learner.lift(self.policy_gradient, differentiates=True)
         self._solve = self.learner.lift(self.solve)

@@ -8,6 +8,7 @@ from steepest.losses.compatible import (
     compatible_feature,
     deterministic_policy_direction,
 )
+from steepest.losses.deterministic import deterministic_policy_loss, q_learning_target, smoothed_action
 from steepest.losses.gradient_td import (
     auxiliary_direction,
     curvature_direction,
@@ -31,6 +32,13 @@ from steepest.losses.preference import (
     score_centring_loss,
     smoothed_dpo_loss,
 )
+from steepest.losses.soft import (
+    expected_soft_value,
+    soft_policy_loss,
+    soft_q_target,
+    soft_value_target,
+    temperature_loss,
+)
 from steepest.losses.trust_region import (
     adapt_kl_coef,
     clipped_surrogate_loss,
@@ -51,9 +59,11 @@ __all__ = [
     "compatible_feature",
     "curvature_direction",
     "deterministic_policy_direction",
+    "deterministic_policy_loss",
     "dpo_loss",
     "eligibility_trace",
     "emphatic_weight",
+    "expected_soft_value",
     "followon_trace",
     "gtd2_direction",
     "hinge_dpo_loss",
@@ -66,11 +76,17 @@ __all__ = [
     "length_normalized_dpo_loss",
     "penalised_surrogate_loss",
     "preference_metrics",
+    "q_learning_target",
     "robust_dpo_loss",
     "score_centring_loss",
     "score_function_loss",
+    "smoothed_action",
     "smoothed_dpo_loss",
+    "soft_policy_loss",
+    "soft_q_target",
+    "soft_value_target",
     "surrogate_objective",
     "tdc_direction",
+    "temperature_loss",
     "value_loss",
 ]

@@ -1,8 +1,9 @@
-"""A training run: the loop around an on-policy algorithm, with evaluation, logging and checkpoints.
+"""A training run: what surrounds the loop of a data regime, with evaluation, logging and checkpoints.
 
-The order of one iteration is the whole contract of resuming: collect, update, evaluate if due, write the metrics, save
-a checkpoint if due and then restart the environments from a seed derived from the step. Every run restarts them, also
-one that is never interrupted, so a run that resumes from a checkpoint goes on with the same bits.
+The order of one iteration is the whole contract of resuming: play and learn (``runs.on_policy``, ``runs.off_policy``),
+evaluate if due, write the metrics, save a checkpoint if due and then restart the environments from a seed derived from
+the step. Every run restarts them, also one that is never interrupted, so a run that resumes from a checkpoint goes on
+with the same bits.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from steepest.algorithms import find
 from steepest.environments import make_env
 from steepest.errors import RunError, SteepestError, UsageError
 from steepest.learner import keep_freed_memory
-from steepest.networks import NetworkFactory, PolicyConfig
-from steepest.rollout import Collector, Episode
+from steepest.networks import NetworkConfig, NetworkFactory
+from steepest.rollout import Episode
 from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.config import RunConfig, checked_options
 from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
 from steepest.runs.evaluation import Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs.loops import Loop
 from steepest.runs.metrics import MetricsLog
+from steepest.runs.off_policy import OffPolicyLoop
+from steepest.runs.on_policy import OnPolicyLoop
 from steepest.runs.settings import name_of, read_description, resolve_options, resolve_settings
 
 WINDOW = 100
@@ -86,6 +90,8 @@ class Run:
             if out is not None:
                 label = f"{algorithm}-{name}-seed{settings.seed}"
                 self._create(Path(out) if str(out) else None, label, continued=agent is not None)
+            else:
+                self.loop.open(None, resuming=False)
             self._restart_environments()
         except BaseException:
             self.close()
@@ -140,7 +146,7 @@ class Run:
         env: Any,
         name: str,
         settings: RunConfig,
-        config: PolicyConfig,
+        config: NetworkConfig,
         network: NetworkFactory | None,
         eval_env: Any,
         env_kwargs: dict[str, Any] | None,
@@ -187,7 +193,10 @@ class Run:
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        self.collector = Collector(self.env, self.agent, cast(Any, config).rollout_steps)
+        off_policy = agent_class.regime == "off-policy"
+        self.loop: Loop = (
+            OffPolicyLoop(self.env, self.agent, self.settings) if off_policy else OnPolicyLoop(self.env, self.agent)
+        )
         members = len(seeds)
         self.steps = np.zeros(members, dtype=np.int64)
         self.episodes = np.zeros(members, dtype=np.int64)
@@ -217,7 +226,7 @@ class Run:
                     "as lambda: gym.make(...)"
                 ) from error
         directory = RunDirectory.create(path, label)
-        self._use(directory)
+        self._use(directory, resuming=False)
         if continued:
             self._save_checkpoint()  # what the run starts from is in no other file, and has to be there to resume
         directory.write_json("config.json", self.description())
@@ -229,7 +238,7 @@ class Run:
 
     def _reopen(self, directory: RunDirectory, environment: dict[str, Any], *, extended: bool) -> None:
         """Take an old run's folder and load its newest checkpoint."""
-        self._use(directory)
+        self._use(directory, resuming=True)
         assert self.store is not None
         found = self.store.load_latest()
         if found is None:
@@ -280,8 +289,9 @@ class Run:
         saved = self.directory.read_json("config.json")
         self.directory.write_json("config.json", {**saved, "run": dataclasses.asdict(self.settings)})
 
-    def _use(self, directory: RunDirectory) -> None:
+    def _use(self, directory: RunDirectory, *, resuming: bool) -> None:
         self.directory = directory
+        self.loop.open(directory.path / "replay", resuming=resuming)
         self.store = CheckpointStore(directory.checkpoints_path, self.settings.keep_checkpoints)
 
     def _open_log(self, resume_step: dict[int, int] | None) -> None:
@@ -296,7 +306,10 @@ class Run:
 
     def _save_checkpoint(self) -> None:
         if self.store is not None:
-            self.store.save(int(self.steps.max()), self.agent.tensors(), self._metadata())
+            tensors, figures = self.loop.state()
+            self.store.save(
+                int(self.steps.max()), {**self.agent.tensors(), **tensors}, {**self._metadata(), "loop": figures}
+            )
 
     def description(self) -> dict[str, Any]:
         """Everything that defines the run, as JSON."""
@@ -327,6 +340,7 @@ class Run:
 
     def _load(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         self.agent.load_tensors(tensors)
+        self.loop.load_state(tensors, metadata.get("loop", {}))
         self.steps = np.array(metadata["steps"], dtype=np.int64)
         self.episodes = np.array(metadata["episodes"], dtype=np.int64)
         for window, saved in zip(self.recent, metadata["recent"], strict=True):
@@ -339,9 +353,7 @@ class Run:
         self._restart_environments()
 
     def _restart_environments(self) -> None:
-        self.collector.reset(stream_seed(self.settings.seed, f"environments at {int(self.steps.max())}") % 2**31)
-        if "return_carry" in self.agent.state:
-            self.agent.state["return_carry"].zero_()
+        self.loop.restart(stream_seed(self.settings.seed, f"environments at {int(self.steps.max())}") % 2**31)
 
     def close(self) -> None:
         """Release the folder and the environments. Closing twice is harmless."""
@@ -378,7 +390,7 @@ class Run:
             self.finish()
 
     def iterate(self) -> Row:
-        """One collect-and-update cycle, with whatever is due after it.
+        """One iteration of the loop, with whatever is due after it.
 
         Raises:    RunError, naming the last good checkpoint, if an environment fails or a figure becomes non-finite
         """
@@ -399,14 +411,12 @@ class Run:
     def _iterate(self) -> Row:
         began = time.perf_counter()
         before = self.step
-        rollout, episodes = self.collector.collect()
+        episodes, counted, health = self.loop.iterate(min(1.0, before / self.settings.total_steps))
         if self.settings.atari is not None and self.settings.atari.changes_episodes:
             episodes, self.games = self.games, []
         for episode in episodes:
             self.recent[episode.member].append((episode.episode_return, episode.length))
             self.episodes[episode.member] += 1
-        counted = rollout.valid.sum((1, 2)).cpu().numpy()
-        health = self.agent.update(rollout, min(1.0, before / self.settings.total_steps))
         self.steps = self.steps + counted
         self.modes |= self.agent.modes()
         self._check_finite(health)
@@ -422,7 +432,7 @@ class Run:
         if self.log is not None:
             for row in rows:
                 self.log.write(row)
-        if last or _crosses(before, self.step, self.settings.checkpoint_every):
+        if last or self.loop.restart_due or _crosses(before, self.step, self.settings.checkpoint_every):
             self._save_checkpoint()
             if not last:
                 self._restart_environments()

@@ -16,7 +16,7 @@ from steepest.agent import Agent
 from steepest.algorithms import find
 from steepest.environments import is_atari
 from steepest.errors import RunError, UsageError
-from steepest.networks import PolicyConfig
+from steepest.networks import NetworkConfig
 from steepest.presets import preset
 from steepest.runs.config import RunConfig, checked_options, refuse_unknown
 from steepest.runs.directory import RunDirectory
@@ -32,8 +32,8 @@ COMPILE_SECONDS = 25.0
 
 
 def resolve_options(
-    agent_class: type[Agent], env: Any, options: dict[str, Any], base: PolicyConfig | None = None
-) -> tuple[RunConfig, PolicyConfig]:
+    agent_class: type[Agent], env: Any, options: dict[str, Any], base: NetworkConfig | None = None
+) -> tuple[RunConfig, NetworkConfig]:
     """Split options into run settings and algorithm config, over the preset of the environment's family.
 
     Fields of ``atari`` given by name change the preset's; an ``AtariOptions`` replaces them all. Only the id of an
@@ -66,7 +66,7 @@ def name_of(env: Any) -> str:
 
 
 def resolve_settings(
-    settings: RunConfig, agent_class: type[Agent], config: PolicyConfig, env: Any, note: Callable[[str], None]
+    settings: RunConfig, agent_class: type[Agent], config: NetworkConfig, env: Any, note: Callable[[str], None]
 ) -> RunConfig:
     """Decide everything that is left to ``auto``, once: the decisions are saved and a resumed run repeats them."""
     images = any(f.kind == "image" for f in env.obs_spec.fields)

@@ -47,12 +47,12 @@ def soft_actor(seed: int) -> SoftActor:
 
 def soft_actor_gradient(c: SoftActor) -> Sides:
     """grad E[temperature log pi - Q] = E[temperature grad log pi + (temperature grad_a log pi - grad_a Q) grad f]."""
-    return Sides(_soft_actor_slope(c), _soft_actor_formula(c, printed=False))
+    return Sides(_soft_actor_slope(c), soft_actor_formula(c, printed=False))
 
 
 def soft_actor_gradient_as_printed(c: SoftActor) -> Sides:
     """Negative control: the formula as printed begins with grad pi."""
-    return Sides(_soft_actor_slope(c), _soft_actor_formula(c, printed=True))
+    return Sides(_soft_actor_slope(c), soft_actor_formula(c, printed=True))
 
 
 def _soft_actor_slope(c: SoftActor) -> Tensor:
@@ -64,7 +64,8 @@ def _soft_actor_slope(c: SoftActor) -> Tensor:
     return gradient(loss, c.parameters)
 
 
-def _soft_actor_formula(c: SoftActor, *, printed: bool) -> Tensor:
+def soft_actor_formula(c: SoftActor, *, printed: bool) -> Tensor:
+    """The gradient by the notes' formula, or as it is printed there; (2, 2) as the parameters."""
     mean, std = c.parameters[0], c.parameters[1].exp()
     action = mean + std * c.noise
     by_mean, by_log_std = c.noise / std, c.noise.square() - 1.0  # grad log pi at a fixed action

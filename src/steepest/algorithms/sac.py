@@ -1,0 +1,303 @@
+"""Soft actor-critic with several Q-functions and a learned temperature, for continuous and discrete actions.
+
+Source: notes 1.7; Haarnoja et al. 2018b (https://arxiv.org/abs/1812.05905); discrete actions as Christodoulou 2019
+(https://arxiv.org/abs/1910.07207). `sac_v` has the V-network of the notes.
+
+    repeat
+      1. play a step with a ~ pi, put it into the replay buffer
+      2. for a minibatch of the buffer, with a' ~ pi(.|s'):
+             one step of Adam on every critic's mean of 1/2 (Q_i(s, a) - y)^2                  losses.value_loss
+             y = r + gamma (1 - terminated) (min_i Q'_i(s', a') - temperature log pi(a'|s'))   losses.soft_q_target
+      3. one step of Adam on the policy's mean of temperature log pi(a|s) - min_i Q_i(s, a), a ~ pi(.|s) with gradient
+                                                                                               losses.soft_policy_loss
+      4. one step of Adam on log(temperature) (H - target)                                     losses.temperature_loss
+      5. Q' <- (1 - rate) Q' + rate Q                                                          off_policy.track
+
+Differences from the notes: the soft value is sampled at s' instead of being a network; the minimum of two Q-functions
+(Fujimoto et al. 2018); the temperature, 1 in the notes, is learned unless it is given. With discrete actions all
+expectations over them are sums (losses.expected_soft_value).
+
+Actions are tanh of a Gaussian draw u and travel as u; log pi is the density of tanh(u) in [-1, 1]^D, whatever the
+bounds of the environment, and the target entropy is of that density. Critics see tanh(u).
+
+More critics, of which a random subset gives the target, and dropout and layer normalisation in them, serve high update
+ratios: REDQ (Chen et al. 2021), DroQ (Hiraoka et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from steepest.agent import Agent, normalization
+from steepest.distributions import Categorical, Distribution, action_noise
+from steepest.errors import require
+from steepest.learner import Gradient, Hyper, Metrics, State, adam_state
+from steepest.losses import (
+    expected_soft_value,
+    soft_policy_loss,
+    soft_q_target,
+    soft_value_target,
+    temperature_loss,
+    value_loss,
+)
+from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
+from steepest.off_policy import (
+    Batch,
+    Noise,
+    OffPolicyConfig,
+    batch_obs,
+    descend,
+    sample_weight,
+    track,
+    unrolled,
+)
+from steepest.q_networks import QEnsemble, SquashedPolicy, subset_minimum, unit_action
+from steepest.types import Obs
+
+_USES = ("target", "critic", "policy")
+"""The three forward passes of the critics in one gradient step, each with dropout of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(OffPolicyConfig):
+    """Soft actor-critic."""
+
+    temperature: float | None = None
+    """Reward that a nat of entropy is worth; none learns it from target_entropy."""
+    target_entropy: float | None = None
+    """Entropy in nats that a learned temperature aims at; by default -1 per component of a box of actions, as scaled to
+    [-1, 1], and half of the uniform policy's where actions are discrete."""
+    num_critics: int = 2
+    """Q-functions."""
+    target_critics: int = 2
+    """How many of them, drawn anew for every update, the target takes the minimum of."""
+    policy_q: Literal["min", "mean"] = "min"
+    """Whether the policy climbs the least or the mean of all Q-functions."""
+    policy_delay: int = 1
+    """Gradient steps of the critics per step of policy and temperature; divides updates_per_call."""
+    layer_norm: bool = False
+    """Normalise the hidden layers of the critics."""
+    dropout: float = 0.0
+    """Share of the critics' hidden units left out in every forward pass."""
+    min_log_std: float = -5.0
+    """The policy's log standard deviation, before tanh, is clipped from below here."""
+    max_log_std: float = 2.0
+    """And from above here."""
+    min_probability: float = 1e-6
+    """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "a positive number")
+        for name in ("num_critics", "target_critics", "policy_delay"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(
+            self.target_critics <= self.num_critics,
+            "target_critics",
+            self.target_critics,
+            f"at most num_critics ({self.num_critics})",
+        )
+        require(
+            self.updates_per_call % self.policy_delay == 0,
+            "updates_per_call",
+            self.updates_per_call,
+            f"a multiple of policy_delay ({self.policy_delay})",
+        )
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require(0 <= self.min_probability < 0.5, "min_probability", self.min_probability, "in [0, 0.5)")
+        require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")
+
+
+class SAC(Agent):
+    """Soft actor-critic over one or several members."""
+
+    algorithm = "sac"
+    Config = SACConfig
+    config: SACConfig
+    regime = "off-policy"
+    action_kinds = ("box", "discrete")
+    bounded = True
+    squash = "tanh"
+    noise_correlation = 0.0
+
+    def __init__(self, config: SACConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
+
+    @classmethod
+    def planned_work(cls, config: SACConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
+        rows = config.batch_size * config.num_critics
+        return rows, int(max(0, total_steps - config.learning_starts) * config.update_ratio)
+
+    def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
+        config, specs = self.config, (self.obs_spec, self.action_spec)
+        log_std = (config.min_log_std, config.max_log_std)
+        critic = QEnsemble(
+            config,
+            self.obs_spec,
+            network,
+            critics=config.num_critics,
+            actions=self.action_spec.dimension if self.continuous else 0,
+            choices=None if self.continuous else self.action_spec.sizes[0],
+            layer_norm=config.layer_norm,
+            dropout=config.dropout,
+        )
+        policy = SquashedPolicy(config, *specs, network, log_std=log_std, min_probability=config.min_probability)
+        return {"": policy, "critic/": critic}
+
+    def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
+        state = super()._initial_state(modules)
+        state["target/params"] = state["critic/params"].clone()
+        self.layouts["target/"] = self.layouts["critic/"]
+        if self.config.temperature is None:
+            logs = torch.zeros((self.members, 1), device=self.device)
+            state |= {f"temperature/{k}": v for k, v in adam_state(logs).items()}
+        return state
+
+    @property
+    def continuous(self) -> bool:
+        return self.action_spec.kind == "box"
+
+    @property
+    def target_entropy(self) -> float:
+        """Nats; see the config."""
+        if self.config.target_entropy is not None:
+            return self.config.target_entropy
+        return -float(self.action_spec.dimension) if self.continuous else 0.5 * math.log(self.action_spec.sizes[0])
+
+    # What the loop asks for
+
+    def hyperparameters(self, progress: float) -> Hyper:
+        config = self.config
+        factor = schedule_factor(config.learning_rate_schedule, progress)
+        return self.hyper(
+            learning_rate=config.learning_rate * factor,
+            critic_learning_rate=config.critic_learning_rate * factor,
+            max_gradient_norm=config.max_gradient_norm or math.inf,
+            target_update_rate=config.target_update_rate,
+            temperature=config.temperature or 0.0,
+            target_entropy=self.target_entropy,
+        )
+
+    def update_noise(self, updates: int) -> Noise:
+        config = self.config
+        drawn: list[Noise] = []
+        for g in self.generators:
+            noise: Noise = {}
+            if self.continuous:
+                noise["action"] = action_noise(self.action_spec, (updates, config.batch_size), g)
+                noise["next_action"] = action_noise(self.action_spec, (updates, config.batch_size), g)
+            if config.target_critics < config.num_critics:
+                orders = torch.rand((updates, config.num_critics), generator=g).argsort(-1)
+                noise["subset"] = orders[:, : config.target_critics].contiguous()
+            if config.dropout > 0.0:
+                for i, width in enumerate(config.hidden_sizes):
+                    shape = (updates, len(_USES), config.num_critics, config.batch_size, width)
+                    noise[f"dropout/{i}"] = torch.rand(shape, generator=g)
+            drawn.append(noise)
+        return {k: torch.stack([noise[k] for noise in drawn]).to(self.device) for k in drawn[0]}
+
+    def update(self, batch: Batch, noise: Noise, hyper: Hyper) -> tuple[Metrics, Tensor]:
+        self.state, metrics, errors = self._steps(self.state, batch, noise, hyper)
+        return metrics, errors
+
+    # The update: pure, one member
+
+    def gradient_steps(
+        self, gradient: Gradient, state: State, batch: Batch, noise: Noise, hyper: Hyper
+    ) -> tuple[State, Metrics, Tensor]:
+        """The gradient steps of one call, on minibatches (K, B, ...)."""
+        return unrolled(partial(self.gradient_step, gradient, hyper), state, batch, noise, self.config.policy_delay)
+
+    def gradient_step(
+        self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool
+    ) -> tuple[State, Metrics, Tensor]:
+        """One step of the critics and, if it is due, of the policy and the temperature; then of the target."""
+        rates = (hyper["critic_learning_rate"], hyper["max_gradient_norm"])
+        target = self.target(state, batch, noise, hyper)
+        loss = partial(self.critic_loss, state=state, batch=batch, noise=noise, target=target)
+        slope, (_, metrics) = gradient(loss, state["critic/params"])
+        error = metrics.pop("error")
+        state, metrics["critic_gradient_norm"] = descend(state, "critic/", slope, *rates)
+        if with_policy:
+            rates = (hyper["learning_rate"], hyper["max_gradient_norm"])
+            metrics["temperature"] = self.temperature(state, hyper)
+            slope, (_, found) = gradient(
+                partial(self.policy_loss, state=state, batch=batch, noise=noise, hyper=hyper), state["params"]
+            )
+            metrics |= found
+            state, metrics["policy_gradient_norm"] = descend(state, "", slope, *rates)
+            if self.config.temperature is None:
+                loss = partial(self.temperature_loss, entropy=found["entropy"], hyper=hyper)
+                slope, _ = gradient(loss, state["temperature/params"])
+                state, _ = descend(state, "temperature/", slope, *rates)
+        return track(state, "target/params", "critic/params", hyper["target_update_rate"]), metrics, error
+
+    def target(self, state: State, batch: Batch, noise: Noise, hyper: Hyper) -> Tensor:
+        """What the critics are pulled to, (B,)."""
+        obs, temperature = batch_obs(batch, "next_obs/"), self.temperature(state, hyper)
+        policy = self.policy(state["params"], state, obs, batch.get("next_action_mask"))
+        if isinstance(policy, Categorical):
+            q = subset_minimum(self.q(state["target/params"], state, obs, None, noise, "target"), noise.get("subset"))
+            value = expected_soft_value(q, policy.log_probs, temperature)
+        else:
+            action = policy.sample(noise["next_action"])
+            q = subset_minimum(self.q(state["target/params"], state, obs, action, noise, "target"), noise.get("subset"))
+            value = soft_value_target(q, policy.log_prob(action), temperature)
+        return soft_q_target(batch["reward"], value, batch["terminated"], batch["discount"])
+
+    def critic_loss(
+        self, vector: Tensor, state: State, batch: Batch, noise: Noise, target: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """The sum over critics of their mean losses; gradient through ``vector`` alone."""
+        action = batch["action"]
+        q = self.q(vector, state, batch_obs(batch, "obs/"), action if self.continuous else None, noise, "critic")
+        if not self.continuous:
+            q = q.gather(-1, action.expand(len(q), -1).unsqueeze(-1)).squeeze(-1)
+        loss = (sample_weight(batch) * value_loss(q, target)).mean(-1).sum()
+        return loss, {"critic_loss": loss, "q_mean": q.mean(), "error": (q - target).abs().mean(0)}
+
+    def policy_loss(
+        self, vector: Tensor, state: State, batch: Batch, noise: Noise, hyper: Hyper
+    ) -> tuple[Tensor, Metrics]:
+        """The policy's mean loss and entropy; gradient through ``vector`` alone, the critics' parameters fixed."""
+        obs, temperature = batch_obs(batch, "obs/"), self.temperature(state, hyper)
+        policy = self.policy(vector, state, obs, batch.get("action_mask"))
+        reduce = torch.Tensor.amin if self.config.policy_q == "min" else torch.Tensor.mean
+        if isinstance(policy, Categorical):
+            q = reduce(self.q(state["critic/params"], state, obs, None, noise, "policy"), 0)
+            loss = -expected_soft_value(q.detach(), policy.log_probs, temperature)
+            entropy = policy.entropy()
+        else:
+            action = policy.sample(noise["action"])
+            log_prob = policy.log_prob(action)
+            q = reduce(self.q(state["critic/params"], state, obs, action, noise, "policy"), 0)
+            loss, entropy = soft_policy_loss(log_prob, q, temperature), -log_prob
+        return loss.mean(), {"policy_loss": loss.mean(), "entropy": entropy.mean()}
+
+    def temperature_loss(self, vector: Tensor, entropy: Tensor, hyper: Hyper) -> tuple[Tensor, Metrics]:
+        """The temperature's loss; gradient through its logarithm, ``vector`` (1,)."""
+        return temperature_loss(vector.squeeze(-1), entropy, hyper["target_entropy"]), {}
+
+    def temperature(self, state: State, hyper: Hyper) -> Tensor:
+        """The temperature as it is now, ()."""
+        if self.config.temperature is not None:
+            return hyper["temperature"]
+        return state["temperature/params"].exp().squeeze(-1)
+
+    def policy(self, vector: Tensor, state: State, obs: Obs, mask: Tensor | None) -> Distribution:
+        """The policy (B,) in these observations."""
+        return self.forward(vector, state, PolicyInput(obs, mask, None, None, None), with_value=False).distribution
+
+    def q(self, vector: Tensor, state: State, obs: Obs, action: Tensor | None, noise: Noise, use: str) -> Tensor:
+        """Q (C, B) of actions as the policy draws them, or (C, B, choices) of all discrete ones."""
+        unit = None if action is None else unit_action(self.action_spec, action)
+        layers = range(len(self.config.hidden_sizes)) if self.config.dropout > 0.0 else ()
+        dropout = [noise[f"dropout/{i}"][_USES.index(use)] for i in layers]
+        return self.calls["critic/"](vector, state, obs, normalization(state), unit, dropout)

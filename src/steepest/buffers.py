@@ -1,0 +1,437 @@
+"""Replay: the latest transitions of all environments in one ring of rows, in memory or in files.
+
+A row is what all environments did at one moment, in the convention of ``types.Rollout``: the row after it holds the
+true observation that followed, so no observation is stored twice, ``terminated`` and ``truncated`` stay apart, and a
+row that only restarts an environment has ``valid`` 0 and is never drawn. Rows are numbered from the beginning of the
+run; row i lies at i modulo the length of the ring. The newest row has an observation and nothing else yet.
+
+Resuming: a checkpoint names the number of rows written. ``spare_rows`` more than what is sampled are kept, so that what
+is written between two checkpoints overwrites nothing that the earlier one needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.errors import RunError, UsageError
+from steepest.types import ActionSpec, ObsSpec, Rollout
+
+Batch = dict[str, Tensor]
+Array = NDArray[Any]
+
+
+class ReplayBuffer:
+    """A ring of ``rows`` rows to sample from, for ``members`` populations of ``num_envs`` environments.
+
+    Args:
+        rows: rows that are sampled, counting those that only restart an environment.
+        spare_rows: rows kept beyond them, at least what is written between two checkpoints.
+        frame_stack: images are stacks of this many frames; only the newest frame is stored, and stacks are put
+            together again as they are sampled.
+        prioritized: draw in proportion to priorities instead of uniformly.
+        folder: keep the rows in files here instead of in memory.
+        reopen: take up the files that are there, to ``load_state`` next; else they are overwritten.
+
+    Raises: UsageError where images are not stacks of frame_stack frames; RunError where files cannot be made or do not
+        hold what they should
+    """
+
+    def __init__(
+        self,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        *,
+        rows: int,
+        num_envs: int = 1,
+        members: int = 1,
+        spare_rows: int = 0,
+        frame_stack: int = 1,
+        prioritized: bool = False,
+        folder: Path | None = None,
+        reopen: bool = False,
+    ) -> None:
+        if rows < 2 or spare_rows < 0:
+            raise ValueError(f"{rows} rows and {spare_rows} spare ones: a buffer needs at least 2, and no fewer than 0")
+        self.rows = rows
+        self.spare_rows = spare_rows
+        self.length = rows + spare_rows + 1  # and one for the observation of the newest row
+        self.members = members
+        self.num_envs = num_envs
+        self.envs = members * num_envs
+        self.frame_stack = frame_stack
+        self.folder = folder
+        self.written = 0
+        self.repeats_first_frame = False  # how a stack is filled up at the beginning of an episode; else with zeros
+        self.arrays: dict[str, Array] = {}
+        self.flat: dict[str, Tensor] = {}
+        self._reopens = reopen and self._file("row").exists()
+        self.obs_fields = obs_spec.fields
+        self.stacked = {f.name for f in obs_spec.fields if f.kind == "image" and frame_stack > 1}
+        for field in obs_spec.fields:
+            shape = field.shape
+            if field.name in self.stacked:
+                if shape[0] % frame_stack:
+                    raise UsageError(
+                        f"frame_stack is {frame_stack}; the images {shape} are no stack of so many frames along axis 0"
+                    )
+                shape = (shape[0] // frame_stack, *shape[1:])
+            self._add(f"obs/{field.name}", shape, field.dtype)
+        box = action_spec.kind == "box"
+        self._add(
+            "action", () if action_spec.kind == "discrete" else (action_spec.dimension,), "float32" if box else "int64"
+        )
+        self._add("reward", (), "float32")
+        for name in ("terminated", "truncated", "valid"):
+            self._add(name, (), "bool")
+        if self.stacked:
+            self._add("episode_step", (), "int32")
+        self._add("row", (), "int64", per_environment=False)
+        if self._reopens and self._file("action_mask").exists():
+            self._add("action_mask", (action_spec.mask_size,), "bool")
+        self.trees = [SumTree(self.length * num_envs) for _ in range(members)] if prioritized else []
+        self.highest_priority = np.ones(members)
+
+    # Storage
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: str, *, per_environment: bool = True) -> None:
+        full = (self.length, self.envs, *shape) if per_environment else (self.length, *shape)
+        if self.folder is None:
+            array = np.zeros(full, dtype)  # pages that nothing has touched take no memory yet
+        else:
+            array = _map_file(self._file(name), full, np.dtype(dtype), new=not self._reopens)
+        self.arrays[name] = array
+        if per_environment:
+            self.flat[name] = torch.from_numpy(array).flatten(0, 1)
+
+    def _file(self, name: str) -> Path:
+        return Path() if self.folder is None else self.folder / f"{name.replace('/', '.')}.bin"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a full buffer takes, in memory or on disk."""
+        return sum(x.nbytes for x in self.arrays.values())
+
+    @property
+    def first(self) -> int:
+        """The oldest row that may be drawn."""
+        oldest = max(0, self.written - self.rows)
+        # Behind the oldest row a stack's older frames may be gone. Between two decisions there is at most one pause.
+        return oldest + 2 * (self.frame_stack - 1) if oldest and self.stacked else oldest
+
+    def flush(self) -> None:
+        """Put on disk what the files hold; only what changed is written."""
+        for array in self.arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint has to hold beside the files: tensors, and plain JSON."""
+        tensors = {"replay/priority": torch.stack([tree.leaves() for tree in self.trees])} if self.trees else {}
+        figures = {
+            "written": self.written,
+            "repeats_first_frame": self.repeats_first_frame,
+            "highest_priority": self.highest_priority.tolist(),
+        }
+        return tensors, figures
+
+    def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        """Take over what ``state`` gave, over the files as they are.
+
+        Raises:    RunError if rows that it needs have been overwritten or never reached the disk
+        """
+        self.written = int(figures["written"])
+        self.repeats_first_frame = bool(figures["repeats_first_frame"])
+        self.highest_priority = np.array(figures["highest_priority"])
+        needed = np.arange(max(0, self.written - self.rows), self.written)
+        lost = int((self.arrays["row"][needed % self.length] != needed + 1).sum())
+        if lost:
+            raise RunError(
+                f"{self.folder} no longer holds {lost:,} of the {len(needed):,} rows of replay that this checkpoint "
+                "needs: only the newest checkpoint can be resumed with its replay. Start the run again, or start a new "
+                "one from the saved agent."
+            )
+        for tree, leaves in zip(self.trees, tensors.get("replay/priority", ()), strict=True):
+            tree.fill(leaves)
+
+    # Writing
+
+    def append(self, rollout: Rollout) -> None:
+        """Write the T rows of a rollout with axes (T, E), E environments of all members, and the observation after."""
+        steps = rollout.reward.shape[0]
+        position = (self.written + np.arange(steps + 1)) % self.length
+        decided = position[:-1]
+        if rollout.action_mask is not None:
+            if "action_mask" not in self.arrays:
+                self._add("action_mask", tuple(rollout.action_mask.shape[2:]), "bool")
+            self.arrays["action_mask"][position] = rollout.action_mask.numpy()
+        for name, x in rollout.obs.items():
+            frames = self._newest_frames(name, x.numpy(), rollout.episode_step.numpy())
+            self.arrays[f"obs/{name}"][position] = frames
+        parts = {k: getattr(rollout, k) for k in ("action", "reward", "terminated", "truncated", "valid")}
+        for name, x in parts.items():
+            self.arrays[name][decided] = x.numpy()
+        if self.stacked:
+            self.arrays["episode_step"][position] = rollout.episode_step.numpy()
+        # From 1: 0 is what was never written, and the newest observation, whose row is not decided yet.
+        self.arrays["row"][decided] = self.written + np.arange(steps) + 1
+        self.arrays["row"][position[-1]] = 0
+        before = self.first
+        self.written += steps
+        self._admit(decided, rollout.valid.numpy(), before)
+
+    def cut(self) -> None:
+        """Say that the environments restart now: what comes next does not follow from the newest observation.
+
+        The last row becomes a truncation, and the newest observation the final one of its episodes.
+        """
+        if self.written == 0:
+            return
+        last, head = (self.written - 1) % self.length, self.written % self.length
+        self.arrays["truncated"][last] |= ~self.arrays["terminated"][last]
+        for name in ("reward", "terminated", "truncated", "valid"):
+            self.arrays[name][head] = 0
+        self.arrays["row"][head] = self.written + 1
+        before = self.first
+        self.written += 1
+        self._admit(np.array([head]), np.zeros((1, self.envs), np.bool_), before)
+
+    def _newest_frames(self, name: str, stacks: Array, episode_step: Array) -> Array:
+        """The part of an observation (T+1, E, ...) that is stored."""
+        if name not in self.stacked:
+            return stacks
+        channels = stacks.shape[2] // self.frame_stack
+        newest = stacks[:, :, -channels:]
+        for t, env in np.argwhere(episode_step == 0):
+            oldest = stacks[t, env, :channels]
+            repeats = bool((oldest == newest[t, env]).all())
+            if not repeats and oldest.any():
+                raise UsageError(
+                    f"frame_stack is {self.frame_stack}; but the first observation of an episode is no stack of one "
+                    "frame filled up with zeros or with itself"
+                )
+            if oldest.any():
+                self.repeats_first_frame = repeats
+        return newest
+
+    def _admit(self, position: Array, valid: Array, before: int) -> None:
+        """Give new rows the highest priority so far, and rows that may no longer be drawn none."""
+        if not self.trees:
+            return
+        gone = np.arange(before, self.first) % self.length
+        columns = np.arange(self.num_envs)
+        for m, tree in enumerate(self.trees):
+            mine = valid[:, m * self.num_envs : (m + 1) * self.num_envs]
+            tree.set((gone[:, None] * self.num_envs + columns).ravel(), np.zeros(gone.size * self.num_envs))
+            tree.set((position[:, None] * self.num_envs + columns).ravel(), (mine * self.highest_priority[m]).ravel())
+
+    # Sampling
+
+    def sample(
+        self,
+        generators: list[torch.Generator],
+        batches: int,
+        batch_size: int,
+        *,
+        gamma: float,
+        n_steps: int = 1,
+        importance_exponent: float = 0.0,
+    ) -> Batch:
+        """Minibatches for several gradient steps at once, every member's drawn from its own generator.
+
+        Args:      batches K, batch_size B: the shape of what is drawn; gamma, n_steps: see ``transitions``;
+                   importance_exponent: of the weights that undo prioritised drawing, 1 undoes it fully
+        Returns:   tensors (M, K, B, ...): those of ``transitions``; index, where each was drawn; with priorities,
+                   weight in (0, 1]
+        Raises:    ValueError if there is nothing to draw
+        Verified:  tests/unit/test_buffers.py::test_only_decided_rows_are_drawn,
+                   tests/unit/test_buffers.py::test_uniform_sampling_is_uniform,
+                   tests/unit/test_buffers.py::test_priorities_are_drawn_in_proportion
+        """
+        shape = (self.members, batches, batch_size)
+        probability: Array | None = None
+        if self.trees:
+            drawn = [tree.draw(batches, batch_size, g) for tree, g in zip(self.trees, generators, strict=True)]
+            leaf, probability = (np.stack(x) for x in zip(*drawn, strict=True))
+            # Position in the ring -> number of the row, counted back from the newest.
+            row = self.written - 1 - (self.written - 1 - leaf // self.num_envs) % self.length
+        else:
+            leaf = np.stack([self._draw(m, batches * batch_size, g) for m, g in enumerate(generators)])
+            row = self.first + leaf // self.num_envs
+        env = leaf % self.num_envs
+        mine = env + self.num_envs * np.arange(self.members)[:, None]
+        out = self.transitions(row.ravel(), mine.ravel(), gamma=gamma, n_steps=n_steps)
+        out = {k: x.view(*shape, *x.shape[1:]) for k, x in out.items()}
+        out["index"] = torch.from_numpy((row % self.length) * self.num_envs + env).view(shape)
+        if probability is not None:
+            weight = torch.from_numpy(probability).view(shape) ** (-importance_exponent)
+            out["weight"] = (weight / weight.amax(-1, keepdim=True)).to(torch.float32)
+        return out
+
+    def _draw(self, member: int, count: int, generator: torch.Generator) -> NDArray[np.int64]:
+        """Uniform draws of (row - first) num_envs + environment, among the member's decided rows."""
+        first, n = self.first, self.num_envs
+        span = self.written - first
+        valid = self.arrays["valid"]
+        columns = slice(member * n, (member + 1) * n)
+        if span == 0 or not any(valid[i % self.length, columns].any() for i in range(first, self.written)):
+            raise ValueError("there is no transition in the buffer yet")
+        out = np.empty(count, np.int64)
+        missing = np.arange(count)
+        while missing.size:
+            out[missing] = torch.randint(span * n, (missing.size,), generator=generator).numpy()
+            rows = (first + out[missing] // n) % self.length
+            missing = missing[~valid[rows, member * n + out[missing] % n]]
+        return out
+
+    def transitions(self, row: Array, env: Array, *, gamma: float, n_steps: int = 1) -> Batch:
+        """The transitions that begin at these rows of these environments, by their numbers since the beginning.
+
+        Equation:  reward = sum_{k < m} gamma^k r_{t+k},  discount = gamma^m,  next_obs = o_{t+m}
+                   m = n_steps, or fewer decisions where the episode ends, or where the buffer does
+        Returns:   obs/*, action, reward, terminated, discount, next_obs/*, and where there are masks action_mask and
+                   next_action_mask; the target of a critic is reward + discount (1 - terminated) V(next_obs)
+        Verified:  tests/unit/test_buffers.py::test_n_step_returns_against_a_loop,
+                   tests/unit/test_buffers.py::test_next_observations_are_the_true_ones
+        """
+        here = (row % self.length) * self.envs + env
+        reward = torch.zeros(len(row))
+        discount = torch.ones(len(row))
+        terminated = torch.zeros(len(row), dtype=torch.bool)
+        going = torch.ones(len(row), dtype=torch.bool)
+        following = row.copy()
+        for k in range(n_steps):
+            exists = torch.from_numpy(row + k < self.written)
+            at = torch.from_numpy((np.minimum(row + k, self.written - 1) % self.length) * self.envs + env)
+            going = going & exists
+            decided = going & self.flat["valid"][at]  # a pause decides nothing and passes on what comes after it
+            reward = torch.where(decided, reward + discount * self.flat["reward"][at], reward)
+            discount = torch.where(decided, discount * gamma, discount)
+            terminated = terminated | (decided & self.flat["terminated"][at])
+            following = np.where(going.numpy(), row + k + 1, following)
+            going = going & ~(self.flat["terminated"][at] | self.flat["truncated"][at])
+        after = (following % self.length) * self.envs + env
+        out = {"action": self.flat["action"][torch.from_numpy(here)], "reward": reward}
+        out |= {"terminated": terminated, "discount": discount}
+        for field in self.obs_fields:
+            out[f"obs/{field.name}"] = self._obs(field.name, row, env)
+            out[f"next_obs/{field.name}"] = self._obs(field.name, following, env)
+        if "action_mask" in self.flat:
+            masks = self.flat["action_mask"]
+            out["action_mask"] = masks[torch.from_numpy(here)]
+            out["next_action_mask"] = masks[torch.from_numpy(after)]
+        return out
+
+    def _obs(self, name: str, row: Array, env: Array) -> Tensor:
+        """Observations at these rows; of a stack of frames, the frames that led there, oldest first."""
+        stored = self.flat[f"obs/{name}"]
+        newest = stored[torch.from_numpy((row % self.length) * self.envs + env)]
+        if name not in self.stacked:
+            return newest
+        step = self.arrays["episode_step"][row % self.length, env]
+        frames, row = [newest], row.copy()
+        for back in range(1, self.frame_stack):
+            inside = step >= back
+            row = row - inside
+            # After a pause the observation is still that before it.
+            row = row - (inside & ~self.arrays["valid"][row % self.length, env])
+            frame = stored[torch.from_numpy((row % self.length) * self.envs + env)]
+            if not self.repeats_first_frame:
+                frame = frame * torch.from_numpy(inside).view(-1, *[1] * (frame.ndim - 1))
+            frames.append(frame)
+        return torch.cat(frames[::-1], dim=1)
+
+    def set_priorities(self, index: Tensor, error: Tensor, *, exponent: float, floor: float = 1e-6) -> None:
+        """Priorities (error + floor)^exponent of what was drawn; does nothing in a uniform buffer.
+
+        Source:    Schaul et al. 2016, section 3.3.
+        Args:      index (M, ...) as ``sample`` gave it; error (M, ...) absolute TD errors, reward units
+        Verified:  tests/unit/test_buffers.py::test_priorities_are_drawn_in_proportion
+        """
+        for m, tree in enumerate(self.trees):
+            priority = (error[m].detach().cpu().double().flatten().abs().numpy() + floor) ** exponent
+            self.highest_priority[m] = max(self.highest_priority[m], float(priority.max()))
+            leaf = index[m].flatten().numpy()
+            # What was drawn for an earlier of several steps may have left since: what may not be drawn stays so.
+            tree.set(leaf, np.where(tree.get(leaf) > 0, priority, 0.0))
+
+
+class SumTree:
+    """Sums of non-negative priorities in a binary heap: draws in proportion to them, all levels vectorised."""
+
+    def __init__(self, leaves: int) -> None:
+        self.count = leaves
+        self.base = 1 << max(0, (leaves - 1).bit_length())
+        self.sums = np.zeros(2 * self.base)
+
+    def get(self, leaf: Array) -> NDArray[np.float64]:
+        """The priorities of some leaves."""
+        return self.sums[self.base + leaf]
+
+    def set(self, leaf: Array, priority: Array) -> None:
+        """Change some priorities; of a leaf that is named several times, the last one counts."""
+        node = self.base + leaf
+        self.sums[node] = priority
+        while node.size and node[0] > 1:
+            node = np.unique(node >> 1)
+            self.sums[node] = self.sums[2 * node] + self.sums[2 * node + 1]
+
+    def leaves(self) -> Tensor:
+        """All priorities, as one tensor."""
+        return torch.from_numpy(self.sums[self.base : self.base + self.count].copy())
+
+    def fill(self, leaves: Tensor) -> None:
+        """Take over what ``leaves`` gave; the sums come out to the same bits, being always added in the same order."""
+        self.sums[self.base : self.base + self.count] = leaves.numpy()
+        for level in range(self.base.bit_length() - 2, -1, -1):
+            node = np.arange(1 << level, 2 << level)
+            self.sums[node] = self.sums[2 * node] + self.sums[2 * node + 1]
+
+    def draw(
+        self, batches: int, batch_size: int, generator: torch.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Leaves in proportion to their priorities, one from each of ``batch_size`` equal shares of the sum.
+
+        Returns:   leaves and their probabilities, each (batches * batch_size,)
+        """
+        total = self.sums[1]
+        if not total > 0.0:
+            raise ValueError("there is no transition in the buffer yet")
+        share = torch.rand((batches, batch_size), generator=generator, dtype=torch.float64).numpy()
+        mass = ((share + np.arange(batch_size)) * (total / batch_size)).ravel()
+        node = np.ones(batches * batch_size, np.int64)
+        while node[0] < self.base:
+            left = self.sums[2 * node]
+            # Rounding may carry the mass past the last leaf with any: never into a half without.
+            right = (mass >= left) & (self.sums[2 * node + 1] > 0.0)
+            mass = np.where(right, mass - left, mass)
+            node = 2 * node + right
+        return node - self.base, self.sums[node] / total
+
+
+def _map_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, new: bool) -> Array:
+    """An array in a file of exactly its size. Its blocks are reserved: a full disk is an error now, no crash later."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    try:
+        if new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        elif path.stat().st_size != size:
+            raise RunError(f"{path} holds {path.stat().st_size:,} bytes; this run's replay needs {size:,}")
+        return cast(Array, np.memmap(path, dtype=dtype, mode="r+", shape=shape))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"the disk is full: the replay buffer needs {size / 1e9:.2f} GB for {path}. Free some space, or give a "
+                "smaller buffer_size"
+            ) from error
+        raise RunError(f"{path} cannot be used for replay: {error.strerror or error}") from error

@@ -1,0 +1,213 @@
+"""Networks of off-policy algorithms: policies without a value function, and ensembles of critics.
+
+Actions reach a critic in units of half their range, that is in [-1, 1] (``unit_action``); observations as everywhere,
+raw, normalised inside the forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steepest.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian, floored_log_probs
+from steepest.networks import (
+    NetworkConfig,
+    NetworkFactory,
+    Normalization,
+    PolicyInput,
+    PolicyOutput,
+    Torso,
+    as_user_sees,
+    orthogonal,
+    output_size,
+    preprocess,
+)
+from steepest.types import ActionSpec, Obs, ObsSpec
+
+
+class PolicyNetwork(nn.Module):
+    """A torso and a linear head; what the head's outputs mean is up to the subclass. Called as ``ActorCritic`` is."""
+
+    memory_size = 0
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        network: NetworkFactory | None,
+        out: int,
+    ) -> None:
+        super().__init__()
+        self.obs_spec = obs_spec
+        self.action_spec = action_spec
+        self.torso = network(obs_spec) if network else Torso(obs_spec, config.hidden_sizes, config.activation)
+        # A hundredth of the usual scale: the first policy is the same in every state.
+        self.head = orthogonal(nn.Linear(output_size(self.torso, obs_spec), out), 0.01)
+
+    def forward(self, inputs: PolicyInput, normalization: Normalization, with_value: bool) -> PolicyOutput:
+        obs = preprocess(self.obs_spec, inputs.obs, normalization)
+        out = self.head(self.torso(as_user_sees(self.obs_spec, obs)))
+        return PolicyOutput(self.distribution(out, inputs.action_mask), None, None)
+
+    def distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
+        """The policy (B,) of the head's outputs (B, out)."""
+        raise NotImplementedError
+
+
+class SquashedPolicy(PolicyNetwork):
+    """A Gaussian squashed by tanh, mean and deviation both functions of the state; or a Categorical."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        network: NetworkFactory | None,
+        *,
+        log_std: tuple[float, float],
+        min_probability: float,
+    ) -> None:
+        box = action_spec.kind == "box"
+        super().__init__(
+            config, obs_spec, action_spec, network, 2 * action_spec.dimension if box else action_spec.sizes[0]
+        )
+        self.log_std = log_std
+        self.min_probability = min_probability
+
+    def distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
+        if self.action_spec.kind == "discrete":
+            return Categorical(floored_log_probs(out, self.min_probability, mask))
+        mean, log_std = out.chunk(2, dim=-1)
+        return TanhGaussian(mean, log_std.clamp(*self.log_std))
+
+
+class DeterministicPolicy(PolicyNetwork):
+    """An action in [-1, 1] per state, with Gaussian noise around it for exploring: its mode is the policy itself."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        network: NetworkFactory | None,
+        *,
+        exploration_std: float,
+    ) -> None:
+        super().__init__(config, obs_spec, action_spec, network, action_spec.dimension)
+        self.exploration_std = exploration_std
+
+    def distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
+        action = torch.tanh(out)
+        return DiagonalGaussian(action, torch.full_like(action, math.log(self.exploration_std)))
+
+
+def unit_action(spec: ActionSpec, action: Tensor) -> Tensor:
+    """The action (..., D) in [-1, 1] that a squashed policy's draw stands for."""
+    return torch.tanh(action) if spec.kind == "box" else action
+
+
+class EnsembleLinear(nn.Module):
+    """C linear layers of one shape, over inputs (C, B, in) or one input (B, in) for all, as one batched product."""
+
+    def __init__(self, members: int, inputs: int, outputs: int, gain: float) -> None:
+        super().__init__()
+        layers = [orthogonal(nn.Linear(inputs, outputs), gain) for _ in range(members)]
+        self.weight = nn.Parameter(torch.stack([x.weight.detach().T for x in layers]))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            x = x.expand(len(self.weight), *x.shape)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleNorm(nn.Module):
+    """Layer normalisation with a scale and a shift of every member's own."""
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(members, 1, width))
+        self.shift = nn.Parameter(torch.zeros(members, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
+
+
+class QEnsemble(nn.Module):
+    """C critics of one shape over an encoder that they share (a CNN, or a custom torso; nothing for vectors).
+
+    Of continuous actions (``actions`` components) it values the one that it is called with; of discrete ones all
+    ``choices``; with neither it values the state alone.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        network: NetworkFactory | None,
+        *,
+        critics: int,
+        actions: int = 0,
+        choices: int | None = None,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        outputs = choices or 1
+        self.obs_spec = obs_spec
+        self.scalar = choices is None
+        self.dropout = dropout
+        self.encoder = network(obs_spec) if network else Torso(obs_spec, (), "relu")
+        width = output_size(self.encoder, obs_spec)
+        sizes = config.hidden_sizes or (outputs,)
+        gain = math.sqrt(2)
+        self.first = EnsembleLinear(critics, width, sizes[0], gain)
+        # Apart from the observation's, so that a policy's loss differentiates in the action alone.
+        self.first_action: nn.Parameter | None = None
+        if actions:
+            both = [orthogonal(nn.Linear(width + actions, sizes[0]), gain).weight.detach().T for _ in range(critics)]
+            with torch.no_grad():
+                self.first.weight.copy_(torch.stack([w[:width] for w in both]))
+            self.first_action = nn.Parameter(torch.stack([w[width:] for w in both]))
+        widths = [*config.hidden_sizes[1:], outputs] if config.hidden_sizes else []
+        pairs = list(zip(sizes, widths, strict=False))
+        self.layers = nn.ModuleList(
+            EnsembleLinear(critics, i, o, 1.0 if n == len(pairs) - 1 else gain) for n, (i, o) in enumerate(pairs)
+        )
+        norms = config.hidden_sizes if layer_norm else ()
+        self.norms = nn.ModuleList(EnsembleNorm(critics, h) for h in norms)
+        self.activation = nn.Tanh() if config.activation == "tanh" else nn.ReLU()
+
+    def forward(
+        self, obs: Obs, normalization: Normalization, action: Tensor | None, dropout: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """obs (B, ...), action (B, A) in [-1, 1] or None, dropout: uniform noise (C, B, H) per hidden layer.
+
+        Returns (C, B), or (C, B, choices) where there are choices.
+        """
+        features = self.encoder(as_user_sees(self.obs_spec, preprocess(self.obs_spec, obs, normalization)))
+        x = self.first(features)
+        if self.first_action is not None:
+            assert action is not None
+            x = torch.baddbmm(x, action.expand(len(x), *action.shape), self.first_action)
+        for i, layer in enumerate(self.layers):
+            if dropout:
+                x = x * (dropout[i] >= self.dropout) / (1.0 - self.dropout)
+            if len(self.norms):
+                x = self.norms[i](x)
+            x = layer(self.activation(x))
+        return x.squeeze(-1) if self.scalar else x
+
+
+def subset_minimum(q_value: Tensor, subset: Tensor | None) -> Tensor:
+    """The least of C critics' values (C, ...), or of those whose numbers (K,) are given: (...).
+
+    Source:    Fujimoto et al. 2018, Eq. 10 (two); Chen et al. 2021, Algorithm 1 (a random subset of many).
+    Verified:  tests/unit/test_q_networks.py::test_subset_minimum
+    """
+    return (q_value if subset is None else q_value.index_select(0, subset)).amin(0)

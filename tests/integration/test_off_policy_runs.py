@@ -1,0 +1,128 @@
+"""Runs with a replay buffer: their gradient steps, their files, and that they go on with the same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_runs import differences, start_command, steepest_command, stray_files
+from test_resume import wait_for_steps
+
+import steepest
+from steepest import Run, UsageError
+
+SMALL: dict[str, Any] = {
+    "hidden_sizes": (16,),
+    "batch_size": 16,
+    "learning_starts": 200,
+    "steps_per_iteration": 50,
+    "compile": "off",
+    "eval_episodes": 0,
+    "num_envs": 1,
+    "tensorboard": False,
+}
+
+KILLED: dict[str, list[Any]] = {
+    # The buffer is overwritten twice: what the newest checkpoint needs has to be left alone.
+    "sac": ["sac", "Pendulum-v1", "--buffer-size", 400, "--prioritized", "--n-steps", 3],
+    "td3": ["td3", "Pendulum-v1", "--buffer-size", 600, "--num-envs", 3, "--noise-correlation", 0.8, "--normalize-obs"],
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_runs_resume_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Killed at any moment, twice: parameters, figures, evaluations and what is left in the buffer."""
+    total = 1_600
+    options = [*KILLED[name], "--total-steps", total, "--checkpoint-every", 200, "--eval-episodes", 2, "--seed", 3]
+    options += ["--hidden-sizes", 16, "--batch-size", 16, "--learning-starts", 200, "--steps-per-iteration", 50]
+    assert steepest_command("train", *options, "--out", tmp_path / "alone").returncode == 0
+    draw = random.Random(f"{name} {os.getpid()} {time.time_ns()}")  # any moment at all must do
+    killed = tmp_path / "killed"
+    arguments = ["train", *options, "--out", killed]
+    moments = sorted(draw.randrange(total // 5, total - total // 5) for _ in range(2))
+    for moment in moments:
+        process = start_command(*arguments)
+        wait_for_steps(killed, moment, process)
+        time.sleep(draw.uniform(0.0, 0.1))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        arguments = ["train", "--resume", killed]
+    done = steepest_command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from step-" in done.stderr
+    assert differences(tmp_path / "alone", killed) == [], f"killed at steps {moments}"
+    assert stray_files(killed) == []
+    for file in sorted((tmp_path / "alone" / "replay").iterdir()):
+        assert file.read_bytes() == (killed / "replay" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "per_row"),
+    [
+        ("sac", {"num_envs": 2}, 2.0),
+        ("sac", {"num_envs": 2, "train_every": 5, "updates_per_call": 4, "update_ratio": 0.7}, 1.4),
+        ("td3", {"num_envs": 3}, 3.0),
+        ("ddpg", {"update_ratio": 0.25}, 0.25),
+    ],
+)
+def test_gradient_steps_keep_their_ratio(algorithm: str, options: dict[str, Any], per_row: float) -> None:
+    """Every row after the warm-up makes gradient steps due; less than a call of them is still due at the end."""
+    with Run(algorithm, "Pendulum-v1", total_steps=1_000, checkpoint_every=0, **{**SMALL, **options}) as run:
+        list(run)
+        loop: Any = run.loop
+        rows, config = loop.buffer.written, run.agent.config
+        taken = int(run.agent.state["critic/adam_count"][0])
+    before = -(-config.learning_starts // run.agent.num_envs // config.train_every) * config.train_every
+    due = (rows - before) * per_row - taken
+    assert due == pytest.approx(loop.due)
+    assert 0 <= due < config.updates_per_call
+
+
+def test_a_delayed_policy_moves_at_its_own_pace() -> None:
+    with Run("td3", "Pendulum-v1", total_steps=400, **SMALL) as run:
+        list(run)
+    state = run.agent.state
+    assert int(state["critic/adam_count"][0]) == 2 * int(state["adam_count"][0]) > 100
+    assert not torch.equal(state["target/params"], state["critic/params"])
+    assert not torch.equal(state["target_policy/params"], state["params"])
+
+
+def test_with_and_without_files_is_the_same_run(tmp_path: Path) -> None:
+    """Restarts at checkpoints, and where the spare rows run out, do not depend on whether anything is written."""
+    settings = {**SMALL, "total_steps": 900, "checkpoint_every": 150, "buffer_size": 400}
+    agents = []
+    for out in (None, tmp_path / "run"):
+        with Run("sac", "Pendulum-v1", out=out, **settings) as run:
+            list(run)
+        agents.append(run.agent.tensors())
+    assert [k for k in agents[0] if not torch.equal(agents[0][k], agents[1][k])] == []
+
+
+def test_an_agent_is_trained_saved_loaded_and_evaluated(tmp_path: Path) -> None:
+    settings = {k: v for k, v in SMALL.items() if k != "num_envs"}
+    agent = steepest.train("sac", "Pendulum-v1", total_steps=600, out=tmp_path / "run", **settings)
+    assert agent.num_envs == 1, "the preset"
+    loaded = steepest.load(tmp_path / "run")
+    obs = np.zeros(3, np.float32)
+    assert np.array_equal(agent.act(obs, deterministic=True)[0], loaded.act(obs, deterministic=True)[0])
+    (result,) = steepest.evaluate(tmp_path / "run", episodes=2)
+    assert -4_000 < result.mean < 0
+    longer = steepest.resume(tmp_path / "run", total_steps=800)
+    assert float(longer.state["critic/adam_count"][0]) > float(agent.state["critic/adam_count"][0])
+
+
+def test_an_algorithm_says_which_actions_it_takes() -> None:
+    done = steepest_command("train", "td3", "CartPole-v1")
+    assert done.returncode == 2
+    assert "td3 takes Box actions; this environment has Discrete actions" in done.stderr
+    with pytest.raises(UsageError, match="multiple of policy_delay"):
+        Run("td3", "Pendulum-v1", updates_per_call=3)
+    with pytest.raises(UsageError, match="at most num_critics"):
+        Run("sac", "Pendulum-v1", target_critics=3)
