@@ -760,7 +760,8 @@ def test_every_kind_of_policy_compiles(name: str) -> None:
     observation, action, masks, dtype, options = COMPILED[name]
     space, needed = ACTIONS[action]
     agent_class = find("ppo")
-    config = agent_class.Config(**{**TINY, "recurrent_size": 4, "sequence_length": 2, **needed, **options})
+    small = {k: v for k, v in TINY.items() if k in fields("ppo")}
+    config = agent_class.Config(**{**small, "recurrent_size": 4, "sequence_length": 2, **needed, **options})
     agents, rollouts = [], []
     for compile in (False, True):
         env = make_env(lambda: AnySpace(observation, space, masks), 2)
@@ -786,7 +787,7 @@ def test_every_kind_of_policy_compiles(name: str) -> None:
 
 @pytest.mark.compiles
 def test_a_compiled_population_resumes_to_the_same_bits(tmp_path: Any) -> None:
-    settings = {**TINY, "num_envs": 2, "seeds": 3, "compile": "on", "eval_episodes": 2, "total_steps": 160}
+    settings = tiny("ppo", seeds=3, compile="on", eval_episodes=2, total_steps=160)
     settings |= {"checkpoint_every": 48, "tensorboard": False, "normalize_obs": True, "normalize_reward": True}
     with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **settings) as run:
         rows = len(list(run))
