@@ -1,13 +1,13 @@
 """What on-policy algorithms share: turning a rollout into training sequences, and the running statistics.
 
-All functions are pure and see one member: axes (T, N). A batch is a dict of tensors over S sequences: for a
-feed-forward policy every step is a sequence of its own and the axes are (S, ...); for a recurrent one they are
-(S, L, ...), with the memory (S, K) at the start of each sequence.
+All functions are pure and see one member, axes (T, N), but for the two that say so. A batch is a dict of tensors over S
+sequences: for a feed-forward policy every step is a sequence of its own and the axes are (S, ...); for a recurrent one
+they are (S, L, ...), with the memory (S, K) at the start of each sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from steepest.distributions import Distribution
 from steepest.errors import UsageError
-from steepest.learner import Hyper, Metrics, State
+from steepest.learner import Hyper, Metrics, State, mean_metrics
 from steepest.networks import PolicyInput, PolicyOutput
 from steepest.numerics import forward_recurrence, merge_moments, weighted_mean, weighted_variance
-from steepest.returns import vtrace
+from steepest.returns import generalized_advantage, vtrace
 from steepest.types import Obs, Rollout
 
 Batch = dict[str, Tensor]
@@ -128,6 +128,25 @@ def pinned_target(target: Tensor, value: Tensor, valid: Tensor) -> Tensor:
     Verified:  tests/exact/test_average_reward.py::test_the_critic_comes_to_rest_at_the_values_of_mean_zero
     """
     return target - VALUE_PIN * weighted_mean(value, valid.to(value.dtype))
+
+
+def gae_and_target(state: State, rollout: Rollout, value: Tensor, hyper: Hyper) -> tuple[State, Tensor, Tensor]:
+    """Advantages of a rollout's actions by GAE under the agent's objective, and what the value function is fitted to.
+
+    Equation:  A_t = sum_l (gamma lambda)^l delta_{t+l},  target_t = A_t + V(s_t); rewards and gamma as
+               ``objective_rewards`` has them, the target of differential values pinned
+    Source:    Schulman et al. 2016, Eq. 16; notes 1.8 for the average reward.
+    Args:      value (T+1, N) of the policy that acted, in the units of the rewards that the objective counts
+    Returns:   the statistics that changed, advantages (T, N), targets (T, N)
+    Verified:  tests/exact/test_updates.py::test_updates_are_those_of_the_written_algorithm
+    """
+    statistics, reward, gamma = objective_rewards(state, rollout, hyper)
+    flags = (rollout.terminated, rollout.truncated, rollout.valid)
+    advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
+    target = advantage + value[:-1]
+    if "gain" in state:
+        target = pinned_target(target, value[:-1], rollout.valid)
+    return statistics, advantage, target
 
 
 def refuse_termination(rollout: Rollout) -> None:
@@ -275,6 +294,11 @@ def minibatch_indices(sequences: int, minibatches: int, epochs: int, generator: 
     return torch.stack(orders).view(epochs * minibatches, sequences // minibatches)
 
 
+def members_indices(sequences: int, minibatches: int, epochs: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """``minibatch_indices`` of every member, (members, epochs * minibatches, sequences / minibatches)."""
+    return torch.stack([minibatch_indices(sequences, minibatches, epochs, g) for g in generators])
+
+
 def gather(batch: Batch, index: Tensor) -> Batch:
     """The sequences of a minibatch; time comes first where there are sequences: (L, B, ...), memory (B, K)."""
     return all_sequences({k: x[index] for k, x in batch.items()})
@@ -293,6 +317,31 @@ def each_minibatch(
         state, metrics = step(state, gather(batch, index))
         totals = {k: totals.get(k, 0.0) + v for k, v in metrics.items()}
     return state, {k: v / indices.shape[0] for k, v in totals.items()}
+
+
+def run_epochs(
+    steps: Callable[[State, Batch, Tensor, Hyper], tuple[State, Metrics]],
+    state: State,
+    batch: Batch,
+    epochs: Sequence[Tensor],
+    hyper: Hyper,
+    correct: Callable[[State], Batch] | None = None,
+) -> tuple[State, Metrics]:
+    """The gradient steps of all members on a rollout, several to a call, with a corrected batch from epoch to epoch.
+
+    Args:      steps: (state, batch, indices (members, K, B), hyper) -> (state, figures), K steps; epochs: indices of
+               each, or of all as one where nothing is corrected between them; correct: state -> what replaces the same
+               entries of the batch
+    Returns:   the state after the last step, the mean of every figure over the calls
+    """
+    history: list[Metrics] = []
+    for number, indices in enumerate(epochs):
+        if correct is not None and number > 0:  # until the first step the policy is the one that acted
+            batch = {**batch, **correct(state)}
+        for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[0]), dim=1):
+            state, metrics = steps(state, batch, chunk, hyper)
+            history.append(metrics)
+    return state, mean_metrics(history)
 
 
 def corrected_batch(

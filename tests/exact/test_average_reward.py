@@ -7,7 +7,7 @@ logits and values are tables, and the critic may hold the exact differential val
 from __future__ import annotations
 
 import itertools
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from steepest.errors import UsageError
 from steepest.exact import finite_mdp as mdps
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.exact.theorems import Process, continuing
+from steepest.learner import autograd_gradient
 from steepest.on_policy import VALUE_PIN
 from steepest.types import Rollout
 
@@ -34,6 +35,7 @@ AGENTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "actor-critic, Monte-Carlo critic": (ActorCritic, {"gae_lambda": 0.7, "critic": "monte_carlo"}),
     "PPO": (PPO, {"gae_lambda": 0.7, "minibatches": 1}),
     "PPO-KL": (PPOKL, {"gae_lambda": 0.7, "minibatches": 1}),
+    "TRPO": (TRPO, {"gae_lambda": 0.7, "minibatches": 1}),
 }
 agents = pytest.mark.parametrize("name", AGENTS)
 
@@ -71,7 +73,7 @@ def gradients(name: str, seed: int, value: Tensor, gain: Tensor | float, **confi
     c, rollout, chance = recording(seed)
     kind, options = AGENTS[name]
     settings: dict[str, Any] = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False}
-    settings |= {"objective": "average", "rollout_steps": STEPS, "gain_rate": 0.0, "value_coef": 1.0}
+    settings |= {"objective": "average", "rollout_steps": STEPS, "gain_rate": 0.0}
     specs = (vector(c.mdp.num_states), discrete(c.mdp.num_actions))
     agent = to_float64(kind(kind.Config(**(settings | options | config)), *specs))
     parameters = {
@@ -85,16 +87,20 @@ def gradients(name: str, seed: int, value: Tensor, gain: Tensor | float, **confi
     # After endless rollouts at rate 0 the estimate is what it is.
     if agent.config.objective == "average":
         state |= {"gain": torch.as_tensor(gain, dtype=F64), "gain_rollouts": torch.tensor(torch.inf, dtype=F64)}
-    names = ("gamma", "gain_rate", "gae_lambda", "value_coef", "entropy_coef")
-    hyper = {k: torch.tensor(getattr(agent.config, k), dtype=F64) for k in names}
-    hyper["clip_epsilon"] = torch.tensor(0.2, dtype=F64)
+    hyper = {k: torch.tensor(getattr(agent.config, k), dtype=F64) for k in ("gamma", "gain_rate", "gae_lambda")}
+    numbers = {"clip_epsilon": 0.2, "value_coef": 1.0, "entropy_coef": 0.0}
+    hyper |= {k: torch.tensor(x, dtype=F64) for k, x in numbers.items()}
     with torch.no_grad():
         _, batch, _ = agent.prepare(state, rollout, hyper)
     batch["weight"] = (chance * len(chance)).expand(STEPS, -1).flatten()
-    leaf = state["params"].clone().requires_grad_()
-    loss, _ = agent.loss(leaf, state, batch, hyper)
-    slope = agent.layout.unflatten(torch.autograd.grad(loss, leaf)[0])
-    return -slope["policy_head.weight"].T, slope["value_head.weight"][0]
+    if isinstance(agent, TRPO):  # an objective and a loss, each with a part of the parameters to itself
+        ascent = agent.policy_gradient(autograd_gradient, state, batch, hyper)[0].residual
+        descent, _ = autograd_gradient(partial(agent.critic_loss, state=state, batch=batch), state["params"])
+    else:
+        descent, _ = autograd_gradient(partial(agent.loss, state=state, batch=batch, hyper=hyper), state["params"])
+        ascent = -descent
+    policy, critic = (agent.layout.unflatten(x) for x in (ascent, descent))
+    return policy["policy_head.weight"].T, critic["value_head.weight"][0]
 
 
 def exact(seed: int) -> tuple[Process, Tensor, Tensor, Tensor]:
@@ -161,11 +167,11 @@ def _share_of_states() -> Tensor:
     return share
 
 
-@pytest.mark.parametrize("name", [*AGENTS, "TRPO"])
+@agents
 def test_the_gain_is_learnt_and_reported(name: str) -> None:
     """An update moves the estimate by the stated step, and its figure is the estimate."""
     c, rollout, _ = recording(0)
-    kind, options = (TRPO, {"minibatches": 1}) if name == "TRPO" else AGENTS[name]
+    kind, options = AGENTS[name]
     config = kind.Config(**options, hidden_sizes=(), objective="average", gain_rate=0.25, rollout_steps=STEPS)
     paths = rollout.action.shape[1]
     agent = to_float64(kind(config, vector(c.mdp.num_states), discrete(c.mdp.num_actions), num_envs=paths))

@@ -61,6 +61,8 @@ TRPO_ONLY: dict[str, Any] = {
     "line_search_backtrack": 0.75,
 }
 """Iterations enough to solve the system to rounding, as the dense solver does."""
+LOOSE = 64.0
+"""Nats: a limit that no trial comes near, since probabilities have a floor, after a step that is far too long."""
 NORMALISED = {"normalize_obs": True, "normalize_reward": True}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"normalize_advantage": False},
@@ -73,13 +75,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "searching": {"max_kl": 2.0, "cg_damping": 2.0**-8},
     "restoring": {"max_kl": 2.0, "cg_damping": 2.0**-8, "line_search_steps": 1},
     "unchecked": {"max_kl": 2.0, "cg_damping": 2.0**-8, "line_search_steps": 0},
+    "refused for the surrogate alone": {"max_kl": LOOSE, "cg_damping": 2.0**-8},
     "thinned Fisher matrix": {"fisher_subsample": 2},
+    "average reward": {"objective": "average", "gain_rate": 2.0**-2},
+    "average reward, corrected by V-trace": {
+        "objective": "average",
+        "gain_rate": 2.0**-2,
+        "off_policy_correction": "vtrace",
+    },
 }
 PROGRESS = (0.25, 0.5)
 
 
 def masked_rollout(agent: Agent, seed: int) -> Rollout:
-    """Ragged experience with action masks, each of which allows what was done."""
+    """Ragged experience with action masks, each of which allows what was done; nothing terminates for a gain."""
     rollout = synthetic_rollout(agent, STEPS, seed=seed, dtype=F64)
     g = torch.Generator().manual_seed(seed)
     mask = torch.rand((1, STEPS + 1, ENVS, CHOICES), generator=g) < 0.6
@@ -87,6 +96,9 @@ def masked_rollout(agent: Agent, seed: int) -> Rollout:
     mask[:, :-1] |= taken
     mask[:, -1, :, 0] = True
     obs = {"obs": 2.0 * rollout.obs["obs"] + 1.0}
+    if getattr(agent.config, "objective", "discounted") == "average":
+        never = torch.zeros_like(rollout.terminated)
+        rollout = rollout._replace(truncated=rollout.truncated | rollout.terminated, terminated=never)
     return rollout._replace(obs=obs, action_mask=mask)
 
 
@@ -105,6 +117,11 @@ class Written:
         self.observations: list[Tensor] = []
         self.returns: list[float] = []
         self.running = [0.0] * ENVS
+        self.average = getattr(agent.config, "objective", "discounted") == "average"
+        self.gamma = 1.0 if self.average else GAMMA
+        self.gain = 0.0
+        self.rollouts = 0
+        self.refused: list[tuple[float, float]] = []
         self.kl_coef = getattr(agent.config, "kl_coef", 0.0)
 
     def forward(self, obs: Tensor, mask: Tensor) -> tuple[td.Categorical, Tensor]:
@@ -117,7 +134,12 @@ class Written:
         return td.Categorical(logits=output.distribution.log_probs), output.value
 
     def scaled(self, rollout: Rollout) -> Tensor:
-        """Rewards divided by the deviation of the running discounted return, this rollout's included."""
+        """Rewards less the gain, or divided by the running discounted return's deviation, this rollout's included."""
+        if self.average:
+            self.rollouts += 1
+            error = float(rollout.reward[rollout.valid].mean()) - self.gain
+            self.gain += max(self.config.gain_rate, 1 / self.rollouts) * error
+            return rollout.reward - self.gain
         if not self.config.normalize_reward:
             return rollout.reward
         for t in range(STEPS):
@@ -139,7 +161,14 @@ class Written:
             log_prob = policy.logits.view(STEPS + 1, ENVS, CHOICES)[:-1].gather(-1, rollout.action.unsqueeze(-1))
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
         self.reward = self.scaled(rollout)
-        return defining_gae(self.reward, value, *flags, GAMMA, lam), value[:-1], log_prob.squeeze(-1)
+        return defining_gae(self.reward, value, *flags, self.gamma, lam), value[:-1], log_prob.squeeze(-1)
+
+    def pinned(self, target: Tensor, value: Tensor, rollout: Rollout) -> Tensor:
+        """Targets of differential values, lowered by a tenth of the values' own mean."""
+        return target - 0.1 * value[rollout.valid].mean() if self.average else target
+
+    def gain_figure(self) -> dict[str, float]:
+        return {"gain": self.gain} if self.average else {}
 
     def corrected(self, rollout: Rollout, old_log_prob: Tensor) -> tuple[Tensor, Tensor]:
         """(advantage, target), each (T, N), by V-trace with the parameters as they are now."""
@@ -150,8 +179,8 @@ class Written:
             value = value.view(STEPS + 1, ENVS)
             log_prob = policy.logits.view(STEPS + 1, ENVS, CHOICES)[:-1].gather(-1, rollout.action.unsqueeze(-1))
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        v, q = defining_vtrace(log_prob.squeeze(-1) - old_log_prob, self.reward, value, *flags, GAMMA, LAMBDA)
-        return q - value[:-1], v
+        v, q = defining_vtrace(log_prob.squeeze(-1) - old_log_prob, self.reward, value, *flags, self.gamma, LAMBDA)
+        return q - value[:-1], self.pinned(v, value[:-1], rollout)
 
     def step(self, loss: Tensor, learning_rate: float, active: bool) -> float:
         """One step of Adam; the norm of the gradient before it is clipped."""
@@ -180,7 +209,7 @@ def standardised(x: Tensor) -> Tensor:
 def written_ppo(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
     config = run.config
     advantage, old_value, old_log_prob = run.advantages(rollout, LAMBDA)
-    target = advantage + old_value
+    target = run.pinned(advantage + old_value, old_value, rollout)
     epsilon = EPSILON * (1 - progress if config.clip_schedule == "linear" else 1)
     figures: list[dict[str, float]] = []
     orders = [torch.randperm(STEPS * ENVS, generator=run.generator) for _ in range(config.epochs)]
@@ -221,13 +250,13 @@ def written_ppo(run: Written, rollout: Rollout, progress: float) -> dict[str, fl
         )
     run.merge(rollout)
     means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
-    return {**means, **critic_figures(rollout, first_target, old_value)}
+    return {**means, **critic_figures(rollout, first_target, old_value), **run.gain_figure()}
 
 
 def written_ppo_kl(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
     config = run.config
     advantage, old_value, old_log_prob = run.advantages(rollout, LAMBDA)
-    target = first_target = advantage + old_value
+    target = first_target = run.pinned(advantage + old_value, old_value, rollout)
     assert rollout.action_mask is not None
     obs, mask, action = (x.flatten(0, 1) for x in (rollout.obs["obs"][:-1], rollout.action_mask[:-1], rollout.action))
     with torch.no_grad():
@@ -272,14 +301,14 @@ def written_ppo_kl(run: Written, rollout: Rollout, progress: float) -> dict[str,
         run.kl_coef *= 2
     run.merge(rollout)
     means = {k: sum(f[k] for f in figures) / len(figures) for k in figures[0]}
-    return {**means, "kl": kl, "kl_coef": used, **critic_figures(rollout, first_target, old_value)}
+    return {**means, "kl": kl, "kl_coef": used, **critic_figures(rollout, first_target, old_value), **run.gain_figure()}
 
 
 def written_one_step(run: Written, rollout: Rollout, progress: float) -> dict[str, float]:
     """REINFORCE, to the end of the episode less the baseline; with a lambda, the actor-critic."""
     config = run.config
     advantage, baseline, _ = run.advantages(rollout, getattr(config, "gae_lambda", 1.0))
-    target = advantage + baseline
+    target = run.pinned(advantage + baseline, baseline, rollout)
     here = rollout.valid
     assert rollout.action_mask is not None
     policy, value = run.forward(rollout.obs["obs"][:-1][here], rollout.action_mask[:-1][here])
@@ -295,6 +324,7 @@ def written_one_step(run: Written, rollout: Rollout, progress: float) -> dict[st
         **{k: x.mean().item() for k, x in figures.items()},
         "gradient_norm": norm,
         **critic_figures(rollout, target, baseline),
+        **run.gain_figure(),
     }
 
 
@@ -302,7 +332,7 @@ def written_trpo(run: Written, rollout: Rollout, _: float) -> dict[str, float]:
     """The Fisher matrix as the dense Hessian of the KL, and a dense solve."""
     config = run.config
     advantage, old_value, old_log_prob = run.advantages(rollout, LAMBDA)
-    target, here = advantage + old_value, rollout.valid
+    target, here = run.pinned(advantage + old_value, old_value, rollout), rollout.valid
     assert rollout.action_mask is not None
     a = standardised(advantage[here]) if config.normalize_advantage else advantage[here]
     start = torch.cat([p.detach().flatten() for p in run.parameters.values()])
@@ -340,6 +370,8 @@ def written_trpo(run: Written, rollout: Rollout, _: float) -> dict[str, float]:
         trials += 1
         if config.line_search_steps == 0 or (gain > 0 and kl <= config.max_kl):
             figures, point = {"surrogate_improvement": gain, "kl": kl, "accepted": 1.0}, trial
+        else:
+            run.refused.append((gain, kl))
     for name, part in parts(point).items():
         run.parameters[name].data = part.clone()
     value_losses: list[float] = []
@@ -363,6 +395,7 @@ def written_trpo(run: Written, rollout: Rollout, _: float) -> dict[str, float]:
         "line_search_steps": float(trials),
         "value_loss": sum(value_losses) / len(value_losses),
         **critic_figures(rollout, target, old_value),
+        **run.gain_figure(),
     }
 
 
@@ -379,14 +412,17 @@ ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any], Any]] = {
     "actor_critic": (ActorCritic, ActorCriticConfig, COMMON | {"gae_lambda": LAMBDA}, written_one_step),
     "trpo": (TRPO, TRPOConfig, TRPO_ONLY, written_trpo),
 }
-TRPO_VARIANTS = ("searching", "restoring", "unchecked", "thinned Fisher matrix")
+SURROGATE = "refused for the surrogate alone"
+TRPO_VARIANTS = ("searching", "restoring", SURROGATE, "unchecked", "thinned Fisher matrix")
+AVERAGE = "average reward"
 KL_VARIANT = "KL as printed in the notes"
 CASES = [
     *[("ppo", v) for v in VARIANTS if v not in (KL_VARIANT, *TRPO_VARIANTS)],
     *[("ppo_kl", v) for v in ("plain", "normalised", "corrected by V-trace", KL_VARIANT)],
+    *[("ppo_kl", v) for v in (AVERAGE, "average reward, corrected by V-trace")],
     *[("reinforce", v) for v in ("plain", "normalised")],
-    *[("actor_critic", v) for v in ("plain", "normalised")],
-    *[("trpo", v) for v in ("plain", "normalised", *TRPO_VARIANTS)],
+    *[("actor_critic", v) for v in ("plain", "normalised", AVERAGE)],
+    *[("trpo", v) for v in ("plain", "normalised", *TRPO_VARIANTS, AVERAGE)],
 ]
 
 
@@ -413,8 +449,13 @@ def test_updates_are_those_of_the_written_algorithm(algorithm: str, variant: str
         taken.append(expected.get("steps_taken", 1.0))
         trials.append((expected.get("accepted", 1.0), expected.get("line_search_steps", 1.0)))
     if variant in TRPO_VARIANTS:
-        assert (0.0 in {a for a, _ in trials}) == (variant == "restoring")
+        assert (0.0 in {a for a, _ in trials}) == (variant in ("restoring", SURROGATE))
         assert max(n for _, n in trials) > 1.0 or variant != "searching"
+    if variant == SURROGATE:
+        assert run.refused
+        assert all(gain <= 0.0 and kl < LOOSE for gain, kl in run.refused)
+    if VARIANTS[variant].get("objective") == "average":
+        assert abs(run.gain) > 1e-2
     if variant == "stopped by the target KL":
         assert 0.0 < min(taken) < 1.0
     if algorithm == "ppo_kl":

@@ -409,8 +409,29 @@ ON_POLICY: Mistakes = {
         'reward, gamma = rollout.reward - state["gain"], hyper["gamma"]',
     ),
     "V-trace's differential values not pinned": (
-        "target = pinned_target(target, value[:-1], rollout.valid)",
-        "target = target",
+        'estimate.target\n    if "gain" in state:',
+        "estimate.target\n    if False:",
+    ),
+    "differential values not pinned": (
+        'advantage + value[:-1]\n    if "gain" in state:',
+        "advantage + value[:-1]\n    if False:",
+    ),
+    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
+    "target with the next value": ("target = advantage + value[:-1]", "target = advantage + value[1:]"),
+    "GAE: terminated and truncated exchanged": (
+        "flags = (rollout.terminated, rollout.truncated, rollout.valid)\n    advantage",
+        "flags = (rollout.truncated, rollout.terminated, rollout.valid)\n    advantage",
+    ),
+    "GAE: gamma and lambda exchanged": (
+        'advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])',
+        'advantage = generalized_advantage(reward, value, *flags, hyper["gae_lambda"], gamma)',
+    ),
+    "GAE of the rewards as they came": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
+    "V-trace corrects the first pass only": ("number > 0:", "number == 0:"),
+    "V-trace never corrects": ("number > 0:", "number < 0:"),
+    "an epoch's last call forgotten": (
+        "for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[0]), dim=1):",
+        "for chunk in indices.split(steps_per_call(indices.shape[1], indices.shape[0]), dim=1)[:-1]:",
     ),
     "targets pushed from mean zero": ("return target - VALUE_PIN", "return target + VALUE_PIN"),
     "truncation refused": ("rollout.terminated.sum()", "rollout.truncated.sum()"),
@@ -418,14 +439,6 @@ ON_POLICY: Mistakes = {
 }
 
 PPO: Mistakes = {
-    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
-    "target with the next value": ("target = advantage + value[:-1]", "target = advantage + value[1:]"),
-    "terminated and truncated exchanged": (
-        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
-        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
-    ),
-    "gamma and lambda exchanged": ('gamma, hyper["gae_lambda"])', 'hyper["gae_lambda"], gamma)'),
-    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
         "standardize(advantage, weight.new_ones(weight.shape))",
@@ -472,21 +485,13 @@ PPO: Mistakes = {
         "self.state = state",
     ),
     "V-trace with the policy from before the update": (
-        'batch |= self._correct(state, rollout, batch["log_prob"], hyper)',
-        'batch |= self._correct(self.state, rollout, batch["log_prob"], hyper)',
+        'return self._correct(state, rollout, batch["log_prob"], hyper)',
+        'return self._correct(self.state, rollout, batch["log_prob"], hyper)',
     ),
-    "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
     "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
-    "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
 }
 
 PPO_KL: Mistakes = {
-    "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
-    "terminated and truncated exchanged": (
-        "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
-        "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
-    ),
-    "advantages of the unscaled rewards": ("generalized_advantage(reward,", "generalized_advantage(rollout.reward,"),
     "the other direction": ('self.config.kl_direction == "old_new"', 'self.config.kl_direction != "old_new"'),
     "one direction whatever is asked for": ("else new.kl(old)", "else old.kl(new)"),
     "undecided rows in the standardisation": (
@@ -524,7 +529,66 @@ PPO_KL: Mistakes = {
         "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
         "learning_rate=config.learning_rate",
     ),
-    "V-trace corrects the first pass only": ("if number > 0:", "if number == 0:"),
+}
+
+TRPO: Mistakes = {
+    "least improvement ignored": ("least_improvement=0.0 if checked else -unlimited", "least_improvement=-unlimited"),
+    "the limit of the divergence ignored": ("kl_limit=config.max_kl if checked else unlimited", "kl_limit=unlimited"),
+    "a natural step checked all the same": ("checked = config.line_search_steps > 0", "checked = True"),
+    "restoring forgotten": ('state["params"] = search.point', 'state["params"] = state["params"] + step'),
+    "the root forgotten": (
+        'torch.sqrt(2.0 * hyper["max_kl"] / curvature.clamp(min=1e-30))',
+        '(2.0 * hyper["max_kl"] / curvature.clamp(min=1e-30))',
+    ),
+    "the quadratic model without its half": ('2.0 * hyper["max_kl"]', 'hyper["max_kl"]'),
+    "damping forgotten in the step's length": (
+        "(slope - system.residual)).sum()",
+        '(slope - system.residual - hyper["cg_damping"] * system.solution)).sum()',
+    ),
+    "no damping": (' + hyper["cg_damping"] * v', ""),
+    "the length by what is left over": ("(slope - system.residual)).sum()", "system.residual).sum()"),
+    "the gain left out": (
+        "gae_and_target(state, rollout, value, hyper)",
+        'gae_and_target({k: x for k, x in state.items() if k != "gain"}, rollout, value, hyper)',
+    ),
+    "the pin left out": (
+        "training_batch(rollout, 0, log_prob, value, advantage, target)",
+        "training_batch(rollout, 0, log_prob, value, advantage, advantage + value[:-1])",
+    ),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+    "undecided rows in the standardisation": (
+        'standardize(batch["advantage"], batch["weight"])',
+        'standardize(batch["advantage"], torch.ones_like(batch["weight"]))',
+    ),
+    "undecided rows in the Fisher matrix": (
+        'share = batch["weight"] / batch["weight"].sum().clamp(min=1.0)',
+        'share = torch.ones_like(batch["weight"]) / batch["weight"].numel()',
+    ),
+    "undecided rows in the surrogate": ("weighted_mean(objective, weight), {", "objective.mean(), {"),
+    "undecided rows in the divergence": ("weighted_mean(divergence, weight)", "divergence.mean()"),
+    "the improvement of the undecided too": (
+        'weighted_mean(objective - batch["advantage"], weight)',
+        '(objective - batch["advantage"]).mean()',
+    ),
+    "improvement upon nothing": (
+        'weighted_mean(objective - batch["advantage"], weight)',
+        "weighted_mean(objective, weight)",
+    ),
+    "the divergence the wrong way round": (
+        'cast(Any, batch_distribution("old_policy", batch, type(new))).kl(new)',
+        'cast(Any, new).kl(batch_distribution("old_policy", batch, type(new)))',
+    ),
+    "Fisher matrix never thinned": ("steps[:, :: self.config.fisher_subsample]", "steps"),
+    "everything thinned": (
+        "system, figures = self._policy_gradient(state, batch, hyper)",
+        "system, figures = self._policy_gradient(state, {k: self._thinned(x) for k, x in batch.items()}, hyper)",
+    ),
+    "values fitted on the undecided rows": (
+        'weighted_mean(value_loss(value, batch["target"]), batch["weight"])',
+        'value_loss(value, batch["target"]).mean()',
+    ),
+    "values fitted to the old ones": ('value_loss(value, batch["target"])', 'value_loss(value, batch["value"])'),
+    "observation statistics never merged": ("self.state = self._merge(state, rollout, hyper)", "self.state = state"),
 }
 
 REINFORCE: Mistakes = {
@@ -1011,6 +1075,9 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
     "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
+    "algorithms/trpo.py": Suspect(
+        TRPO, ("exact/test_trpo.py", "exact/test_updates.py", "exact/test_average_reward.py")
+    ),
     "algorithms/actor_critic.py": Suspect(
         ACTOR_CRITIC, ("exact/test_actor_critic.py", "exact/test_updates.py", "exact/test_average_reward.py")
     ),

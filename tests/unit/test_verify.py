@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import steepest
-from steepest import cli, distributions, losses, numerics, returns
+from steepest import cli, distributions, losses, numerics, on_policy, returns
 from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
 from steepest.language import rlhf, tokens
@@ -65,6 +65,25 @@ def without_the_limit(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrong(measure: Any, start: Any, step: Any, at: Any, backtrack: Any, least: Any, most: Any) -> Any:
         return function(measure, start, step, at, backtrack, -math.inf, math.inf)
+
+    return wrong
+
+
+def without_the_improvement(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A search that asks for the trust region alone."""
+
+    def wrong(measure: Any, start: Any, step: Any, at: Any, backtrack: Any, least: Any, most: Any) -> Any:
+        return function(measure, start, step, at, backtrack, -math.inf, most)
+
+    return wrong
+
+
+def without_the_gain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Rewards as they are, though nothing discounts them."""
+
+    def wrong(state: Any, rollout: Any, hyper: Any) -> Any:
+        statistics, reward, gamma = function(state, rollout, hyper)
+        return statistics, reward + statistics.get("gain", 0.0), gamma
 
     return wrong
 
@@ -143,7 +162,7 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (returns, "vtrace", values_kept, "1.10 V-trace contracts to V of pi_rho"),
     (ppo_kl, "penalised_surrogate_loss", negated, "1.10 PPO-KL, gamma = 1, V exact, lambda 0.7"),
     (ppo, "value_loss", scaled, "1.10 PPO's critic is pulled to V^pi"),
-    (ppo, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
+    (on_policy, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
     (reinforce, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),
     (reinforce, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
     (losses, "surrogate_objective", scaled, "1.10 E[rho A]/(1 - gamma) = L(pi')"),
@@ -153,6 +172,8 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (trpo, "conjugate_gradient_step", slower, "1.10 TRPO's full step = exact natural step"),
     (trpo, "line_search_step", without_the_limit, "1.10 KL(old||new) <= delta, searched"),
     (trpo, "line_search_step", without_the_limit, "1.10 a failed search changes nothing"),
+    (trpo, "line_search_step", without_the_improvement, "1.10 L(new) >= 0, searched"),
+    (trpo, "line_search_step", without_the_improvement, "1.10 a step downhill is refused"),
     (returns, "full_return", scaled, "1.2 gamma^t times the full return is R(tau)"),
     (returns, "n_step_advantage", scaled, "1.10 n-step advantage by TD errors"),
     (returns, "differential_td_error", negated, "1.8 differential GAE by its sum"),
@@ -168,7 +189,13 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (actor_critic, "value_loss", scaled, "1.5 actor-critic: bootstrapped critic pulled to the backup"),
     (actor_critic, "generalized_advantage", scaled, "1.8 actor-critic, average reward: grad r(pi)"),
     (actor_critic, "pinned_target", scaled, "1.8 critic pulled to r - gain + v(s'), pinned"),
-    (ppo, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
+    (on_policy, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
+    (ppo_kl, "penalised_surrogate_loss", negated, "1.8 PPO-KL, average reward: grad r(pi)"),
+    (on_policy, "generalized_advantage", scaled, "1.8 PPO-KL, average reward: grad r(pi)"),
+    (trpo, "surrogate_objective", negated, "1.8 TRPO, average reward: grad r(pi)"),
+    (on_policy, "generalized_advantage", scaled, "1.8 TRPO, average reward: grad r(pi)"),
+    (on_policy, "objective_rewards", without_the_gain, "1.8 TRPO's critic pulled to r - gain + v(s'), pinned"),
+    (on_policy, "pinned_target", scaled, "1.8 TRPO's critic pulled to r - gain + v(s'), pinned"),
     (gradient_td, "eligibility_trace", scaled, "1.6 actor's trace = lambda-returns, any V"),
     (gradient_td, "eligibility_trace", negated, "1.6 Off-PAC with traces, V exact: grad Q dropped"),
     (gradient_td, "followon_trace", scaled, "1.6 emphatic actor: grad J_beta, p^beta"),

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from steepest.agent import Agent
 from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
+from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
 from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
 from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
@@ -42,18 +42,16 @@ from steepest.on_policy import (
     batch_inputs,
     corrected_batch,
     each_minibatch,
+    gae_and_target,
     initial_gain,
-    minibatch_indices,
-    objective_rewards,
-    pinned_target,
+    members_indices,
     refuse_termination,
+    run_epochs,
     score_rollout,
     sequences_per_rollout,
-    steps_per_call,
     training_batch,
     update_observations,
 )
-from steepest.returns import generalized_advantage
 from steepest.types import Rollout
 
 
@@ -144,12 +142,7 @@ class PPO(Agent):
         """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
         forward = partial(self.forward, state["params"], state)
         log_prob, value = score_rollout(forward, rollout, self.sequence_length)
-        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
-        flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
-        target = advantage + value[:-1]
-        if self.config.objective == "average":
-            target = pinned_target(target, value[:-1], rollout.valid)
+        statistics, advantage, target = gae_and_target(state, rollout, value, hyper)
         return statistics, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
@@ -216,21 +209,17 @@ class PPO(Agent):
         statistics, batch, critic = self._prepare(self.state, rollout, hyper)
         state = {**self.state, **statistics}
         state["active"] = torch.ones_like(state["adam_count"])
-        indices = torch.stack(
-            [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
-        ).to(self.device)
-        passes = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
-        history: list[Metrics] = []
-        for number, steps in enumerate(passes):
-            if number > 0:  # until the first step the policy is the one that acted
-                batch |= self._correct(state, rollout, batch["log_prob"], hyper)
-            for chunk in steps.split(steps_per_call(steps.shape[1], self.members), dim=1):
-                state, metrics = self._steps(state, batch, chunk, hyper)
-                history.append(metrics)
+        indices = members_indices(self.sequences, config.minibatches, config.epochs, self.generators).to(self.device)
+
+        def correct(state: State) -> Batch:
+            return self._correct(state, rollout, batch["log_prob"], hyper)
+
+        epochs = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
+        state, metrics = run_epochs(self._steps, state, batch, epochs, hyper, correct)
         del state["active"]
         self.state = self._merge(state, rollout, hyper)
         gain = {"gain": state["gain"]} if "gain" in state else {}
-        return to_host({**mean_metrics(history), **critic, **gain})
+        return to_host({**metrics, **critic, **gain})
 
 
 _MOVED = ("params", "adam_mean", "adam_square", "adam_count")

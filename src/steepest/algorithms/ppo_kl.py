@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from steepest.agent import Agent
 from steepest.distributions import Distribution
 from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, mean_metrics, to_host
+from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
 from steepest.losses import adapt_kl_coef, kl_estimate, penalised_surrogate_loss, value_loss
 from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
@@ -52,18 +52,16 @@ from steepest.on_policy import (
     corrected_batch,
     distribution_to_batch,
     each_minibatch,
+    gae_and_target,
     initial_gain,
-    minibatch_indices,
-    objective_rewards,
-    pinned_target,
+    members_indices,
     refuse_termination,
     replay_rollout,
+    run_epochs,
     sequences_per_rollout,
-    steps_per_call,
     training_batch,
     update_observations,
 )
-from steepest.returns import generalized_advantage
 from steepest.types import Rollout
 
 
@@ -152,15 +150,10 @@ class PPOKL(Agent):
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
         """Advantages, value targets, old values and old distributions of a rollout; pure, one member."""
-        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
         forward = partial(self.forward, state["params"], state)
         old_policy, value = replay_rollout(forward, rollout, self.sequence_length)
         log_prob = old_policy.log_prob(rollout.action)
-        flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
-        target = advantage + value[:-1]
-        if self.config.objective == "average":
-            target = pinned_target(target, value[:-1], rollout.valid)
+        statistics, advantage, target = gae_and_target(state, rollout, value, hyper)
         batch, critic = training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
         return statistics, {**batch, **distribution_to_batch("old_policy", old_policy, self.sequence_length)}, critic
 
@@ -233,18 +226,14 @@ class PPOKL(Agent):
         )
         statistics, batch, critic = self._prepare(self.state, rollout, hyper)
         state = {**self.state, **statistics}
-        indices = torch.stack(
-            [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
-        ).to(self.device)
-        passes = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
-        history: list[Metrics] = []
-        for number, steps in enumerate(passes):
-            if number > 0:  # until the first step the policy is the one that acted
-                batch |= self._correct(state, rollout, batch["log_prob"], hyper)
-            for chunk in steps.split(steps_per_call(steps.shape[1], self.members), dim=1):
-                state, metrics = self._steps(state, batch, chunk, hyper)
-                history.append(metrics)
+        indices = members_indices(self.sequences, config.minibatches, config.epochs, self.generators).to(self.device)
+
+        def correct(state: State) -> Batch:
+            return self._correct(state, rollout, batch["log_prob"], hyper)
+
+        epochs = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
+        state, metrics = run_epochs(self._steps, state, batch, epochs, hyper, correct)
         adapted, distance = self._adapt(state, batch, hyper)
         self.state = self._merge({**state, **adapted}, rollout, hyper)
         gain = {"gain": state["gain"]} if "gain" in state else {}
-        return to_host({**mean_metrics(history), **distance, **critic, **gain})
+        return to_host({**metrics, **distance, **critic, **gain})

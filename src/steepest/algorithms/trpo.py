@@ -48,7 +48,6 @@ from steepest.learner import (
     Metrics,
     State,
     adam_step,
-    mean_metrics,
     to_host,
     tree_map,
 )
@@ -67,20 +66,20 @@ from steepest.numerics import (
 from steepest.on_policy import (
     Batch,
     Objective,
+    batch_distribution,
     batch_inputs,
-    gather,
+    distribution_to_batch,
+    each_minibatch,
+    gae_and_target,
     initial_gain,
-    minibatch_indices,
-    objective_rewards,
-    pinned_target,
+    members_indices,
     refuse_termination,
-    score_rollout,
+    replay_rollout,
+    run_epochs,
     sequences_per_rollout,
-    steps_per_call,
     training_batch,
     update_observations,
 )
-from steepest.returns import generalized_advantage
 from steepest.types import Rollout
 
 
@@ -165,19 +164,14 @@ class TRPO(Agent):
         return rows // config.minibatches, total_steps // rows * steps
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
-        """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
-        statistics, reward, gamma = objective_rewards(state, rollout, hyper)
-        forward = partial(self.forward, state["params"], state)
-        log_prob, value = score_rollout(forward, rollout, 0)
-        flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
-        target = advantage + value[:-1]
-        if self.config.objective == "average":
-            target = pinned_target(target, value[:-1], rollout.valid)
+        """Advantages, value targets, old values and old distributions of a rollout; pure, one member."""
+        old_policy, value = replay_rollout(partial(self.forward, state["params"], state), rollout, 0)
+        log_prob = old_policy.log_prob(rollout.action)
+        statistics, advantage, target = gae_and_target(state, rollout, value, hyper)
         batch, metrics = training_batch(rollout, 0, log_prob, value, advantage, target)
         if self.config.normalize_advantage:
             batch["advantage"] = standardize(batch["advantage"], batch["weight"])
-        return statistics, batch, metrics
+        return statistics, {**batch, **distribution_to_batch("old_policy", old_policy, 0)}, metrics
 
     def policy(self, vector: Tensor, state: State, batch: Batch) -> Distribution:
         """The policy at the batch's states; independent of the value function's part of ``vector``."""
@@ -240,33 +234,32 @@ class TRPO(Agent):
     def search(self, search: LineSearch, step: Tensor, state: State, batch: Batch, hyper: Hyper) -> LineSearch:
         """One trial along the step, on the whole rollout; pure, one member."""
         weight = batch["weight"]
-        old = self.policy(state["params"], state, batch)
 
         def measure(vector: Tensor) -> tuple[Tensor, Tensor]:
             new = self.policy(vector, state, batch)
             objective = surrogate_objective(new.log_prob(batch["action"]), batch["log_prob"], batch["advantage"])
-            divergence = cast(Any, old).kl(new)
+            divergence = cast(Any, batch_distribution("old_policy", batch, type(new))).kl(new)
             return weighted_mean(objective - batch["advantage"], weight), weighted_mean(divergence, weight)
 
         bounds = (hyper["backtrack"], hyper["least_improvement"], hyper["kl_limit"])
         return line_search_step(measure, state["params"], step, search, *bounds)
 
+    def critic_loss(self, vector: Tensor, state: State, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The value function's mean loss on a minibatch, and no figures; gradient through ``vector`` alone."""
+        value = self.value(vector, state, batch_inputs(batch), normalization(state))
+        return weighted_mean(value_loss(value, batch["target"]), batch["weight"]), {}
+
+    def value_step(self, gradient: Gradient, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """One step of Adam on the value function; pure, one member."""
+        slope, (loss, _) = gradient(partial(self.critic_loss, state=state, batch=batch), state["params"])
+        state, _ = adam_step(state, slope, hyper["learning_rate"], hyper["unlimited"])
+        return state, {"value_loss": loss}
+
     def value_steps(
         self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
     ) -> tuple[State, Metrics]:
-        """One step of Adam on the value function for each row of indices (K, B); pure, one member."""
-        losses: list[Tensor] = []
-        for index in indices.unbind(0):
-            part = gather(batch, index)
-
-            def loss(vector: Tensor, state: State = state, part: Batch = part) -> tuple[Tensor, Metrics]:
-                value = self.value(vector, state, batch_inputs(part), normalization(state))
-                return weighted_mean(value_loss(value, part["target"]), part["weight"]), {}
-
-            slope, (found, _) = gradient(loss, state["params"])
-            state, _ = adam_step(state, slope, hyper["learning_rate"], hyper["unlimited"])
-            losses.append(found)
-        return state, {"value_loss": torch.stack(losses).mean()}
+        """Such a step for each row of indices (K, B); pure, one member."""
+        return each_minibatch(partial(self.value_step, gradient, hyper=hyper), state, batch, indices)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config
@@ -299,13 +292,8 @@ class TRPO(Agent):
             if bool((search.accepted > 0).all()):  # further trials would change nothing
                 break
         state["params"] = search.point
-        indices = torch.stack(
-            [minibatch_indices(self.sequences, config.minibatches, config.epochs, g) for g in self.generators]
-        ).to(self.device)
-        history: list[Metrics] = []
-        for chunk in indices.split(steps_per_call(indices.shape[1], self.members), dim=1):
-            state, metrics = self._value_steps(state, batch, chunk, hyper)
-            history.append(metrics)
+        indices = members_indices(self.sequences, config.minibatches, config.epochs, self.generators).to(self.device)
+        state, fitted = run_epochs(self._value_steps, state, batch, (indices,), hyper)
         self.state = self._merge(state, rollout, hyper)
         found = {
             "surrogate_improvement": search.improvement,
@@ -314,7 +302,7 @@ class TRPO(Agent):
             "line_search_steps": search.trials,
         }
         gain = {"gain": state["gain"]} if "gain" in state else {}
-        return to_host({**figures, **solved, **found, **mean_metrics(history), **critic, **gain})
+        return to_host({**figures, **solved, **found, **fitted, **critic, **gain})
 
     def _thinned(self, x: Tensor) -> Tensor:
         """Every so many-th step of the rollout, of all environments: neighbouring steps tell much the same."""

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from steepest import distributions, losses
-from steepest.algorithms.ppo_kl import PPOKL
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import theorems
 from steepest.exact.theorems import (
@@ -22,7 +21,7 @@ from steepest.exact.theorems import (
     recording,
     undiscounted_episodic,
 )
-from steepest.verification.agents import agent_gradient
+from steepest.verification.agents import episodes, expected_gradient
 from steepest.verification.distributions import F64
 
 
@@ -95,7 +94,8 @@ def adaptation_without_a_margin(r: Recording) -> Sides:
 
 def agent_with_exact_values(c: Process) -> Sides:
     """The penalised algorithm's first gradient at gamma = 1, exact values, lambda = 0.7."""
-    return Sides(-agent_gradient(PPOKL, c, mdps.state_value(c.mdp, c.policy), 0.7)[0], c.gradient)
+    value = mdps.state_value(c.mdp, c.policy)
+    return Sides(-expected_gradient("ppo_kl", c, episodes(c), value, gae_lambda=0.7)[0], c.gradient)
 
 
 _LOSS = "losses.penalised_surrogate_loss"

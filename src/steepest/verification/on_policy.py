@@ -1,29 +1,23 @@
 """REINFORCE in its forms, the actor-critic, and the average reward (notes 1.2 to 1.5, and 1.8): the agents' own losses.
 
-As in ``agents``, a rollout holds every trajectory once and weighs it by its probability. A continuing process has no
-whole trajectories; there the rollout holds every path of two steps that begins in the stationary distribution.
+The rollouts are those of ``agents``.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest import on_policy, returns
-from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
-from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
 from steepest.exact import finite_mdp as mdps
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.exact.theorems import (
     CONTROL,
     EQUALITY,
-    HORIZON,
     Process,
     Recording,
     Sides,
@@ -33,7 +27,7 @@ from steepest.exact.theorems import (
     recording,
     undiscounted_episodic,
 )
-from steepest.types import ActionSpec, ObsField, ObsSpec, Rollout
+from steepest.verification.agents import PATH, episodes, expected_gradient, long_run
 from steepest.verification.distributions import F64
 from steepest.verification.policy_gradient import (
     bellman_pull,
@@ -41,100 +35,7 @@ from steepest.verification.policy_gradient import (
     value_pull,
 )
 
-PATH = 2
-"""Steps of a path of a continuing process."""
-
 _ONE_STEP: dict[str, Any] = {"advantage": "n_step", "n_steps": 1}
-CONFIGS: dict[str, tuple[Any, Any]] = {
-    "ppo": (PPO, PPOConfig),
-    "reinforce": (REINFORCE, REINFORCEConfig),
-    "actor_critic": (ActorCritic, ActorCriticConfig),
-}
-
-
-class Experience(NamedTuple):
-    """A rollout, and how likely each of its columns is."""
-
-    rollout: Rollout
-    probability: Tensor  # (K,)
-
-
-def episodes(c: Process) -> Experience:
-    """Every trajectory of an episodic process."""
-    paths = c.paths
-    step = torch.arange(HORIZON + 1).unsqueeze(-1).expand_as(paths.state)
-    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
-    return Experience(
-        _rollout(c, paths.state, paths.action, paths.reward, flags, step),
-        paths.probability,
-    )
-
-
-def long_run(c: Process) -> Experience:
-    """Every path of PATH steps from the stationary distribution of a continuing process, truncated at its end."""
-    states, actions = range(c.mdp.num_states), range(c.mdp.num_actions)
-    rows = torch.tensor(list(itertools.product(*(states, actions) * PATH, states)))
-    state, action = rows[:, 0::2].T, rows[:, 1::2].T
-    chance = mdps.stationary_distribution(c.mdp, c.policy)[state[0]]
-    for t in range(PATH):
-        chance = chance * c.policy[state[t], action[t]] * c.mdp.transition[state[t], action[t], state[t + 1]]
-    never = torch.zeros(action.shape, dtype=torch.bool)
-    cut = torch.cat([never[:-1], ~never[-1:]])
-    step = torch.arange(PATH + 1).unsqueeze(-1).expand_as(state)
-    return Experience(
-        _rollout(c, state, action, c.mdp.reward[state[:-1], action], (never, cut, ~never), step),
-        chance,
-    )
-
-
-def _rollout(
-    c: Process, state: Tensor, action: Tensor, reward: Tensor, flags: tuple[Tensor, Tensor, Tensor], step: Tensor
-) -> Rollout:
-    obs = {"obs": torch.nn.functional.one_hot(state, c.mdp.num_states).to(F64)}
-    return Rollout(obs, action, reward, *flags, episode_step=step, action_mask=None, memory=None)
-
-
-@cache
-def _agent(algorithm: str, states: int, actions: int, **options: Any) -> Any:
-    """An agent in float64 without hidden layers: one-hot states in, a table of logits and one of values inside."""
-    kind, config = CONFIGS[algorithm]
-    obs = ObsSpec((ObsField("obs", "vector", (states,), "float32"),), is_dict=False)
-    settings = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False, **options}
-    agent = kind(config(**settings), obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))
-    agent.module.double()
-    return agent
-
-
-def expected_gradient(
-    algorithm: str, c: Process, data: Experience, value: Tensor, gain: Tensor | float = 0.0, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """The gradients, in logits (S, A) and values (S,), of an agent's loss, summed over the steps of a trajectory.
-
-    Args:      gain: what the agent takes for the average reward, where that is its objective
-    """
-    agent = _agent(algorithm, c.mdp.num_states, c.mdp.num_actions, **options)
-    parameters = {
-        "policy_head.weight": c.theta.T,
-        "policy_head.bias": torch.zeros(c.mdp.num_actions, dtype=F64),
-        "value_head.weight": value.unsqueeze(0),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
-    state = {k: x[0].double() if x.is_floating_point() else x[0] for k, x in agent.state.items()}
-    state["params"] = agent.layout.flatten(parameters)
-    if "gain" in state:  # after endless rollouts at rate 0, it stays
-        state |= {"gain": torch.as_tensor(gain, dtype=F64), "gain_rollouts": torch.tensor(torch.inf, dtype=F64)}
-    numbers = {"gain_rate": 0.0, "gae_lambda": 0.7, "clip_epsilon": 0.2, "value_coef": 1.0, "entropy_coef": 0.0}
-    numbers |= {"gamma": c.mdp.gamma} | {k: v for k, v in options.items() if k in ("gamma", "gae_lambda")}
-    hyper = {k: torch.tensor(x, dtype=F64) for k, x in numbers.items()}
-    with torch.no_grad():
-        _, batch, _ = agent.prepare(state, data.rollout, hyper)
-    weight = data.rollout.valid * data.probability
-    batch["weight"] = (weight * len(data.probability)).flatten()
-    leaf = state["params"].clone().requires_grad_()
-    loss, _ = agent.loss(leaf, state, batch, hyper)
-    slope = agent.layout.unflatten(torch.autograd.grad(loss, leaf)[0])
-    length = weight.sum()  # the loss is a mean over steps
-    return length * slope["policy_head.weight"].T, length * slope["value_head.weight"][0]
 
 
 # 1.2 to 1.5: episodes
@@ -232,9 +133,12 @@ def climbs_the_gain(c: Process, algorithm: str, **options: Any) -> Sides:
     return Sides(found, mdps.gain_gradient(c.mdp, softmax_policy, c.theta))
 
 
-def _differential_pull(c: Process, v: Tensor, gain: Tensor | float) -> Sides:
+def _differential_pull(
+    c: Process, v: Tensor, gain: Tensor | float, algorithm: str = "actor_critic", **options: Any
+) -> Sides:
     """The pull of a one-step critic at values v with that gain, beside mu (v - backup) and what the pin adds."""
-    found = expected_gradient("actor_critic", c, long_run(c), v, gain, objective="average", **_ONE_STEP)[1] / PATH
+    settings = {"objective": "average", **(options or _ONE_STEP)}
+    found = expected_gradient(algorithm, c, long_run(c), v, gain, **settings)[1] / PATH
     mu = mdps.stationary_distribution(c.mdp, c.policy)
     p, r = mdps.policy_transition(c.mdp, c.policy), mdps.policy_reward(c.mdp, c.policy)
     # Every path is in the rollout once, so that the mean over its rows is the one over states alike.
@@ -245,6 +149,11 @@ def _differential_pull(c: Process, v: Tensor, gain: Tensor | float) -> Sides:
 def differential_critic(c: Process) -> Sides:
     """The critic is pulled to r - gain + v(s'), less a share of the mean value."""
     return _differential_pull(c, c.baseline, mdps.gain(c.mdp, c.policy))
+
+
+def differential_critic_of_trpo(c: Process) -> Sides:
+    """And so is TRPO's, at lambda = 0."""
+    return _differential_pull(c, c.baseline, mdps.gain(c.mdp, c.policy), "trpo", gae_lambda=0.0)
 
 
 def differential_critic_without_the_gain(c: Process) -> Sides:
@@ -378,8 +287,32 @@ ROWS: tuple[Statement, ...] = (
         "PPO, average reward: grad r(pi)",
         EQUALITY,
         continuing,
-        partial(climbs_the_gain, algorithm="ppo", minibatches=1),
+        partial(climbs_the_gain, algorithm="ppo"),
         _PPO,
+    ),
+    Statement(
+        "1.8",
+        "PPO-KL, average reward: grad r(pi)",
+        EQUALITY,
+        continuing,
+        partial(climbs_the_gain, algorithm="ppo_kl"),
+        "algorithms.ppo_kl.PPOKL.loss",
+    ),
+    Statement(
+        "1.8",
+        "TRPO, average reward: grad r(pi)",
+        EQUALITY,
+        continuing,
+        partial(climbs_the_gain, algorithm="trpo"),
+        "algorithms.trpo.TRPO.policy_gradient",
+    ),
+    Statement(
+        "1.8",
+        "TRPO, discount kept: grad r(pi)",
+        CONTROL,
+        continuing,
+        partial(climbs_the_gain, algorithm="trpo", objective="discounted", gamma=0.5),
+        "algorithms.trpo.TRPO.policy_gradient",
     ),
     Statement(
         "1.8",
@@ -391,6 +324,14 @@ ROWS: tuple[Statement, ...] = (
     ),
     Statement(
         "1.8", "critic pulled to r - gain + v(s'), pinned", EQUALITY, continuing, differential_critic, _ACTOR_CRITIC
+    ),
+    Statement(
+        "1.8",
+        "TRPO's critic pulled to r - gain + v(s'), pinned",
+        EQUALITY,
+        continuing,
+        differential_critic_of_trpo,
+        "algorithms.trpo.TRPO.critic_loss",
     ),
     Statement(
         "1.8",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from steepest.exact import theorems
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.exact.theorems import CONTROL, EQUALITY, INEQUALITY, Process, Sides, Statement, continuing, gradient
 from steepest.types import ActionSpec, ObsField, ObsSpec
+from steepest.verification.agents import differentiated
 from steepest.verification.distributions import F64
 
 MAX_KL = 0.01
@@ -62,6 +62,7 @@ def setting(c: Process, theta: Tensor, max_kl: float = MAX_KL, *, checked: bool 
         "obs/obs": torch.eye(states, dtype=F64).repeat_interleave(actions, 0),
         "action": torch.arange(actions).repeat(states),
         "log_prob": c.policy.log().flatten(),
+        "old_policy/log_probs": c.policy.log().repeat_interleave(actions, 0),
         "advantage": mdps.advantage(c.mdp, c.policy).flatten(),
         "weight": 10.0 * weight.flatten(),  # a mean divides by the sum of the weights, but by no less than 1
     }
@@ -82,16 +83,9 @@ def logits(at: Setting, vector: Tensor) -> Tensor:
     return torch.log_softmax(parameters["policy_head.weight"].T + parameters["policy_head.bias"], -1)
 
 
-def _differentiated(loss: Callable[[Tensor], tuple[Tensor, Any]], vector: Tensor) -> tuple[Tensor, tuple[Tensor, Any]]:
-    """The gradient, and what the function gave."""
-    leaf = vector.clone().requires_grad_()
-    value, rest = loss(leaf)
-    return torch.autograd.grad(value, leaf)[0], (value.detach(), rest)
-
-
 def step(at: Setting) -> Tensor:
     """The agent's step: gradient, conjugate gradients, scale."""
-    system, _ = at.agent.policy_gradient(_differentiated, at.state, at.batch, at.hyper)
+    system, _ = at.agent.policy_gradient(differentiated, at.state, at.batch, at.hyper)
     slope = system.residual
     for _ in range(ITERATIONS):
         system = at.agent.solve(system, at.state, at.batch, at.hyper)
@@ -100,9 +94,14 @@ def step(at: Setting) -> Tensor:
 
 def updated(at: Setting, trials: int = 20) -> Tensor:
     """The parameter vector after the step and its search."""
-    found, search = step(at), numerics.line_search_start(at.state["params"])
+    return searched(at, step(at), trials)
+
+
+def searched(at: Setting, direction: Tensor, trials: int = 40) -> Tensor:
+    """The parameter vector after a search along any direction."""
+    search = numerics.line_search_start(at.state["params"])
     for _ in range(trials):
-        search = at.agent.search(search, found, at.state, at.batch, at.hyper)
+        search = at.agent.search(search, direction, at.state, at.batch, at.hyper)
     return search.point
 
 
@@ -146,13 +145,19 @@ def surrogate_away_from_it(c: Process) -> Sides:
 # The Fisher matrix
 
 
-def _product(c: Process, theta: Tensor) -> Tensor:
-    """(S + 1, A) F v by the agent with logits theta: the table's rows, then the bias."""
-    at = setting(c, theta)
+def _any_vector(c: Process, at: Setting) -> Tensor:
+    """A parameter vector that has nothing to do with the gradient."""
     v = torch.zeros_like(at.state["params"])
     parts = at.agent.layout.unflatten(v)
     parts["policy_head.weight"].copy_(c.function.T)
     parts["policy_head.bias"].copy_(c.other_theta[0])
+    return v
+
+
+def _product(c: Process, theta: Tensor) -> Tensor:
+    """(S + 1, A) F v by the agent with logits theta: the table's rows, then the bias."""
+    at = setting(c, theta)
+    v = _any_vector(c, at)
     found = at.agent.layout.unflatten(at.agent.fisher_vector_product(v, at.state, at.batch))
     return torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
 
@@ -212,10 +217,30 @@ def divergence_after_the_search(c: Process) -> Sides:
 
 
 def improvement_after_the_search(c: Process) -> Sides:
-    """L_pi(pi) = 0 <= L_pi(pi_new) after the search; shifted by 1, as a ratio needs a right side that is not 0."""
+    """L_pi(pi) = 0 <= L_pi(pi_new) after a search both ways along any line, one of which leads down at first.
+
+    Shifted by 1, as a ratio needs a right side that is not 0.
+    """
     at = setting(c, c.theta, WIDE_KL, checked=True)
-    gain = theorems.surrogate(c, logits(at, updated(at)).exp())
-    return Sides(torch.ones((), dtype=F64), 1.0 + gain)
+    line = _any_vector(c, at)
+    gains = torch.stack([theorems.surrogate(c, logits(at, searched(at, way * line)).exp()) for way in (1.0, -1.0)])
+    return Sides(torch.ones_like(gains), 1.0 + gains)
+
+
+def downhill_search(c: Process) -> Sides:
+    """Backwards along the natural step every trial lowers L, within the trust region too: the policy stays.
+
+    Here the step is that of the advantages, and tilting a policy against them lowers their mean at any length.
+    """
+    at = setting(c, c.theta, checked=True)
+    return Sides(logits(at, searched(at, -step(at))), c.policy.log())
+
+
+def downhill_within_the_trust_region(c: Process) -> Sides:
+    """Negative control: by its KL alone a trial on the way back would have been taken."""
+    at = setting(c, c.theta, checked=True)
+    unchecked = at._replace(hyper={**at.hyper, "least_improvement": torch.tensor(-torch.inf, dtype=F64)})
+    return Sides(logits(at, searched(unchecked, -step(at))), logits(at, searched(at, -step(at))))
 
 
 def _failing(c: Process) -> Setting:
@@ -276,6 +301,15 @@ ROWS: tuple[Statement, ...] = (
         f"{_TRPO}.search",
     ),
     Statement("1.10", "L(new) >= 0, searched", INEQUALITY, continuing, improvement_after_the_search, f"{_TRPO}.search"),
+    Statement("1.10", "a step downhill is refused", EQUALITY, continuing, downhill_search, f"{_TRPO}.search"),
+    Statement(
+        "1.10",
+        "a step downhill, by its KL alone",
+        CONTROL,
+        continuing,
+        downhill_within_the_trust_region,
+        f"{_TRPO}.search",
+    ),
     Statement("1.10", "a failed search changes nothing", EQUALITY, continuing, failed_search, f"{_TRPO}.search"),
     Statement(
         "1.10",
