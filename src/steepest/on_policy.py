@@ -47,8 +47,8 @@ def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State,
     done = rollout.terminated | rollout.truncated
     alive_before = torch.cat([torch.ones_like(done[:1]), ~done[:-1]]).to(rollout.reward.dtype)
     discount = torch.where(rollout.valid, gamma, torch.ones_like(gamma)) * alive_before
-    returns = forward_recurrence(rollout.reward, discount, state["return_carry"])
     weight = rollout.valid.to(rollout.reward.dtype)
+    returns = forward_recurrence(rollout.reward * weight, discount, state["return_carry"])
     mean, variance, count = merge_moments(
         state["return_mean"], state["return_variance"], state["return_count"], returns.flatten(), weight.flatten()
     )
@@ -160,13 +160,14 @@ def refuse_termination(rollout: Rollout) -> None:
         )
 
 
-def state_weights(rollout: Rollout, gamma: Tensor) -> Tensor:
+def state_weights(step: Tensor, gamma: Tensor) -> Tensor:
     """gamma^t (T, N), t counted from the episode's beginning: what an unbiased discounted gradient weighs states by.
 
     Source:    errata to notes 1.1 to 1.4; Nota & Thomas 2020.
+    Args:      step (T, N) of the episode, from 0
     Verified:  tests/exact/test_reinforce.py::test_discounted_weighting_climbs_the_discounted_objective
     """
-    return gamma ** rollout.episode_step[:-1].to(gamma.dtype)
+    return gamma ** step.to(gamma.dtype)
 
 
 def score_rollout(
@@ -243,12 +244,23 @@ def training_batch(
         batch["memory"] = rollout.memory.flatten(0, 1)
     batch |= {k: to_sequences(x, length) for k, x in steps.items()}
     weight = steps["weight"]
-    error = weighted_variance(target - value[:-1], weight)
     metrics = {
-        "explained_variance": 1.0 - error / weighted_variance(target, weight).clamp(min=1e-12),
+        "explained_variance": explained_variance(target, value[:-1], weight),
         "value_mean": weighted_mean(value[:-1], weight),
     }
     return batch, metrics
+
+
+def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """How much of the targets' variance the values account for: 1 is all, 0 what a constant does.
+
+    Equation:  1 - Var(target - value) / Var(target); no number where targets are equal, to rounding
+    Verified:  tests/unit/test_on_policy.py::test_explained_variance_by_hand
+    """
+    spread = weighted_variance(target, weight)
+    rounding = (8.0 * torch.finfo(target.dtype).eps) ** 2 * weighted_mean(target.square(), weight)
+    explained = 1.0 - weighted_variance(target - value, weight) / spread
+    return torch.where(spread > rounding, explained, torch.full_like(spread, torch.nan))
 
 
 def distribution_to_batch(name: str, policy: Distribution, length: int) -> Batch:
@@ -375,8 +387,15 @@ def corrected_batch(
     return {"advantage": to_sequences(advantage, length), "target": to_sequences(target, length)}
 
 
-def sequences_per_rollout(num_envs: int, rollout_steps: int, length: int, minibatches: int) -> int:
-    """Number of training sequences in a rollout; UsageError where lengths or minibatches do not divide it."""
+def sequences_per_rollout(
+    num_envs: int, rollout_steps: int, length: int, minibatches: int, *, standardizes: bool
+) -> int:
+    """Number of training sequences in a rollout; UsageError where lengths or minibatches do not divide it.
+
+    Args:      length: steps per sequence, 0 for a feed-forward policy; standardizes: whether advantages are, over every
+               minibatch, which then has to hold more than one
+    Verified:  tests/unit/test_on_policy.py::test_sequences_per_rollout
+    """
     if length and rollout_steps % length:
         raise UsageError(f"rollout_steps is {rollout_steps}; expected a multiple of sequence_length ({length})")
     sequences = num_envs * rollout_steps // max(length, 1)
@@ -385,6 +404,12 @@ def sequences_per_rollout(num_envs: int, rollout_steps: int, length: int, miniba
         raise UsageError(
             f"a rollout of {num_envs} environments x {rollout_steps} steps has {sequences} {unit}, which {minibatches} "
             "minibatches do not divide; change num_envs, rollout_steps or minibatches"
+        )
+    if standardizes and num_envs * rollout_steps == minibatches:
+        raise UsageError(
+            f"a rollout of {num_envs} environments x {rollout_steps} steps gives each of {minibatches} minibatches a "
+            "single step, whose advantage normalize_advantage turns into 0: the policy would never learn; change "
+            "num_envs, rollout_steps or minibatches, or set normalize_advantage to False"
         )
     return sequences
 

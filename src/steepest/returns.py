@@ -54,10 +54,7 @@ def generalized_advantage(
     Returns:   (T, ...) reward units; meaningless where valid is 0
     Verified:  tests/exact/test_returns.py::test_gae_equals_the_defining_sum
     """
-    if value.shape[0] != reward.shape[0] + 1:
-        raise ValueError(
-            f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards"
-        )
+    _require_one_row_more(reward, value)
     done = terminated | truncated
     delta = td_error(reward, value[:-1], value[1:], terminated, gamma)
     keep = (gamma * gae_lambda) * (~done).to(delta.dtype)
@@ -102,6 +99,32 @@ def reward_to_go(
     return lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)
 
 
+def steps_recorded(
+    terminated: Bool[Tensor, "t *shape"],
+    truncated: Bool[Tensor, "t *shape"],
+    valid: Bool[Tensor, "t *shape"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "t *shape"]:
+    """How many steps of its episode the recording holds before step t: the step of the episode, where it began here.
+
+    Verified:  tests/unit/test_returns.py::test_steps_recorded_against_a_loop
+    """
+    going_on = (~(valid & (terminated | truncated))).to(dtype)
+    return _sum_before(valid.to(dtype), going_on)
+
+
+def end_recorded(
+    terminated: Bool[Tensor, "t *shape"], truncated: Bool[Tensor, "t *shape"], valid: Bool[Tensor, "t *shape"]
+) -> Bool[Tensor, "t *shape"]:
+    """Whether the recording holds the end of the episode that step t belongs to.
+
+    Returns:   (T, ...) bool; False where valid is 0
+    Verified:  tests/unit/test_returns.py::test_end_recorded_against_a_loop
+    """
+    end = (valid & (terminated | truncated)).long()
+    return valid & (end.flip(0).cumsum(0).flip(0) > 0)  # the first end at t or later is that of its own episode
+
+
 def full_return(
     reward: Float[Tensor, "t *shape"],
     value: Float[Tensor, "t_plus_1 *shape"],
@@ -110,23 +133,28 @@ def full_return(
     valid: Bool[Tensor, "t *shape"],
     gamma: float | Tensor,
 ) -> Float[Tensor, "t *shape"]:
-    """The return of the whole episode, as step t sees it: gamma^t times it is the same at every step.
+    """The return of the whole episode, the same at every step of it.
 
-    Equation:  R_t = sum_{t'=0}^{T-1} gamma^{t'-t} r_{t'} (+ gamma^{T-t} V(s_T) where only the recording stops)
-    Source:    notes 1.2, with the discount: gamma^t R_t = R(tau). Differences: the sum begins where the recording does.
+    Equation:  R(tau) = sum_{t=0}^{T-1} gamma^t r_t (+ gamma^T V(s_T) where only the recording stops)
+    Source:    notes 1.2, with the discount. Differences: t counts from where the recording of the episode begins.
                Rewards before it are left out; by causality no action in the recording has changed them, so the mean of
-               an estimator stays as it was.
-    Args:      gamma in (0, 1]; below 1 the past grows as gamma^-t
+               an estimator stays as it was. Seen from step t it is the past plus gamma^t times the reward-to-go: a sum
+               without a power of gamma above 1, which stays accurate however long the episode is.
     Verified:  tests/exact/test_returns.py::test_full_return_is_the_same_at_every_step,
-               tests/unit/test_returns.py::test_full_return_less_reward_to_go_is_the_past
+               tests/unit/test_returns.py::test_full_return_of_a_long_episode_in_single_precision
     """
-    # What the past at t comes to at t+1: (past + r_t) / gamma, nothing across an end, itself where nothing was decided.
-    lasts = (~(terminated | truncated)).to(reward.dtype) / gamma
-    factor = torch.where(valid, lasts, torch.ones_like(lasts))
-    earned = reward * valid.to(reward.dtype) * factor
-    none = torch.zeros_like(reward[:1])
-    past = forward_recurrence(torch.cat([none, earned[:-1]]), torch.cat([none, factor[:-1]]), none[0])
-    return past + reward_to_go(reward, value, terminated, truncated, valid, gamma)
+    power = gamma ** steps_recorded(terminated, truncated, valid, reward.dtype)
+    going_on = (~(valid & (terminated | truncated))).to(reward.dtype)
+    past = _sum_before(power * reward * valid.to(reward.dtype), going_on)
+    return past + power * reward_to_go(reward, value, terminated, truncated, valid, gamma)
+
+
+def _sum_before(x: Float[Tensor, "t *shape"], going_on: Float[Tensor, "t *shape"]) -> Float[Tensor, "t *shape"]:
+    """(T, ...) the sum of x over the rows before t, back to the last one after which nothing goes on."""
+    none = torch.zeros_like(x[:1])
+    return forward_recurrence(
+        torch.cat([none, (x * going_on)[:-1]]), torch.cat([none, going_on[:-1]]), torch.zeros_like(x[0])
+    )
 
 
 def n_step_return(
@@ -141,24 +169,14 @@ def n_step_return(
     """Rewards of n steps, then the value; fewer where the episode or the recording ends.
 
     Equation:  G_t^(n) = r_t + gamma (1 - terminated_t) G_{t+1}^(n-1),  G_t^(0) = V(s_t),
-               with V(s_{t+1}) for G_{t+1}^(n-1) where the recording stops (truncation, or the last row)
+               with V(s_{t+1}) for G_{t+1}^(n-1) where the recording stops (truncation, or the last decided row)
     Source:    notes 1.10 (A^(k) + V), with termination; Sutton & Barto 2018, Eq. 7.1. n counts decided steps.
+    Returns:   (T, ...) reward units; meaningless where valid is 0
     Raises:    ValueError if n < 1
     Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum,
                tests/unit/test_returns.py::test_n_step_runs_from_td_to_monte_carlo
     """
-    if n < 1:
-        raise ValueError(f"n is {n}; an n-step return has at least 1 step")
-    last = value[-1:]
-    # An undecided row takes over what the next decided one has, or the last value.
-    take_over = torch.cat([(~valid).to(reward.dtype), torch.zeros_like(last)])
-    following, found = value[1:], reward
-    for _ in range(n):
-        following = torch.where(truncated, value[1:], following)
-        rest = torch.where(terminated, torch.zeros_like(following), following)
-        found = reward + gamma * rest
-        following = reverse_recurrence(torch.cat([found * valid.to(found.dtype), last]), take_over)[1:]
-    return found
+    return n_step_advantage(reward, value, terminated, truncated, valid, gamma, n) + value[:-1]
 
 
 def n_step_advantage(
@@ -174,9 +192,42 @@ def n_step_advantage(
 
     Equation:  A_t^(n) = G_t^(n) - V(s_t) = sum_{l<n} gamma^l delta_{t+l} within the episode
     Source:    notes 1.10 (A-hat^(n), with gamma^2 V(s_{t+2}) in A-hat^(2)); Mnih et al. 2016.
-    Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum
+    Returns:   (T, ...) reward units; meaningless where valid is 0
+    Raises:    ValueError if n < 1, or unless value has one row more than reward
+    Verified:  tests/exact/test_returns.py::test_n_step_return_is_the_defining_sum,
+               tests/exact/test_returns.py::test_undecided_rows_at_the_end_change_nothing
     """
-    return n_step_return(reward, value, terminated, truncated, valid, gamma, n) - value[:-1]
+    _require_one_row_more(reward, value)
+    if n < 1:
+        raise ValueError(f"n is {n}; an n-step return has at least 1 step")
+    if n >= reward.shape[0]:  # no sum is cut short
+        return generalized_advantage(reward, value, terminated, truncated, valid, gamma, 1.0)
+    carry = gamma * (~(terminated | truncated)).to(reward.dtype)
+    delta = td_error(reward, value[:-1], value[1:], terminated, gamma)
+    # Decided rows first, in their order, so that n steps are n rows; the others follow, and add nothing.
+    count = valid.long().cumsum(0)
+    place = torch.where(valid, count, count[-1:] + (~valid).long().cumsum(0)) - 1
+    x = torch.zeros_like(delta).scatter(0, place, torch.where(valid, delta, torch.zeros_like(delta)))
+    c = torch.zeros_like(delta).scatter(0, place, carry)
+    return _sum_of_steps(x, c, n).gather(0, place)
+
+
+def _sum_of_steps(x: Float[Tensor, "t *shape"], c: Float[Tensor, "t *shape"], n: int) -> Float[Tensor, "t *shape"]:
+    """(T, ...) x_t + c_t x_{t+1} + ... + c_t ... c_{t+n-2} x_{t+n-1}, by doubling: log2(n) array operations."""
+
+    def ahead(y: Tensor, steps: int) -> Tensor:
+        return torch.cat([y[steps:], torch.zeros_like(y[:steps])])
+
+    total, product, summed = torch.zeros_like(x), torch.ones_like(x), 0  # of the first ``summed`` terms
+    width = 1  # terms that x sums up, c multiplies
+    while summed < n:
+        if n & width:
+            total = total + product * ahead(x, summed)
+            product = product * ahead(c, summed)
+            summed += width
+        x, c = x + c * ahead(x, width), c * ahead(c, width)
+        width *= 2
+    return total
 
 
 def differential_td_error(
@@ -213,9 +264,17 @@ def differential_generalized_advantage(
     Verified:  tests/exact/test_returns.py::test_differential_gae_equals_the_defining_sum,
                tests/unit/test_returns.py::test_differential_gae_is_gae_of_rewards_less_the_gain
     """
+    _require_one_row_more(reward, value)
     delta = differential_td_error(reward, value[:-1], value[1:], gain) * valid.to(reward.dtype)
     factor = gae_lambda * (~truncated).to(delta.dtype)
     return reverse_recurrence(delta, torch.where(valid, factor, torch.ones_like(factor)))
+
+
+def _require_one_row_more(reward: Tensor, value: Tensor) -> None:
+    if value.shape[0] != reward.shape[0] + 1:
+        raise ValueError(
+            f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards"
+        )
 
 
 class VTrace(NamedTuple):
@@ -257,10 +316,7 @@ def vtrace(
     Verified:  tests/exact/test_vtrace.py::test_vtrace_equals_the_defining_sum,
                tests/exact/test_vtrace.py::test_the_fixed_point_is_the_clipped_policys_value
     """
-    if value.shape[0] != reward.shape[0] + 1:
-        raise ValueError(
-            f"value has {value.shape[0]} rows for {reward.shape[0]} rewards; it needs one more than rewards"
-        )
+    _require_one_row_more(reward, value)
     if not rho_bar >= c_bar > 0.0:
         raise ValueError(f"rho_bar is {rho_bar} and c_bar is {c_bar}; expected rho_bar >= c_bar > 0")
     ratio = torch.exp(log_ratio)

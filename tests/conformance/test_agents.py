@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -371,6 +373,7 @@ MODES: list[tuple[str, dict[str, Any]]] = [
     ("reinforce", {"estimator": "full_return", "baseline": "none", "normalize_advantage": False}),
     ("reinforce", {"estimator": "full_return", "baseline": "average_return", "normalize_advantage": False}),
     ("reinforce", {"baseline": "none", "state_weighting": "discounted"}),
+    ("reinforce", {"baseline": "none", "at_cut": "drop", "value_coef": 0.0}),
     ("actor_critic", {"advantage": "n_step", "n_steps": 1}),
     ("actor_critic", {"critic": "monte_carlo", "state_weighting": "discounted", "normalize_advantage": True}),
     ("actor_critic", AVERAGE),
@@ -392,6 +395,17 @@ def test_every_mode_learns(algorithm: str, mode: dict[str, Any], sign: float) ->
     goal = problem.best if sign > 0 else problem.worst
     scores = learn(algorithm, problem, sign, goal, **mode)
     assert abs(scores[-1] - goal) <= 0.05, scores
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "actor_critic", "ppo", "ppo_kl", "trpo"])
+def test_rewards_that_are_all_equal_are_no_failure(algorithm: str, tmp_path: Path) -> None:
+    """There is no variance of targets to explain, so that its figure is empty; the run goes on."""
+    settings = tiny(algorithm, total_steps=96, tensorboard=False)
+    with Run(algorithm, partial(Bandit, sign=0.0), out=tmp_path / "run", **settings) as run:
+        list(run)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows
+    assert {row["health/explained_variance"] for row in rows} == {None}
 
 
 @modes

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
+from steepest.errors import UsageError
 from steepest.learner import autograd_gradient, tree_map
 from steepest.types import Rollout
 
@@ -170,3 +171,17 @@ def test_update_is_one_adam_step_on_that_gradient() -> None:
     # The hyper-parameters are float32 tensors: 0.01 itself is off by 2e-8.
     torch.testing.assert_close(agent.state["params"][0], expected, rtol=1e-6, atol=1e-8)
     assert float(figures["gradient_norm"][0]) == pytest.approx(float(slope.norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_steps": 5}, 'n_steps is 5; expected None where advantage is "gae"'),
+        ({"advantage": "n_step"}, "n_steps is None; expected at least 1"),
+        ({"advantage": "n_step", "n_steps": 0}, "n_steps is 0; expected at least 1"),
+        ({"advantage": "n_step", "n_steps": 2, "gae_lambda": 0.9}, "gae_lambda is 0.9; expected left alone"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ActorCriticConfig(**options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from steepest.returns import (
     n_step_advantage,
     n_step_return,
     reward_to_go,
+    vtrace,
 )
 
 DISCOUNTS = [(1.0, 1.0), (0.9, 0.8), (0.99, 0.0), (0.0, 0.5), (0.7, 1.0)]
@@ -91,6 +94,18 @@ def test_lambda_return_is_unbiased_where_the_value_is_exact(lam: float) -> None:
     assert float((paths.probability * advantage[0]).sum()) == pytest.approx(0.0, abs=1e-10)
 
 
+ESTIMATORS: dict[str, Callable[[Ragged], torch.Tensor]] = {
+    "GAE": lambda d: generalized_advantage(*d, 0.9, 0.8),
+    "lambda-return": lambda d: lambda_return(*d, 0.9, 0.8),
+    "reward-to-go": lambda d: reward_to_go(*d, 0.9),
+    "full return": lambda d: full_return(*d, 0.9),
+    **{f"{n} steps": lambda d, n=n: n_step_return(*d, 0.9, n) for n in (1, 2, 5, 24)},
+    "differential GAE": lambda d: differential_generalized_advantage(
+        d.reward, d.value, d.truncated, d.valid, 0.25, 0.8
+    ),
+    "V-trace": lambda d: vtrace(0.1 * d.reward, *d, 0.9, 0.8).target,
+}
+
 # The whole episode's return
 
 
@@ -106,17 +121,18 @@ def episode_rows(data: Ragged, n: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("pauses", [(), (0,), (4, 5, 11), (22,)])
-@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.3, 0.0])
 def test_full_return_is_the_same_at_every_step(gamma: float, pauses: tuple[int, ...]) -> None:
-    """gamma^t R_t = R(tau), counted from the first recorded step, and continued by V where the recording stops."""
+    """R(tau), counted from the first recorded step, and continued by V where the recording stops."""
     data = ragged(2, pauses=pauses)
+    data = data._replace(reward=torch.where(data.valid, data.reward, 50.0))
     found = full_return(*data, gamma)
     for n in range(data.reward.shape[1]):
         for rows in episode_rows(data, n):
             whole = sum(gamma**i * float(data.reward[t, n]) for i, t in enumerate(rows))
             if not data.terminated[rows[-1], n]:
                 whole += gamma ** len(rows) * float(data.value[rows[-1] + 1, n])
-            seen = [gamma**i * float(found[t, n]) for i, t in enumerate(rows)]
+            seen = [float(found[t, n]) for t in rows]
             assert seen == pytest.approx([whole] * len(rows), rel=1e-9, abs=1e-10)
 
 
@@ -142,6 +158,18 @@ def test_n_step_return_is_the_defining_sum(gamma: float, n: int, pauses: tuple[i
                 assert float(advantage[t, e]) == pytest.approx(exact - float(data.value[t, e]), rel=1e-10, abs=1e-10)
                 seen += 1
     assert seen == int(data.valid.sum())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_undecided_rows_at_the_end_change_nothing(name: str) -> None:
+    """A padded recording: whatever its last rows hold, the rows before them are worth what they were."""
+    data = ragged(5, pauses=(4, 22))
+    assert (data.valid.sum(0) > 0).all()
+    junk = torch.full_like(data.value[:3], 777.0)
+    never = torch.zeros_like(data.valid[:3])
+    padded = Ragged(*(torch.cat([x, y]) for x, y in zip(data, (junk, junk, never, never, never), strict=True)))
+    before, after = ESTIMATORS[name](data), ESTIMATORS[name](padded)
+    torch.testing.assert_close(after[:23][data.valid], before[data.valid], rtol=1e-10, atol=1e-10)
 
 
 # The average reward

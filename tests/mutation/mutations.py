@@ -50,16 +50,16 @@ RETURNS: Mistakes = {
     ),
     "adds the value that it should subtract": ("next_value), next_value) - value", "next_value), next_value) + value"),
     "no bootstrap at truncation": (
-        "td_error(reward, value[:-1], value[1:], terminated, gamma)",
-        "td_error(reward, value[:-1], value[1:], done, gamma)",
+        "done = terminated | truncated\n    delta = td_error(reward, value[:-1], value[1:], terminated, gamma)",
+        "done = terminated | truncated\n    delta = td_error(reward, value[:-1], value[1:], done, gamma)",
     ),
     "truncated for terminated in the TD error": (
-        "td_error(reward, value[:-1], value[1:], terminated, gamma)",
-        "td_error(reward, value[:-1], value[1:], truncated, gamma)",
+        "done = terminated | truncated\n    delta = td_error(reward, value[:-1], value[1:], terminated, gamma)",
+        "done = terminated | truncated\n    delta = td_error(reward, value[:-1], value[1:], truncated, gamma)",
     ),
     "values a row late": (
-        "td_error(reward, value[:-1], value[1:], terminated, gamma)",
-        "td_error(reward, value[1:], value[1:], terminated, gamma)",
+        "done = terminated | truncated\n    delta = td_error(reward, value[:-1], value[1:], terminated, gamma)",
+        "done = terminated | truncated\n    delta = td_error(reward, value[1:], value[1:], terminated, gamma)",
     ),
     "recursion runs on across truncation": ("done = terminated | truncated", "done = terminated"),
     "recursion runs on across termination": ("done = terminated | truncated", "done = truncated"),
@@ -69,32 +69,53 @@ RETURNS: Mistakes = {
     "an undecided row ends the episode": ("torch.where(valid, keep, torch.ones_like(keep))", "keep * weight"),
     "an undecided row's error counts": ("reverse_recurrence(delta * weight,", "reverse_recurrence(delta,"),
     "the lambda-return adds the next value": ("return advantage + value[:-1]", "return advantage + value[1:]"),
-    "reward-to-go discounted twice": ("valid, gamma, 1.0)", "valid, gamma, gamma)"),
+    "reward-to-go discounted twice": (
+        "return lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)",
+        "return lambda_return(reward, value, terminated, truncated, valid, gamma, gamma)",
+    ),
     "flags exchanged in the reward-to-go": (
         "lambda_return(reward, value, terminated, truncated, valid, gamma, 1.0)",
         "lambda_return(reward, value, truncated, terminated, valid, gamma, 1.0)",
     ),
-    "the past discounted forwards": (".to(reward.dtype) / gamma", ".to(reward.dtype) * gamma"),
-    "the past runs on across truncation": ("lasts = (~(terminated | truncated))", "lasts = (~terminated)"),
-    "the past counts the step itself": ("torch.cat([none, earned[:-1]])", "earned"),
-    "an undecided row ages the past": ("torch.where(valid, lasts, torch.ones_like(lasts))", "lasts"),
+    "steps counted across truncation": (
+        "going_on = (~(valid & (terminated | truncated))).to(dtype)",
+        "going_on = (~(valid & terminated)).to(dtype)",
+    ),
+    "undecided rows counted as steps": ("valid.to(dtype), going_on)", "torch.ones_like(going_on), going_on)"),
+    "the past undiscounted": (
+        "past = _sum_before(power * reward * valid.to(reward.dtype), going_on)",
+        "past = _sum_before(reward * valid.to(reward.dtype), going_on)",
+    ),
+    "the past runs on across truncation": (
+        "going_on = (~(valid & (terminated | truncated))).to(reward.dtype)",
+        "going_on = (~(valid & terminated)).to(reward.dtype)",
+    ),
+    "the past counts undecided rows": ("power * reward * valid.to(reward.dtype)", "power * reward"),
+    "the past counts the step itself": ("torch.cat([none, (x * going_on)[:-1]])", "x * going_on"),
+    "the past crosses an end": ("torch.cat([none, going_on[:-1]])", "torch.ones_like(going_on)"),
+    "the future as the episode's first step does not see it": ("past + power * reward_to_go", "past + reward_to_go"),
+    "a time limit is no end": ("end = (valid & (terminated | truncated))", "end = (valid & terminated)"),
+    "an end counts for what follows it": ("end.flip(0).cumsum(0).flip(0)", "end.cumsum(0)"),
     "n steps run on across truncation": (
-        "following = torch.where(truncated, value[1:], following)",
-        "following = following",
+        "carry = gamma * (~(terminated | truncated))",
+        "carry = gamma * (~terminated)",
     ),
     "n steps run on across termination": (
-        "torch.where(terminated, torch.zeros_like(following), following)",
-        "following",
+        "carry = gamma * (~(terminated | truncated))",
+        "carry = gamma * (~truncated)",
     ),
-    "no discount over n steps": ("found = reward + gamma * rest", "found = reward + rest"),
-    "one step too many": ("for _ in range(n):", "for _ in range(n + 1):"),
-    "an undecided row ends the n steps": (
-        "torch.cat([found * valid.to(found.dtype), last]), take_over)",
-        "torch.cat([found, last]), 0.0 * take_over)",
+    "no discount over n steps": ("carry = gamma * (~(", "carry = (~("),
+    "one step too many": ("return _sum_of_steps(x, c, n).gather", "return _sum_of_steps(x, c, n + 1).gather"),
+    "an undecided row is one of the n steps": (
+        "place = torch.where(valid, count, count[-1:] + (~valid).long().cumsum(0)) - 1",
+        "place = torch.ones_like(count).cumsum(0) - 1",
     ),
-    "n steps less the next value": (
-        "truncated, valid, gamma, n) - value[:-1]",
-        "truncated, valid, gamma, n) - value[1:]",
+    "an undecided row's error among the n steps": ("torch.where(valid, delta, torch.zeros_like(delta))", "delta"),
+    "all steps whatever n": ("if n >= reward.shape[0]:", "if n >= 1:"),
+    "the next terms of the sum undiscounted": ("total + product * ahead(x, summed)", "total + ahead(x, summed)"),
+    "n steps plus the next value": (
+        "truncated, valid, gamma, n) + value[:-1]",
+        "truncated, valid, gamma, n) + value[1:]",
     ),
     "the gain added": ("return reward - gain + next_value", "return reward + gain + next_value"),
     "no next differential value": ("return reward - gain + next_value - value", "return reward - gain - value"),
@@ -356,7 +377,12 @@ ON_POLICY: Mistakes = {
         "to_sequences(x[:-1], length) for k, x in obs",
         "to_sequences(x[1:], length) for k, x in obs",
     ),
-    "explained variance without its 1": ('"explained_variance": 1.0 - error', '"explained_variance": error'),
+    "explained variance without its 1": ("explained = 1.0 - weighted_variance", "explained = weighted_variance"),
+    "rewards of undecided rows in the running return": (
+        "forward_recurrence(rollout.reward * weight,",
+        "forward_recurrence(rollout.reward,",
+    ),
+    "single steps standardised": ("if standardizes and num_envs", "if False and num_envs"),
     "environments mixed within a sequence": (
         ".transpose(1, 2).flatten(0, 1)",
         ".reshape(-1, length, *x.shape[2:])",
@@ -435,7 +461,10 @@ ON_POLICY: Mistakes = {
     ),
     "targets pushed from mean zero": ("return target - VALUE_PIN", "return target + VALUE_PIN"),
     "truncation refused": ("rollout.terminated.sum()", "rollout.truncated.sum()"),
-    "states weighted a step late": ("gamma ** rollout.episode_step[:-1]", "gamma ** rollout.episode_step[1:]"),
+    "states weighted a step late": (
+        "return gamma ** step.to(gamma.dtype)",
+        "return gamma ** (step + 1).to(gamma.dtype)",
+    ),
 }
 
 PPO: Mistakes = {
@@ -592,9 +621,23 @@ TRPO: Mistakes = {
 }
 
 REINFORCE: Mistakes = {
-    "no baseline": ("psi = psi - value[:-1]", "psi = psi"),
-    "baseline of the next state": ("psi = psi - value[:-1]", "psi = psi - value[1:]"),
-    "baseline added": ("psi = psi - value[:-1]", "psi = psi + value[:-1]"),
+    "no baseline": ('psi = psi - hyper["gamma"] ** since * value[:-1]', "psi = psi"),
+    "baseline of the next state": ("** since * value[:-1]", "** since * value[1:]"),
+    "baseline added": ('psi = psi - hyper["gamma"]', 'psi = psi + hyper["gamma"]'),
+    "cut episodes count": (
+        "counted, following = rollout._replace(valid=end_recorded(*flags)),",
+        "counted, following = rollout,",
+    ),
+    "cut episodes continued": ("torch.zeros_like(value)\n", "value\n"),
+    "moments go on where nothing counts": ("torch.where(counts, x, state[k])", "x"),
+    "R(tau) discounted twice": (
+        "state_weights(rollout.episode_step[:-1] - since,",
+        "state_weights(rollout.episode_step[:-1],",
+    ),
+    "normalising takes off a baseline": (
+        "advantage / (weighted_mean(advantage.square(), weight).sqrt() + 1e-8)",
+        "standardize(advantage, weight)",
+    ),
     "average return added": ("psi = psi - weighted_mean", "psi = psi + weighted_mean"),
     "reward-to-go for the full return": ("psi = full_return(reward,", "psi = reward_to_go(reward, "),
     "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
@@ -602,7 +645,10 @@ REINFORCE: Mistakes = {
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
     ),
-    "returns of the unscaled rewards": ("target = reward_to_go(reward,", "target = reward_to_go(rollout.reward,"),
+    "returns of the unscaled rewards": (
+        "target = psi = reward_to_go(reward,",
+        "target = psi = reward_to_go(rollout.reward,",
+    ),
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
         "standardize(advantage, weight.new_ones(weight.shape))",

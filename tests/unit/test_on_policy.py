@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 from helpers import F64, box, discrete, ragged, synthetic_rollout, to_float64, vector
+from steepest.algorithms.actor_critic import ActorCritic
 from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.ppo_kl import PPOKL
+from steepest.algorithms.reinforce import REINFORCE
+from steepest.algorithms.trpo import TRPO
 from steepest.errors import UsageError
 from steepest.on_policy import (
     all_sequences,
     batch_inputs,
     corrected_batch,
     each_minibatch,
+    explained_variance,
     from_sequences,
     gather,
     initial_gain,
@@ -38,6 +43,13 @@ from steepest.returns import vtrace
 from steepest.types import Rollout
 
 GAMMA = 0.9
+ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "actor_critic": (ActorCritic, {}),
+    "ppo": (PPO, {"minibatches": 1}),
+    "ppo_kl": (PPOKL, {"minibatches": 1}),
+    "reinforce": (REINFORCE, {}),
+    "trpo": (TRPO, {"minibatches": 1}),
+}
 
 
 def experience(seed: int, steps: int = 12, envs: int = 3, pauses: tuple[int, ...] = ()) -> Rollout:
@@ -148,10 +160,8 @@ def test_termination_is_refused() -> None:
 
 
 def test_state_weights_are_powers_by_step_of_the_episode() -> None:
-    agent = PPO(PPOConfig(), vector(2), discrete(2), num_envs=2)
-    rollout = synthetic_rollout(agent, 3)
     step = torch.tensor([[0, 7], [1, 0], [0, 1], [1, 2]])
-    found = state_weights(rollout._replace(episode_step=step), torch.tensor(0.5, dtype=F64))
+    found = state_weights(step[:-1], torch.tensor(0.5, dtype=F64))
     expected = torch.tensor([[1.0, 0.5**7], [0.5, 1.0], [1.0, 0.5]], dtype=F64)
     torch.testing.assert_close(found, expected, rtol=1e-15, atol=0)
 
@@ -255,18 +265,33 @@ def test_each_minibatch_follows_the_one_before() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((4, 8, 0, 2), 32),
-        ((4, 8, 4, 2), 8),
-        ((4, 8, 3, 1), "multiple of sequence_length"),
-        ((4, 8, 0, 5), "do not divide"),
+        ((4, 8, 0, 2, True), 32),
+        ((4, 8, 4, 2, True), 8),
+        ((4, 8, 3, 1, True), "multiple of sequence_length"),
+        ((4, 8, 0, 5, True), "do not divide"),
+        ((4, 8, 0, 16, True), 32),
+        ((4, 8, 0, 32, False), 32),
+        ((4, 8, 0, 32, True), "gives each of 32 minibatches a single step"),
+        ((4, 8, 4, 8, True), 8),
     ],
 )
-def test_sequences_per_rollout(arguments: tuple[int, int, int, int], expected: Any) -> None:
+def test_sequences_per_rollout(arguments: tuple[int, int, int, int, bool], expected: Any) -> None:
+    *numbers, standardizes = arguments
     if isinstance(expected, int):
-        assert sequences_per_rollout(*arguments) == expected
+        assert sequences_per_rollout(*numbers, standardizes=standardizes) == expected
     else:
         with pytest.raises(UsageError, match=expected):
-            sequences_per_rollout(*arguments)
+            sequences_per_rollout(*numbers, standardizes=standardizes)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_single_step_is_not_standardised(algorithm: str) -> None:
+    """Less its own mean it is 0; a policy that never learns is refused before it begins."""
+    kind, options = ALGORITHMS[algorithm]
+    config = {**options, "rollout_steps": 1, "hidden_sizes": (5,)}
+    with pytest.raises(UsageError, match="the policy would never learn"):
+        kind(kind.Config(**config, normalize_advantage=True), vector(2), discrete(3))
+    kind(kind.Config(**config, normalize_advantage=False), vector(2), discrete(3))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +302,17 @@ def test_steps_per_call_divides(steps: int, members: int, expected: int) -> None
     assert steps_per_call(steps, members) == expected
 
 
+def test_explained_variance_by_hand() -> None:
+    """Over the rows that count; equal targets, if only to rounding, have no variance to explain."""
+    target, value = torch.tensor([1.0, 3.0, 5.0, 99.0]), torch.tensor([1.0, 3.0, 8.0, 0.0])
+    weight = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert float(explained_variance(target, value, weight)) == pytest.approx(1.0 - 2.0 / (8.0 / 3.0), rel=1e-6)
+    assert float(explained_variance(1e-5 * target, 1e-5 * value, weight)) == pytest.approx(0.25, rel=1e-4)
+    assert float(explained_variance(target, 2.0 + 0.0 * value, weight)) == pytest.approx(0.0, abs=1e-6)
+    for constant in (0.0, 0.1, 1e6):
+        assert explained_variance(torch.full((1000,), constant), torch.rand(1000), torch.ones(1000)).isnan()
+
+
 # Scoring
 
 
@@ -284,7 +320,9 @@ def test_steps_per_call_divides(steps: int, members: int, expected: int) -> None
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_score_rollout_equals_scoring_row_by_row(gaussian: Any, steps: int) -> None:
     """Also where a rollout has fewer steps than an action has components."""
-    agent = to_float64(PPO(PPOConfig(gaussian=gaussian, rollout_steps=4, hidden_sizes=(5,)), vector(2), box(3)))
+    agent = to_float64(
+        PPO(PPOConfig(gaussian=gaussian, rollout_steps=4, minibatches=1, hidden_sizes=(5,)), vector(2), box(3))
+    )
     state = {k: v[0] for k, v in agent.state.items()}
     g = torch.Generator().manual_seed(0)
     if gaussian == "full":
@@ -345,18 +383,22 @@ def test_corrected_batch_is_vtrace_of_the_present_policy(recurrent: Any, average
     assert float((new - old).abs().max()) > 0.1
 
 
-def test_invalid_rows_have_no_influence_on_an_update() -> None:
+@pytest.mark.parametrize("normalize_reward", [True, False])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_invalid_rows_have_no_influence_on_an_update(algorithm: str, normalize_reward: bool) -> None:
     """Actions and rewards of undecided rows are arbitrary; whatever they hold, the update is the same."""
-    config = PPOConfig(rollout_steps=12, minibatches=1, hidden_sizes=(5,), normalize_obs=True, normalize_reward=True)
+    kind, options = ALGORITHMS[algorithm]
+    settings = {"rollout_steps": 12, "hidden_sizes": (5,), "normalize_obs": True, "normalize_reward": normalize_reward}
     results = []
     for change in (False, True):
-        agent = to_float64(PPO(config, vector(2), discrete(3), num_envs=4))
+        agent = to_float64(kind(kind.Config(**settings, **options), vector(2), discrete(3), num_envs=4))
         rollout = synthetic_rollout(agent, 12, dtype=F64)
         assert not rollout.valid.all()
         if change:
             action = torch.where(rollout.valid, rollout.action, 2 - rollout.action)
-            rollout = rollout._replace(action=action)
-        figures = agent.update(rollout, 0.0)
-        results.append((agent.state["params"], figures["policy_loss"], figures["explained_variance"]))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
-    assert results[0][1:] == results[1][1:]
+            rollout = rollout._replace(action=action, reward=torch.where(rollout.valid, rollout.reward, 100.0))
+        results.append((agent.update(rollout, 0.0), agent.state))
+    for (name, one), other in zip(results[0][0].items(), results[1][0].values(), strict=True):
+        assert one == pytest.approx(other, rel=1e-12, abs=1e-12), name
+    for (name, one), other in zip(results[0][1].items(), results[1][1].values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, msg=name)

@@ -14,6 +14,7 @@ from helpers import F64, Ragged, defining_gae, ragged
 from steepest.numerics import reverse_recurrence
 from steepest.returns import (
     differential_generalized_advantage,
+    end_recorded,
     full_return,
     generalized_advantage,
     group_standardized_advantage,
@@ -23,6 +24,7 @@ from steepest.returns import (
     n_step_return,
     reward_to_go,
     scaled_token_rewards,
+    steps_recorded,
     td_error,
     token_rewards,
 )
@@ -147,20 +149,58 @@ def test_gae_is_the_mixture_of_n_step_advantages(seed: int, gamma: float, lam: f
     torch.testing.assert_close(found[data.valid], mixture[data.valid], rtol=1e-9, atol=1e-10)
 
 
-@given(seed=st.integers(0, 10_000), gamma=st.floats(0.3, 1.0))
-@settings(max_examples=30, deadline=None, derandomize=True)
-def test_full_return_less_reward_to_go_is_the_past(seed: int, gamma: float) -> None:
-    """The difference at step t+1 is (the difference at t, plus r_t) / gamma; it is 0 where an episode begins."""
-    data = ragged(seed, steps=12, envs=3, pauses=(5,))
-    past = full_return(*data, gamma) - reward_to_go(*data, gamma)
-    for n in range(3):
-        expected = 0.0
-        for t in range(12):
-            if not data.valid[t, n]:
-                continue
-            assert float(past[t, n]) == pytest.approx(expected, rel=1e-8, abs=1e-8)
-            done = bool(data.terminated[t, n] or data.truncated[t, n])
-            expected = 0.0 if done else (expected + float(data.reward[t, n])) / gamma
+@pytest.mark.parametrize("pauses", [(), (5,), (0, 11)])
+def test_steps_recorded_against_a_loop(pauses: tuple[int, ...]) -> None:
+    """From 0 where the recording or an episode begins; a row that decided nothing is no step."""
+    for seed in range(5):
+        data = ragged(seed, steps=12, envs=3, pauses=pauses)
+        found = steps_recorded(*data[2:], F64)
+        for n in range(3):
+            expected = 0
+            for t in range(12):
+                assert float(found[t, n]) == expected
+                if data.valid[t, n]:
+                    expected = 0 if data.terminated[t, n] or data.truncated[t, n] else expected + 1
+
+
+@pytest.mark.parametrize("pauses", [(), (5,), (0, 11)])
+def test_end_recorded_against_a_loop(pauses: tuple[int, ...]) -> None:
+    """Of a decided step whose episode ends at it or later, by termination or truncation; seen from the last row."""
+    seen = set()
+    for seed in range(5):
+        data = ragged(seed, steps=12, envs=3, pauses=pauses)
+        found = end_recorded(*data[2:])
+        for n in range(3):
+            ended = False
+            for t in reversed(range(12)):
+                ended = ended or bool(data.terminated[t, n] or data.truncated[t, n])
+                assert bool(found[t, n]) == (ended and bool(data.valid[t, n]))
+                seen.add((ended, bool(data.valid[t, n])))
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 0.95, 0.99, 1.0])
+def test_full_return_of_a_long_episode_in_single_precision(gamma: float) -> None:
+    """2048 steps: every step sees R(tau) to the precision of the type, where powers gamma^-t would overflow."""
+    steps = 2048
+    reward = torch.rand((steps, 1), generator=torch.Generator().manual_seed(0), dtype=F64)
+    flags = (*torch.zeros((2, steps, 1), dtype=torch.bool), torch.ones((steps, 1), dtype=torch.bool))
+    value = torch.full((steps + 1, 1), 3.0, dtype=F64)
+    exact = sum(gamma**t * float(reward[t]) for t in range(steps)) + gamma**steps * 3.0
+    found = full_return(reward.float(), value.float(), *flags, torch.tensor(gamma))
+    # 11 doublings, each of which rounds, and a float32 gamma, whose power t is off by t times as much.
+    torch.testing.assert_close(found, torch.full_like(found, exact), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_n_steps_end_at_the_last_decided_row(n: int) -> None:
+    """Rows that decided nothing at the end of a recording hold no value that anything is continued by."""
+    valid = torch.tensor([1, 1, 1, 0, 0]).bool()
+    value = torch.tensor([0.0, 20.0, 30.0, 10.0, 10.0, 777.0], dtype=F64)
+    never = torch.zeros_like(valid)
+    found = n_step_return(torch.ones(5, dtype=F64), value, never, never, valid, 1.0, n)
+    expected = {1: [21.0, 31.0, 11.0], 2: [32.0, 12.0, 11.0]}.get(n, [13.0, 12.0, 11.0])
+    assert found[valid].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 @given(seed=st.integers(0, 10_000), gain=st.floats(-2.0, 2.0), lam=st.floats(0.0, 1.0))
@@ -179,6 +219,16 @@ def test_differential_gae_is_gae_of_rewards_less_the_gain(seed: int, gain: float
 def test_no_step_is_no_return() -> None:
     with pytest.raises(ValueError, match="n is 0"):
         n_step_return(*ragged(0), 0.9, 0)
+
+
+def test_n_steps_under_vmap_and_with_gradients() -> None:
+    data = [ragged(s, steps=7, envs=2, pauses=(3,)) for s in range(3)]
+    stacked = [torch.stack(x) for x in zip(*data, strict=True)]
+    together = vmap(lambda *x: n_step_advantage(*x, torch.tensor(0.9, dtype=F64), 3))(*stacked)
+    for m in range(3):
+        torch.testing.assert_close(together[m], n_step_advantage(*data[m], 0.9, 3), rtol=1e-12, atol=1e-12)
+    reward, value = data[0].reward.requires_grad_(), data[0].value.requires_grad_()
+    torch.autograd.gradcheck(lambda r, v: n_step_advantage(r, v, *data[0][2:], 0.9, 3), (reward, value))
 
 
 # Episodes do not leak
@@ -242,6 +292,11 @@ def test_values_need_one_row_more() -> None:
     data = ragged(0)
     with pytest.raises(ValueError, match="value has 23 rows for 23 rewards; it needs one more"):
         generalized_advantage(data.reward, data.value[:-1], *data[2:], 0.9, 0.8)
+    with pytest.raises(ValueError, match="value has 23 rows for 23 rewards; it needs one more"):
+        n_step_return(data.reward, data.value[:-1], *data[2:], 0.9, 2)
+    # The rows of two rewards and of one would broadcast.
+    with pytest.raises(ValueError, match="value has 2 rows for 2 rewards; it needs one more"):
+        differential_generalized_advantage(data.reward[:2], data.value[:2], *(x[:2] for x in data[3:]), 0.5, 0.8)
 
 
 def test_a_wrong_shape_raises() -> None:

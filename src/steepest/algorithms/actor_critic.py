@@ -74,13 +74,16 @@ class ActorCriticConfig(PolicyConfig):
     gamma: float = 0.99
     """Discount factor. Not used where the objective is the average reward."""
     gain_rate: float = 0.01
-    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
+    """Weight of a new rollout in the running average reward, used only where that is the objective; 0 weighs all
+    rollouts so far alike."""
     advantage: Literal["gae", "n_step"] = "gae"
     """How advantages are estimated: an exponential mean over all numbers of steps, or one number of steps."""
     gae_lambda: float = 1.0
-    """GAE's trade of bias (0) against variance (1); 1 counts the rewards to the rollout's end, as A2C does."""
-    n_steps: int = 5
-    """Rewards in an n-step advantage; 1 is the TD error."""
+    """GAE's trade of bias (0) against variance (1); 1 counts the rewards to the rollout's end, as A2C does. Of no use
+    where advantage is "n_step", and refused there."""
+    n_steps: int | None = None
+    """Rewards in an n-step advantage; 1 is the TD error. Not the length of a rollout, which is rollout_steps. Asked for
+    where advantage is "n_step", and refused elsewhere."""
     critic: Literal["bootstrapped", "monte_carlo"] = "bootstrapped"
     """What the value function is fitted to: the target of the advantage, or the rewards to the end of the episode (or
     of the rollout, where V goes on)."""
@@ -97,8 +100,14 @@ class ActorCriticConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rollout_steps", "n_steps"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.rollout_steps >= 1, "rollout_steps", self.rollout_steps, "at least 1")
+        if self.advantage == "n_step":
+            known = self.n_steps is not None and self.n_steps >= 1
+            require(known, "n_steps", self.n_steps, 'at least 1 where advantage is "n_step"')
+            require(self.gae_lambda == 1.0, "gae_lambda", self.gae_lambda, 'left alone where advantage is "n_step"')
+        else:
+            wish = 'None where advantage is "gae"; rollout_steps is the length of a rollout'
+            require(self.n_steps is None, "n_steps", self.n_steps, wish)
         for name in ("learning_rate", "max_gradient_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("gamma", "gain_rate", "gae_lambda"):
@@ -120,7 +129,9 @@ class ActorCritic(Agent):
 
     def __init__(self, config: ActorCriticConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        sequences_per_rollout(self.num_envs, config.rollout_steps, self.sequence_length, 1)
+        sequences_per_rollout(
+            self.num_envs, config.rollout_steps, self.sequence_length, 1, standardizes=config.normalize_advantage
+        )
         if config.objective == "average":
             self.state |= initial_gain(self.members, self.device)
         # One call for everything: a cycle is so short that calls would dominate it. A recurrent policy is unrolled over
@@ -139,8 +150,8 @@ class ActorCritic(Agent):
         log_prob, value = score_rollout(forward, rollout, self.sequence_length)
         statistics, reward, gamma = objective_rewards(state, rollout, hyper)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        if config.advantage == "n_step":
-            advantage = n_step_advantage(reward, value, *flags, gamma, min(config.n_steps, config.rollout_steps))
+        if config.n_steps is not None:
+            advantage = n_step_advantage(reward, value, *flags, gamma, config.n_steps)
         else:
             advantage = generalized_advantage(reward, value, *flags, gamma, hyper["gae_lambda"])
         target = advantage + value[:-1]
@@ -150,7 +161,7 @@ class ActorCritic(Agent):
             target = pinned_target(target, value[:-1], rollout.valid)
         batch, metrics = training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
         if config.state_weighting == "discounted":
-            batch["state_weight"] = to_sequences(state_weights(rollout, gamma), self.sequence_length)
+            batch["state_weight"] = to_sequences(state_weights(rollout.episode_step[:-1], gamma), self.sequence_length)
         return statistics, batch, metrics
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:

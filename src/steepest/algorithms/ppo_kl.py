@@ -128,7 +128,11 @@ class PPOKL(Agent):
     def __init__(self, config: PPOKLConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.sequences = sequences_per_rollout(
-            self.num_envs, config.rollout_steps, self.sequence_length, config.minibatches
+            self.num_envs,
+            config.rollout_steps,
+            self.sequence_length,
+            config.minibatches,
+            standardizes=config.normalize_advantage,
         )
         if config.objective == "average":
             self.state |= initial_gain(self.members, self.device)

@@ -5,21 +5,22 @@ Source: notes 1.2 to 1.4; Williams 1992.
     repeat
       1. play T steps in N environments with pi_theta
       2. psi_t, how good what followed was, in one of three forms:
-             1.2  R_t = sum_{t'=0} gamma^{t'-t} r_{t'}    the whole episode's return      returns.full_return
+             1.2  R(tau) = sum_{t'=0} gamma^t' r_{t'}     the whole episode's return      returns.full_return
              1.3  G_t = sum_{t'=t} gamma^{t'-t} r_{t'}    what an action can change       returns.reward_to_go
-             1.4  G_t - b(s_t)                            b = 0, the average return, or v_phi(s_t)
+             1.4  either less b(s_t)                      b = 0, the mean of psi, or v_phi(s_t)
       3. one step of Adam on the mean of
              -w_t log pi(a_t|s_t) psi_t,  w_t = 1 or gamma^t                              losses.score_function_loss
              + c_v 1/2 (v_phi(s_t) - G_t)^2                                               losses.value_loss
              - c_e H(pi(.|s_t))
 
 Differences from the notes: the baseline is b(s_t), at the step whose action it judges (errata 1.4); the gradient is a
-mean over steps, not over trajectories, which only rescales the step size; by default states are weighted without
-gamma^t, as practically everybody does, which is not the gradient of the discounted objective (errata 1.1).
+mean over steps, not over trajectories, which only rescales the step size; by default reward-to-go goes without gamma^t,
+as practically everybody has it, which is not the gradient of the discounted objective (errata 1.1). R(tau) holds
+gamma^t already. Reward-to-go less v_phi is the actor-critic with GAE at lambda = 1, to the last step.
 
-A recording cuts episodes. Where it stops, v_phi stands for what would have followed, so v_phi is learned in every form;
-where it begins within an episode, the rewards before it are left out of R_t, which no action in it has changed. Whole
-episodes need neither, and there every form is exact.
+A recording cuts episodes. Where it stops, v_phi stands for what would have followed, so v_phi is learned in every form,
+or (``at_cut`` "drop") the steps of a cut episode do not count; where it begins within an episode, the rewards before it
+are left out of R(tau), which no action in it has changed. Whole episodes need neither, and there every form is exact.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,7 +53,7 @@ from steepest.on_policy import (
     training_batch,
     update_observations,
 )
-from steepest.returns import full_return, reward_to_go
+from steepest.returns import end_recorded, full_return, reward_to_go, steps_recorded
 from steepest.types import Rollout
 
 
@@ -62,9 +64,14 @@ class REINFORCEConfig(PolicyConfig):
     estimator: Literal["full_return", "reward_to_go"] = "reward_to_go"
     """What multiplies the score of an action: its episode's whole return, or the rewards from the action on."""
     baseline: Literal["none", "average_return", "value"] = "value"
-    """What is subtracted from it: nothing, its average over the rollout, or the value function."""
+    """What is subtracted from it: nothing, its average over the rollout's steps, or the value function."""
+    at_cut: Literal["bootstrap", "drop"] = "bootstrap"
+    """What becomes of an episode that the rollout or a time limit cuts: "bootstrap" lets the value function stand for
+    what would have followed; "drop" takes nothing from it: an episode ends with its time limit, and steps whose
+    episode's end is not in the rollout do not count. A rollout without an end then changes nothing."""
     state_weighting: StateWeighting = "undiscounted"
-    """Weigh step t alike with all others, or by gamma^t, for the gradient of the discounted objective itself."""
+    """Weigh step t alike with all others, or by gamma^t, for the gradient of the discounted objective itself. The whole
+    return holds gamma^t already; of it, "discounted" weighs by the step that the recording began at."""
     rollout_steps: int = 128
     """Steps that every environment plays between updates (T)."""
     learning_rate: float = 1e-3
@@ -80,8 +87,8 @@ class REINFORCEConfig(PolicyConfig):
     max_gradient_norm: float = 0.5
     """The gradient is scaled down to this norm if it is longer."""
     normalize_advantage: bool = True
-    """Standardise psi over the rollout, so that one step size serves rewards of any scale. It centres psi, too: none
-    and average_return are then the same."""
+    """Scale psi over the rollout, so that one step size serves rewards of any scale: standardised where the baseline is
+    the value function, elsewhere only divided, by its root mean square, so as to add no baseline."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,8 +96,6 @@ class REINFORCEConfig(PolicyConfig):
         for name in ("learning_rate", "max_gradient_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
-        seen_back = self.estimator == "reward_to_go" or self.gamma > 0  # the past is divided by powers of gamma
-        require(seen_back, "gamma", self.gamma, 'above 0 where estimator is "full_return"')
         for name in ("value_coef", "entropy_coef"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
 
@@ -104,7 +109,8 @@ class REINFORCE(Agent):
 
     def __init__(self, config: REINFORCEConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        sequences_per_rollout(self.num_envs, config.rollout_steps, self.sequence_length, 1)
+        standardizes = config.normalize_advantage and config.baseline == "value"
+        sequences_per_rollout(self.num_envs, config.rollout_steps, self.sequence_length, 1, standardizes=standardizes)
         # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
         self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
         self._step = self.learner.lift(self.gradient_step, differentiates=True)
@@ -121,18 +127,24 @@ class REINFORCE(Agent):
         forward = partial(self.forward, state["params"], state)
         log_prob, value = score_rollout(forward, rollout, self.sequence_length)
         flags = (rollout.terminated, rollout.truncated, rollout.valid)
-        target = reward_to_go(reward, value, *flags, hyper["gamma"])
-        psi = target
+        counted, following, dropped = rollout, value, {}
+        if self.config.at_cut == "drop":
+            counted, following = rollout._replace(valid=end_recorded(*flags)), torch.zeros_like(value)
+            dropped = {"counted_steps": weighted_mean(counted.valid.to(value.dtype), rollout.valid.to(value.dtype))}
+        target = psi = reward_to_go(reward, following, *flags, hyper["gamma"])
+        since = torch.zeros_like(psi)  # steps from where psi's discount is counted
         if self.config.estimator == "full_return":
-            psi = full_return(reward, value, *flags, hyper["gamma"])
+            psi = full_return(reward, following, *flags, hyper["gamma"])
+            since = steps_recorded(*flags, psi.dtype)
         if self.config.baseline == "average_return":
-            psi = psi - weighted_mean(psi, rollout.valid.to(psi.dtype))
+            psi = psi - weighted_mean(psi, counted.valid.to(psi.dtype))
         elif self.config.baseline == "value":
-            psi = psi - value[:-1]
-        batch, metrics = training_batch(rollout, self.sequence_length, log_prob, value, psi, target)
+            psi = psi - hyper["gamma"] ** since * value[:-1]
+        batch, metrics = training_batch(counted, self.sequence_length, log_prob, value, psi, target)
         if self.config.state_weighting == "discounted":
-            batch["state_weight"] = to_sequences(state_weights(rollout, hyper["gamma"]), self.sequence_length)
-        return statistics, batch, metrics
+            weights = state_weights(rollout.episode_step[:-1] - since, hyper["gamma"])
+            batch["state_weight"] = to_sequences(weights, self.sequence_length)
+        return statistics, batch, {**metrics, **dropped}
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
         """The mean loss of a rollout and its health figures; gradient through ``vector`` alone."""
@@ -140,8 +152,10 @@ class REINFORCE(Agent):
         policy, value, weight = output.distribution, output.value, batch["weight"]
         assert value is not None
         advantage = batch["advantage"]
-        if self.config.normalize_advantage:
+        if self.config.normalize_advantage and self.config.baseline == "value":
             advantage = standardize(advantage, weight)
+        elif self.config.normalize_advantage:
+            advantage = advantage / (weighted_mean(advantage.square(), weight).sqrt() + 1e-8)
         policy_loss = score_function_loss(policy.log_prob(batch["action"]), advantage)
         if self.config.state_weighting == "discounted":
             policy_loss = batch["state_weight"] * policy_loss
@@ -160,8 +174,10 @@ class REINFORCE(Agent):
         slope, (_, metrics) = gradient(
             partial(self.loss, state=state, batch=all_sequences(batch), hyper=hyper), state["params"]
         )
-        state, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
-        return state, {**metrics, "gradient_norm": norm}
+        new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
+        # Where no step counts, Adam's moments would go on moving what nothing was learned about.
+        counts = batch["weight"].sum() > 0.0
+        return {k: torch.where(counts, x, state[k]) for k, x in new.items()}, {**metrics, "gradient_norm": norm}
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
         config = self.config

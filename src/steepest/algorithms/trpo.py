@@ -145,7 +145,11 @@ class TRPO(Agent):
 
     def __init__(self, config: TRPOConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.sequences = sequences_per_rollout(self.num_envs, config.rollout_steps, 0, config.minibatches)
+        # Advantages are standardised over the rollout; its minibatches are the critic's.
+        sequences_per_rollout(self.num_envs, config.rollout_steps, 0, 1, standardizes=config.normalize_advantage)
+        self.sequences = sequences_per_rollout(
+            self.num_envs, config.rollout_steps, 0, config.minibatches, standardizes=False
+        )
         if config.objective == "average":
             self.state |= initial_gain(self.members, self.device)
         self.value = FunctionalModule(self.module, self.layout, function=cast(ActorCritic, self.module).value)

@@ -457,7 +457,8 @@ class Run:
         return row
 
     def _check_finite(self, health: dict[str, Any]) -> None:
-        bad = [k for k, v in health.items() if not np.isfinite(v).all()]
+        # Where all targets are equal no share of their variance is explained: that is no number, and no failure.
+        bad = [k for k, v in health.items() if k != "explained_variance" and not np.isfinite(v).all()]
         # A user's own buffers may hold infinities, such as a mask to add to logits.
         own = {k: v for k, v in self.agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
         bad += [k for k, v in own.items() if not bool(torch.isfinite(v).all())]
