@@ -25,7 +25,9 @@ from torch import Tensor
 
 from steepest.exact import language as exact
 from steepest.exact.text import TabularLM, padded
-from steepest.language.dpo import DPO, DPOConfig, reference_log_probs
+from steepest.language.adapter import as_language_model
+from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
+from steepest.language.reference import Reference
 from steepest.types import PreferenceBatch
 
 HERE = Path(__file__).resolve().parent
@@ -65,13 +67,15 @@ def error(language: exact.EnumerableLanguage, table: Tensor, optimum: Tensor) ->
 
 def train(language: exact.EnumerableLanguage, reference: Tensor, batch: PreferenceBatch) -> Tensor:
     """The table of logits after full-batch training."""
-    policy = TabularLM(language, reference)
-    config = DPOConfig(kl_coef=KL_COEF, learning_rate=LEARNING_RATE, learning_rate_schedule="linear")
-    trainer = DPO(config, policy)
-    refs = reference_log_probs(TabularLM(language, reference), batch)
-    for step in range(STEPS):
-        trainer.update(batch, refs, progress=step / STEPS)
-    return policy.table.detach()
+    policy, before = (
+        as_language_model(TabularLM(language, reference), vocab_size=language.vocab_size) for _ in range(2)
+    )
+    config = DPOConfig(kl_coef=KL_COEF, learning_rate=LEARNING_RATE, schedule="linear", warmup=0.0, epochs=STEPS)
+    trainer = DPO(policy, config, (), reference=Reference(before, adapters_are_fresh=False))
+    pairs = ScoredPairs(batch, trainer.reference_log_probs(batch))
+    while not trainer.done:
+        trainer.advance(*trainer.descend([pairs]))
+    return trainer.named["function.table"].detach()
 
 
 def predicted(ref_log_prob: Tensor, optimum: Tensor, score: Tensor) -> float:

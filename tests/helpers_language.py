@@ -57,3 +57,13 @@ EXAMPLES = [
     Example(tuple(int(t) for t in _RNG.integers(258, 320, n)), (False,) * 2 + (True,) * (n - 2)) for n in (9, 5, 7, 3)
 ]
 """Four short sequences of two prompt tokens each."""
+
+
+def preferences(count: int = 24) -> list[dict[str, str]]:
+    """Pairs of which the chosen response names the prompt's noun, and the rejected one is of another length."""
+    return [{**row, "chosen": row["completion"], "rejected": " It was dull."} for row in demonstrations(count)]
+
+
+def shout(prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward: the share of characters that are an e."""
+    return [text.count("e") / (1 + len(text)) for text in completions]

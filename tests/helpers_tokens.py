@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.exact.language import EnumerableLanguage
+from steepest.language.adapter import as_language_model
+from steepest.language.models import LanguageModel
+from steepest.language.reference import Reference
 
 F64 = torch.float64
 
@@ -19,6 +22,24 @@ def small_language() -> EnumerableLanguage:
 
 def normal(seed: int, shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def listed(function: nn.Module) -> LanguageModel:
+    """A table over the small language as a language model."""
+    return as_language_model(function, vocab_size=3)
+
+
+def listed_reference(function: nn.Module) -> Reference:
+    return Reference(listed(function), adapters_are_fresh=False)
+
+
+def no_reward(_prompts: object, _completions: object) -> list[float]:
+    """Where scores are given, not computed."""
+    return []
+
+
+PLAIN = {"warmup": 0.0, "schedule": "constant", "max_gradient_norm": 1e9, "micro_batch_size": 1_000_000}
+"""A trainer without schedule and limits, which takes a batch as a whole."""
 
 
 class TinyLM(nn.Module):

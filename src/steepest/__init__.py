@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
     from steepest.errors import UsageError as UsageError
+    from steepest.language_api import dpo as dpo
     from steepest.language_api import respond as respond
     from steepest.language_api import resume_language as resume_language
+    from steepest.language_api import reward_model as reward_model
+    from steepest.language_api import rlhf as rlhf
     from steepest.language_api import sft as sft
     from steepest.runs.evaluation import Evaluation as Evaluation
     from steepest.runs.run import Run as Run
@@ -42,8 +45,11 @@ _HOME = {
     "RunError": "steepest.errors",
     "SteepestError": "steepest.errors",
     "UsageError": "steepest.errors",
+    "dpo": "steepest.language_api",
     "respond": "steepest.language_api",
     "resume_language": "steepest.language_api",
+    "reward_model": "steepest.language_api",
+    "rlhf": "steepest.language_api",
     "sft": "steepest.language_api",
     "Evaluation": "steepest.runs.evaluation",
     "Run": "steepest.runs.run",
@@ -57,6 +63,7 @@ __all__ = [
     "RunError",
     "SteepestError",
     "UsageError",
+    "dpo",
     "estimators",
     "evaluate",
     "load",
@@ -65,6 +72,8 @@ __all__ = [
     "respond",
     "resume",
     "resume_language",
+    "reward_model",
+    "rlhf",
     "sft",
     "train",
     "train_seeds",

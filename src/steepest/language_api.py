@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from steepest.errors import SteepestError, UsageError
 from steepest.language.data import Example, Message, Renderer, RowError, show_example
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate
 from steepest.language.models import LanguageModel, load_model
+from steepest.language.reward_model import RewardModel, RewardTrainer
 from steepest.runs.language_run import LanguageRun
 from steepest.runs.progress import Progress
 
@@ -70,18 +71,92 @@ def sft(
     Raises:
         UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
     """
+    return _trained("sft", model, data, eval_data, out, quiet, options).model
+
+
+def reward_model(
+    model: LanguageModel | PathLike,
+    data: Any,
+    *,
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> RewardModel:
+    """Train a reward model on preferences and return it; arguments and errors as for ``sft``.
+
+    Args:
+        data: preferences; see ``language.data.load_preferences``.
+        options: any field of ``LanguageRunConfig`` or ``RewardModelConfig``.
+    """
+    trainer = _trained("reward", model, data, eval_data, out, quiet, options).trainer
+    return cast(RewardTrainer, trainer).model
+
+
+def dpo(
+    model: LanguageModel | PathLike,
+    data: Any,
+    *,
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> LanguageModel:
+    """Train a language model on preferences directly and return it; arguments and errors as for ``sft``.
+
+    Args:
+        data: preferences; see ``language.data.load_preferences``.
+        options: any field of ``LanguageRunConfig`` or ``DPOConfig``: kl_coef, loss, ...
+    """
+    return _trained("dpo", model, data, eval_data, out, quiet, options).model
+
+
+def rlhf(
+    model: LanguageModel | PathLike,
+    data: Any,
+    reward: Any,
+    *,
+    algorithm: Literal["ppo", "rloo", "grpo"] = "ppo",
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> LanguageModel:
+    """Train a language model on prompts and a reward and return it; arguments and errors as for ``sft``.
+
+    Args:
+        data: prompts; see ``language.data.load_prompts``.
+        reward: a RewardModel or its folder; a function ``reward(prompts, completions)``, or ``(..., rows)`` with the
+            rows of the data, that gives a number for each; or "FILE.py:FUNCTION".
+        options: any field of ``LanguageRunConfig`` or of the algorithm's config: kl_coef, max_new_tokens, ...
+    """
+    return _trained(algorithm, model, data, eval_data, out, quiet, {"reward": reward, **options}).model
+
+
+def _trained(
+    algorithm: str,
+    model: LanguageModel | PathLike,
+    data: Any,
+    eval_data: Any,
+    out: PathLike | None,
+    quiet: bool,
+    options: dict[str, Any],
+) -> LanguageRun:
     place = None if out is None else str(out)
     source = model if isinstance(model, LanguageModel) else str(model)
-    run = drive_language(
-        lambda note: LanguageRun("sft", source, data, eval_data=eval_data, out=place, note=note, **options), quiet=quiet
+    return drive_language(
+        lambda note: LanguageRun(algorithm, source, data, eval_data=eval_data, out=place, note=note, **options),
+        quiet=quiet,
     )
-    return run.model
 
 
-def resume_language(path: PathLike, *, data: Any = None, eval_data: Any = None, quiet: bool = True) -> LanguageModel:
+def resume_language(
+    path: PathLike, *, data: Any = None, eval_data: Any = None, reward: Any = None, quiet: bool = True
+) -> LanguageModel:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
     run = drive_language(
-        lambda note: LanguageRun.resume(Path(path), data=data, eval_data=eval_data, note=note), quiet=quiet
+        lambda note: LanguageRun.resume(Path(path), data=data, eval_data=eval_data, reward=reward, note=note),
+        quiet=quiet,
     )
     return run.model
 
@@ -218,7 +293,7 @@ class _Stream:
 def show_batch(run: LanguageRun) -> str:
     """The first batch of a run as it is learned, sequence by sequence."""
     parts: list[str] = []
-    for batch in run.trainer.micro_batches(0):
+    for batch in run.trainer.shown():
         for tokens, attention, response in zip(
             batch.tokens, batch.tokens if batch.attention_mask is None else batch.attention_mask, batch.response_mask,
             strict=True,

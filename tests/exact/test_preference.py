@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers_tokens import F64, normal, small_language
+from helpers_tokens import F64, listed, normal, small_language
 from steepest import losses
 from steepest.exact import language as exact
 from steepest.exact.text import TabularLM, everything
+from steepest.language import scoring
 from steepest.language.tokens import response_log_probs, token_log_probs
 from steepest.losses import (
     bradley_terry_loss,
@@ -82,6 +83,19 @@ def test_log_probs_of_padded_responses(seed: int, padding: dict[str, int]) -> No
     weight = normal(4, expected.shape)
     found = slope(lambda t: (weight * log_probs(t)).sum(), table)
     close(found, slope(lambda t: (weight * exact.response_log_probs(LANGUAGE, t)).sum(), table))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_scoring_gives_the_listed_log_probs(temperature: float) -> None:
+    """What the trainers read, at the token that it is about: the same as from all logits, and as listed."""
+    table, _, _ = problem(0)
+    batch = everything(LANGUAGE)
+    found = scoring.token_log_probs(listed(TabularLM(LANGUAGE, table)), batch, temperature=temperature).detach()
+    close(found.sum(-1).reshape(LANGUAGE.response_shape), exact.response_log_probs(LANGUAGE, table / temperature))
+    logits = TabularLM(LANGUAGE, table)(batch.tokens, batch.attention_mask).detach()
+    each = token_log_probs(logits, batch.tokens, temperature)
+    close(found[:, 1:][batch.response_mask[:, 1:]], each[batch.response_mask[:, 1:]])
+    assert not found[~batch.response_mask].any()
 
 
 def test_a_mask_made_from_ids_loses_the_end() -> None:

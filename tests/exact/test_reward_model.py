@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers_tokens import F64, normal, small_language
+from helpers_tokens import F64, PLAIN, listed, normal, small_language
 from steepest.exact import language as exact
 from steepest.exact.text import padded
-from steepest.language.reward_model import RewardModel, RewardModelConfig, RewardModelling
+from steepest.language.reward_model import RewardModelConfig, RewardTrainer, pair_scores, reward_head, score_losses
 from steepest.types import PreferenceBatch
 
 LANGUAGE = small_language()
@@ -32,6 +34,11 @@ class TextTorso(nn.Module):
         return self.hidden[torch.stack(codes, -1)]
 
 
+def trainer_of(**config: Any) -> RewardTrainer:
+    head = reward_head(3, seed=0).double()
+    return RewardTrainer(listed(TextTorso()), RewardModelConfig(**{**PLAIN, **config}), (), head=head)
+
+
 def test_differences_of_the_true_reward_are_recovered() -> None:
     """Over all pairs, each as often as it is labelled so, the trained scores differ as the true ones do."""
     score = 0.7 * normal(3, LANGUAGE.response_shape)
@@ -39,26 +46,29 @@ def test_differences_of_the_true_reward_are_recovered() -> None:
     x, one, other = (i.flatten() for i in torch.meshgrid(*(torch.arange(n) for n in (2, 15, 15)), indexing="ij"))
     p = preference[x, one, other]
     batch = PreferenceBatch(padded(LANGUAGE, x, one), padded(LANGUAGE, x, other))
-    model = RewardModel(TextTorso(), 3, generator=torch.Generator().manual_seed(0)).double()
-    trainer = RewardModelling(RewardModelConfig(centring_coef=0.0), model)
+    trainer = trainer_of(centring_coef=0.0)
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+        list(trainer.named.values()),
+        max_iter=500,
+        tolerance_grad=1e-12,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = (p * trainer.loss(batch)[0]).mean()
+        value = (p * score_losses(trainer.config, *pair_scores(trainer.model, batch))[0]).mean()
         value.backward()
         return value
 
     optimizer.step(loss)
     with torch.no_grad():
-        found = model(*batch.chosen[:2]).reshape(PROMPTS, RESPONSES, RESPONSES)[:, :, 0]
+        found = trainer.model.scores(batch.chosen).reshape(PROMPTS, RESPONSES, RESPONSES)[:, :, 0]
     torch.testing.assert_close(found - found[:, :1], score - score[:, :1], rtol=1e-6, atol=1e-6)
 
 
 def test_updates_learn_from_labelled_pairs() -> None:
-    """Steps of Adam on 4000 labelled pairs: differences right to the error of the labels, and scores centred."""
+    """Steps of AdamW on 4000 labelled pairs: differences right to the error of the labels, and scores centred."""
     score = normal(3, LANGUAGE.response_shape)
     g = torch.Generator().manual_seed(0)
     x = torch.randint(PROMPTS, (4000,), generator=g)
@@ -66,17 +76,18 @@ def test_updates_learn_from_labelled_pairs() -> None:
     first = torch.rand(4000, generator=g, dtype=F64) < exact.preference_probs(score)[x, y[:, 0], y[:, 1]]
     chosen, rejected = torch.where(first, y[:, 0], y[:, 1]), torch.where(first, y[:, 1], y[:, 0])
     batch = PreferenceBatch(padded(LANGUAGE, x, chosen), padded(LANGUAGE, x, rejected))
-    model = RewardModel(TextTorso(), 3, generator=g).double()
-    trainer = RewardModelling(RewardModelConfig(learning_rate=0.1, centring_coef=0.001), model)
-    steps = 100
-    for k in range(steps):
-        figures = trainer.update(batch, progress=k / steps)
+    trainer = trainer_of(learning_rate=0.1, centring_coef=0.001, schedule="linear", epochs=100)
+    for _ in range(100):
+        figures, count = trainer.descend([batch])
+        trainer.step += 1
+    assert count == 4000
     rows = torch.arange(PROMPTS * RESPONSES)
     with torch.no_grad():
-        found = model(*padded(LANGUAGE, rows // RESPONSES, rows % RESPONSES)[:2]).reshape(PROMPTS, RESPONSES)
+        found = trainer.model.scores(padded(LANGUAGE, rows // RESPONSES, rows % RESPONSES))
+        found = found.reshape(PROMPTS, RESPONSES)
     centred, true = (r - r.mean(-1, keepdim=True) for r in (found, score))
     # A response occurs in about 270 pairs, which tell its score to about 2 / sqrt(270) = 0.12.
     assert float((centred - true).square().mean().sqrt()) < 0.2
     assert float(found.mean(-1).abs().max()) < 0.2
     best = float((-torch.log(exact.preference_probs(score)[x, chosen, rejected])).mean())
-    assert figures["loss"] == pytest.approx(best, abs=0.01)  # the labels' own entropy, nearly
+    assert figures["likelihood_loss"] == pytest.approx(best, abs=0.01)  # the labels' own entropy, nearly

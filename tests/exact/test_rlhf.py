@@ -8,21 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from helpers_tokens import F64, normal, small_language
+from helpers_tokens import F64, PLAIN, listed, listed_reference, no_reward, normal, small_language
 from steepest.exact import language as exact
 from steepest.exact.text import TabularActorCritic, TabularLM, everything, padded, prefix_values
-from steepest.language.rlhf import (
-    GRPO,
-    RLHF,
-    RLOO,
-    GRPOConfig,
-    RLOOConfig,
-    Steps,
-    TokenPPO,
-    TokenPPOConfig,
-)
+from steepest.language.rlhf import GRPO, RLOO, TokenPPO, TokenPPOConfig
+from steepest.language.rlhf_trainer import RLHF, Steps
 from steepest.language.tokens import last_steps, token_kl, token_log_probs
 from steepest.losses import adapted_kl_coef, k1_estimate, k2_estimate, k3_estimate, score_function_loss
 from steepest.returns import generalized_advantage, scaled_token_rewards, token_rewards
@@ -208,23 +200,40 @@ def test_scaling_rewards() -> None:
 
 
 def ppo(table: Tensor, value: Tensor, reference: Tensor, **config: Any) -> TokenPPO:
-    settings = {"kl_coef": KL_COEF, "normalize_advantage": False, "gae_lambda": 1.0, "value_coef": 0.0}
+    settings = {"kl_coef": KL_COEF, "normalize_advantage": False, "gae_lambda": 1.0, "value_coef": 0.0, **PLAIN}
     return TokenPPO(
+        listed(TabularActorCritic(LANGUAGE, table, value)),
         TokenPPOConfig(**(settings | config)),
-        TabularActorCritic(LANGUAGE, table, value),
-        TabularLM(LANGUAGE, reference),
+        (),
+        no_reward,
+        reference=listed_reference(TabularLM(LANGUAGE, reference)),
+        head=nn.Identity(),
     )
 
 
-def expected_slope(trainer: RLHF, batch: TokenBatch, score: Tensor, weight: Tensor) -> dict[str, Tensor]:
+def grouping(kind: type[RLHF[Any]], table: Tensor, reference: Tensor, **config: Any) -> RLHF[Any]:
+    """RLOO or GRPO, groups of two."""
+    settings = kind.Config(**{"kl_coef": KL_COEF, "group_size": 2, **PLAIN, **config})
+    model, ref = listed(TabularLM(LANGUAGE, table)), listed_reference(TabularLM(LANGUAGE, reference))
+    return kind(model, settings, (), no_reward, reference=ref)
+
+
+def parameter(trainer: RLHF[Any], name: str = "table") -> Tensor:
+    return trainer.named[f"function.{name}"]
+
+
+def expected_slope(trainer: RLHF[Any], batch: TokenBatch, score: Tensor, weight: Tensor) -> dict[str, Tensor]:
     """Minus the gradient of the weighted sum of the losses, by parameter: the first step of an update."""
     steps = trainer.steps(batch)
     fixed = trainer.targets(steps, score)
     log_prob, value = trainer.forward(batch)
     loss, _ = trainer.sequence_loss(log_prob, value, steps, fixed)
-    names, parameters = zip(*trainer.policy.named_parameters(), strict=True)
+    names, parameters = zip(*trainer.named.items(), strict=True)
     found = torch.autograd.grad((weight * loss).sum(), parameters, allow_unused=True)
-    return {k: -g if g is not None else torch.zeros(()) for k, g in zip(names, found, strict=True)}
+    return {
+        name.removeprefix("function."): -g if g is not None else torch.zeros(())
+        for name, g in zip(names, found, strict=True)
+    }
 
 
 def drawn(table: Tensor) -> Tensor:
@@ -336,16 +345,14 @@ def test_rloo_gradient_over_all_groups(seed: int) -> None:
     table, reference, score = problem(seed)
     right = exact.rlhf_gradient(LANGUAGE, table, reference, score, KL_COEF)
     batch, rows, share = pairs(table)
-    trainer = RLOO(
-        RLOOConfig(kl_coef=KL_COEF, group_size=2), TabularLM(LANGUAGE, table), TabularLM(LANGUAGE, reference)
-    )
+    trainer = grouping(RLOO, table, reference)
     found = expected_slope(trainer, batch, score.flatten()[rows], share)["table"]
     close(found, right)
     steps = trainer.steps(batch)
     fixed = trainer.targets(steps, score.flatten()[rows])
     mean = {"advantage": fixed["advantage"] / 2.0}  # r - mean of both = half of r - the other one
     loss, _ = trainer.sequence_loss(*trainer.forward(batch), steps, mean)
-    (half,) = torch.autograd.grad((share * loss).sum(), list(trainer.policy.parameters()))
+    (half,) = torch.autograd.grad((share * loss).sum(), list(trainer.named.values()))
     close(-half, right / 2.0)
 
 
@@ -353,9 +360,7 @@ def test_grpo_gradient_over_all_groups() -> None:
     """It is what it says, computed from the listed log-probabilities; and it is not the gradient of the objective."""
     table, reference, score = problem(0)
     batch, rows, share = pairs(table)
-    trainer = GRPO(
-        GRPOConfig(kl_coef=KL_COEF, group_size=2), TabularLM(LANGUAGE, table), TabularLM(LANGUAGE, reference)
-    )
+    trainer = grouping(GRPO, table, reference)
     found = expected_slope(trainer, batch, score.flatten()[rows], share)["table"]
     refs = exact.token_log_probs(LANGUAGE, reference)
     p = whole(table).exp()
@@ -381,10 +386,10 @@ def test_grpo_gradient_over_all_groups() -> None:
 # Updates
 
 
-def draw(policy: TabularLM, prompts: int, each: int, generator: torch.Generator) -> tuple[TokenBatch, Tensor]:
+def draw(table: Tensor, prompts: int, each: int, generator: torch.Generator) -> tuple[TokenBatch, Tensor]:
     """Responses of the policy to random prompts, ``each`` to one, and their numbers (P * R)."""
     x = torch.multinomial(LANGUAGE.prompt_weight, prompts, replacement=True, generator=generator)
-    p = whole(policy.table.detach()).exp()
+    p = whole(table.detach()).exp()
     y = torch.multinomial(p[x], each, replacement=True, generator=generator).flatten()
     x = x.repeat_interleave(each)
     return padded(LANGUAGE, x, y), x * RESPONSES + y
@@ -396,7 +401,7 @@ def distance(table: Tensor, reference: Tensor, score: Tensor) -> float:
     return float(exact.kl_divergence(whole(table.detach()), optimum).max())
 
 
-SAMPLED: dict[str, Any] = {"kl_coef": KL_COEF, "learning_rate_schedule": "linear", "max_gradient_norm": 1e9}
+SAMPLED: dict[str, Any] = {**PLAIN, "kl_coef": KL_COEF, "schedule": "linear"}
 
 
 @pytest.mark.parametrize(("algorithm", "updates"), [("ppo", 200), ("rloo", 500)])
@@ -404,44 +409,43 @@ def test_sampled_updates_reach_the_optimum(algorithm: str, updates: int) -> None
     """From the reference, on samples alone: KL(pi || pi*) below 1e-3 nats, and the objective at kl_coef E[log Z]."""
     _, reference, score = problem(0)
     generator = torch.Generator().manual_seed(0)
-    trainer: RLHF
+    trainer: RLHF[Any]
     if algorithm == "ppo":
-        policy = TabularActorCritic(LANGUAGE, reference, torch.zeros(LANGUAGE.table_shape[:2], dtype=F64))
-        config = TokenPPOConfig(
-            **SAMPLED, learning_rate=0.05, value_coef=1.0, normalize_advantage=False, epochs=2, minibatches=2
-        )
-        trainer = TokenPPO(config, policy, TabularLM(LANGUAGE, reference))
+        settings = {"learning_rate": 0.05, "value_coef": 1.0, "update_epochs": 2, "minibatches": 2}
+        value = torch.zeros(LANGUAGE.table_shape[:2], dtype=F64)
+        trainer = ppo(reference, value, reference, gae_lambda=0.95, epochs=updates, **{**SAMPLED, **settings})
     else:
-        policy = TabularLM(LANGUAGE, reference)
-        trainer = RLOO(RLOOConfig(**SAMPLED, learning_rate=0.1, group_size=4), policy, TabularLM(LANGUAGE, reference))
+        trainer = grouping(RLOO, reference, reference, learning_rate=0.1, group_size=4, epochs=updates, **SAMPLED)
     assert distance(reference, reference, score) > 0.1
-    for k in range(updates):
-        batch, rows = draw(policy, 64, 4, generator)
-        figures = trainer.update(batch, score.flatten()[rows], generator=generator, progress=k / updates)
-    assert distance(policy.table, reference, score) < 1e-3
+    for _ in range(updates):
+        batch, rows = draw(parameter(trainer), 64, 4, generator)
+        figures = trainer.improve(batch, score.flatten()[rows])
+        trainer.step += 1
+    assert trainer.done
+    table = parameter(trainer).detach()
+    assert distance(table, reference, score) < 1e-3
     best = float(exact.optimal_value(LANGUAGE, whole(reference), score, KL_COEF))
-    found = exact.rlhf_objective(LANGUAGE, whole(policy.table.detach()), whole(reference), score, KL_COEF)
+    found = exact.rlhf_objective(LANGUAGE, whole(table), whole(reference), score, KL_COEF)
     assert float(found) == pytest.approx(best, abs=KL_COEF * 1e-3)
     # At the optimum every response's shaped reward is kl_coef log Z(x), so that samples hardly vary: 64 prompts.
     assert figures["objective"] == pytest.approx(best, abs=0.1)
 
 
-@pytest.mark.parametrize("microbatch_size", [None, 7])
-def test_an_update_is_the_written_one(microbatch_size: int | None) -> None:
-    """One epoch, one minibatch, without clipping of norms: Adam on the mean over responses, whatever the parts."""
+@pytest.mark.parametrize("micro_batch_size", [1000, 7])
+def test_an_update_is_the_written_one(micro_batch_size: int) -> None:
+    """One epoch, one minibatch, without clipping of norms: AdamW on the mean over responses, whatever the parts."""
     table, reference, score = problem(1)
     value = normal(9, LANGUAGE.table_shape[:2])
-    settings = {"epochs": 1, "minibatches": 1, "max_gradient_norm": 1e9, "learning_rate": 0.01, "value_coef": 0.3}
-    trainer = ppo(table, value, reference, microbatch_size=microbatch_size, gae_lambda=0.9, **settings)
-    batch, rows = draw(TabularLM(LANGUAGE, table), 20, 1, torch.Generator().manual_seed(3))
+    settings = {"update_epochs": 1, "minibatches": 1, "learning_rate": 0.01, "value_coef": 0.3}
+    trainer = ppo(table, value, reference, micro_batch_size=micro_batch_size, gae_lambda=0.9, **settings)
+    batch, rows = draw(table, 20, 1, torch.Generator().manual_seed(3))
     again = ppo(table, value, reference, gae_lambda=0.9, **settings)
     mean = torch.full((20,), 1.0 / 20.0, dtype=F64)
     ascent = expected_slope(again, batch, score.flatten()[rows], mean)
-    found = trainer.update(batch, score.flatten()[rows], generator=torch.Generator())
-    for name, p in trainer.policy.named_parameters():
+    found = trainer.improve(batch, score.flatten()[rows])
+    for name, start in (("table", table), ("value", value)):
         g = -ascent[name]
-        start = table if name == "table" else value
-        close(p.detach(), start - 0.01 * g / (g.abs() + 1e-8), atol=1e-9)  # Adam's first step
+        close(parameter(trainer, name).detach(), start - 0.01 * g / (g.abs() + 1e-8), atol=1e-9)  # Adam's first step
     norm = math.sqrt(sum(float(g.square().sum()) for g in ascent.values()))
     assert found["gradient_norm"] == pytest.approx(norm, rel=1e-10)
     k1 = (whole(table) - whole(reference)).flatten()[rows]
@@ -464,15 +468,14 @@ def test_temperature_is_that_of_the_draw() -> None:
 def test_kl_coef_follows_its_target() -> None:
     table, reference, score = problem(1)
     trainer = ppo(table, torch.zeros(LANGUAGE.table_shape[:2], dtype=F64), reference, target_kl=0.05, kl_horizon=100.0)
-    batch, rows = draw(TabularLM(LANGUAGE, table), 50, 1, torch.Generator().manual_seed(3))
-    found = trainer.update(batch, score.flatten()[rows], generator=torch.Generator())
+    batch, rows = draw(table, 50, 1, torch.Generator().manual_seed(3))
+    found = trainer.improve(batch, score.flatten()[rows])
     assert found["kl"] > 0.06
     assert found["kl_coef"] == KL_COEF
     assert trainer.kl_coef == pytest.approx(KL_COEF * 1.1, rel=1e-6)
     other = ppo(table, torch.zeros(LANGUAGE.table_shape[:2], dtype=F64), reference)
-    other.load_state_dict(trainer.state_dict())
+    other.load_tensors(trainer.tensors(), 1)
     assert other.kl_coef == trainer.kl_coef
-    assert other.optimizer.state_dict()["state"][0]["step"] == trainer.optimizer.state_dict()["state"][0]["step"]
 
 
 def test_standardised_advantages_are_those_of_the_response() -> None:
@@ -491,9 +494,7 @@ def test_rewards_scaled_within_an_update() -> None:
     batch = everything(LANGUAGE)
     for make in (
         lambda **c: ppo(table, torch.zeros(LANGUAGE.table_shape[:2], dtype=F64), reference, **c),
-        lambda **c: RLOO(
-            RLOOConfig(kl_coef=KL_COEF, group_size=2, **c), TabularLM(LANGUAGE, table), TabularLM(LANGUAGE, reference)
-        ),
+        lambda **c: grouping(RLOO, table, reference, **c),
     ):
         plain, scaled = make(), make(scale_rewards=True)
         steps = plain.steps(batch)

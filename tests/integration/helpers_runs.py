@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,15 @@ def differences(one: Path, other: Path) -> list[str]:
 def stray_files(folder: Path) -> list[str]:
     """Temporary and half-written files anywhere below a folder."""
     return [str(p) for p in folder.rglob("*") if p.is_file() and (p.name.endswith(".tmp") or ".partial" in p.name)]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has written a row of at least that step."""
+    give_up = time.monotonic() + 120
+    while time.monotonic() < give_up:
+        assert process.poll() is None, "the run ended before it was stopped"
+        path = run / "metrics.jsonl"
+        if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{run} did not reach step {step}")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers_runs import differences, start_command, steepest_command, stray_files
+from helpers_runs import differences, start_command, steepest_command, stray_files, wait_for_step
 from transformers import AutoModelForCausalLM
 
 import steepest
@@ -104,17 +102,6 @@ def test_a_signal_and_a_kill_leave_a_run_that_ends_in_the_same_bits(model: Path,
     assert differences(tmp_path / "alone", out) == []
     assert not (out / "interrupted-model").exists()
     assert stray_files(out) == []
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up:
-        assert process.poll() is None, "the run ended before it was stopped"
-        path = run / "metrics.jsonl"
-        if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"{run} did not reach step {step}")
 
 
 def test_a_finished_run_has_everything_in_its_folder(model: Path, data: Path, tmp_path: Path) -> None:
@@ -235,7 +222,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steepest import cli
+    from steepest import cli_language
     from steepest.language.generation import Sampling
     from steepest.language_api import converse
 
@@ -259,4 +246,5 @@ def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pyt
     assert asked[1].startswith(asked[0])  # the first answer is part of the second question
     assert any("control token" in piece for piece in pieces)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    assert cli._printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600") == "a\\x1b[31m\\x07\\u202eb\tc\n漢\U0001f600"
+    shown = cli_language._printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600")
+    assert shown == "a\\x1b[31m\\x07\\u202eb\tc\n漢\U0001f600"

@@ -921,13 +921,16 @@ KL: Mistakes = {
 }
 
 TOKENS: Mistakes = {
-    "logits of the token itself": ("logits[:, :-1].to(torch.promote", "logits[:, 1:].to(torch.promote"),
-    "the tokens that were read": ("tokens[:, 1:].unsqueeze(-1)", "tokens[:, :-1].unsqueeze(-1)"),
-    "unnormalised log-probabilities": (" - z.logsumexp(-1)", ""),
-    "multiplied by the temperature": ("z = z / temperature", "z = z * temperature"),
+    "logits of the token itself": ("float32_at_least(logits[:, :-1])", "float32_at_least(logits[:, 1:])"),
+    "the tokens that were read": ("temperature, tokens[:, 1:])", "temperature, tokens[:, :-1])"),
+    "unnormalised log-probabilities": (" - logits.logsumexp(-1)", ""),
+    "multiplied by the temperature": (
+        "float32_at_least(logits[:, :-1]) / temperature",
+        "float32_at_least(logits[:, :-1]) * temperature",
+    ),
     "log-softmax in half precision": (
-        "logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))",
-        "logits[:, :-1]",
+        "float32_at_least(logits[:, :-1]) / temperature",
+        "logits[:, :-1] / temperature",
     ),
     "the mask a token early": (
         "torch.where(batch.response_mask[:, 1:], log_prob",
@@ -960,11 +963,6 @@ TOKENS: Mistakes = {
 }
 
 RLHF: Mistakes = {
-    "values of the state after the token": ("value[:, :-1].to(", "value[:, 1:].to("),
-    "reference and policy exchanged": (
-        "token_rewards(score, steps.log_prob.T, steps.ref_log_prob.T,",
-        "token_rewards(score, steps.ref_log_prob.T, steps.log_prob.T,",
-    ),
     "the last token truncates": (
         "generalized_advantage(reward, value, last, never,",
         "generalized_advantage(reward, value, never, last,",
@@ -1010,12 +1008,20 @@ RLHF: Mistakes = {
         "self.config.group_size, group_standardized_advantage)",
         "self.config.group_size, leave_one_out_advantage)",
     ),
-    "rewards never scaled": ("return scaled_token_rewards(reward) if scaled else reward", "return reward"),
-    "the temperature forgotten": (
-        "token_log_probs(logits, batch.tokens, self.config.temperature)",
-        "token_log_probs(logits, batch.tokens)",
+    "clip fraction counts padding": ("outside.sum(-1) / valid.sum(-1)", "outside.sum(-1) / valid.shape[-1]"),
+}
+
+RLHF_TRAINER: Mistakes = {
+    "reference and policy exchanged": (
+        "token_rewards(score, steps.log_prob.T, steps.ref_log_prob.T,",
+        "token_rewards(score, steps.ref_log_prob.T, steps.log_prob.T,",
     ),
-    "dropout left on": ("self.policy = policy.eval()", "self.policy = policy.train()"),
+    "rewards never scaled": ("return scaled_token_rewards(reward) if scaled else reward", "return reward"),
+    "the temperature forgotten": ("self.head, temperature=self.config.temperature)", "self.head)"),
+    "dropout left on": (
+        "        with without_dropout(self.lm):\n            if self.head",
+        "        with torch.autocast(self.lm.device.type, enabled=False):\n            if self.head",
+    ),
     "parts of steps out of order": (
         "torch.cat([x.log_prob for x in found])",
         "torch.cat([x.log_prob for x in reversed(found)])",
@@ -1023,65 +1029,103 @@ RLHF: Mistakes = {
     "the order of minibatches fixed": ("torch.randperm(len(score), generator=generator)", "torch.arange(len(score))"),
     "the objective forgets kl_coef": ("(score - self.kl_coef * k1).mean()", "(score - k1).mean()"),
     "kl_coef never adapted": ("self.kl_coef = adapted_kl_coef(", "_ = adapted_kl_coef("),
-    "kl_coef not saved": ('self.kl_coef = float(state["kl_coef"])', 'float(state["kl_coef"])'),
-    "schedule forgotten": (
-        "self.config.learning_rate * schedule_factor(self.config.learning_rate_schedule, progress)",
-        "self.config.learning_rate",
+    "kl_coef not saved": ('self.kl_coef = float(rest.pop("state/kl_coef"))', 'float(rest.pop("state/kl_coef"))'),
+    "the reference at temperature 1": (
+        "self.reference.log_probs(rows, self.config.temperature)",
+        "self.reference.log_probs(rows)",
     ),
-    "clip fraction counts padding": ("outside.sum(-1) / valid.sum(-1)", "outside.sum(-1) / valid.shape[-1]"),
+    "no cost of a missing end": (
+        "self.score(prompts, drawn) - self.config.missing_eos_penalty * cut",
+        "self.score(prompts, drawn)",
+    ),
+    "every update draws the same": ('f"responses {step}"', '"responses"'),
+    "groups apart": (
+        "for i in rows for _ in range(self.config.group_size)]",
+        "for _ in range(self.config.group_size) for i in rows]",
+    ),
 }
 
 DPO: Mistakes = {
     "chosen and rejected exchanged": (
-        "four = (chosen, rejected, ref_chosen, ref_rejected)",
-        "four = (rejected, chosen, ref_chosen, ref_rejected)",
+        "four = (of.chosen, of.rejected, of.ref",
+        "four = (of.rejected, of.chosen, of.ref",
     ),
-    "references exchanged": (
-        "four = (chosen, rejected, ref_chosen, ref_rejected)",
-        "four = (chosen, rejected, ref_rejected, ref_chosen)",
-    ),
+    "references exchanged": ("of.ref_chosen, of.ref_rejected)\n    beta", "of.ref_rejected, of.ref_chosen)\n    beta"),
     "the halves split in the wrong place": (
         "log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]",
         "log_prob[::2], log_prob[1::2]",
     ),
-    "lengths exchanged": ("tokens[0], tokens[1], beta)", "tokens[1], tokens[0], beta)"),
-    "lengths with the prompt": ("x.response_mask.sum(-1)", "x.attention_mask.sum(-1)"),
+    "lengths exchanged": ("of.chosen_length, of.rejected_length, beta)", "of.rejected_length, of.chosen_length, beta)"),
+    "lengths with the prompt": ("side.response_mask.sum(-1)", "side.attended.sum(-1)"),
     "smoothing for robust": (
-        'case "robust":\n                loss = robust_dpo_loss(',
-        'case "robust":\n                loss = smoothed_dpo_loss(',
+        'case "robust":\n            loss = robust_dpo_loss(',
+        'case "robust":\n            loss = smoothed_dpo_loss(',
     ),
-    "dropout left on in the policy": ("self.policy = policy.eval()", "self.policy = policy.train()"),
-    "dropout left on in the reference": ("        reference.eval()", "        reference.train()"),
     "references of other pairs than the part's": (
-        "ref_log_prob[0][part], ref_log_prob[1][part])",
-        "ref_log_prob[0][: len(part)], ref_log_prob[1][: len(part)])",
+        "self._precomputed()[list(rows)]",
+        "self._precomputed()[: len(rows)]",
     ),
-    "optimiser not restored": ('self.optimizer.load_state_dict(state["optimizer"])', "pass"),
+    "dropout left on": (
+        "        with without_dropout(self.lm):\n            return pair",
+        "        with torch.autocast(self.lm.device.type, enabled=False):\n            return pair",
+    ),
+    "reference computed again on resuming": (
+        'self.ref_log_probs = rest.pop("reference/log_probs", None)',
+        'rest.pop("reference/log_probs", None)',
+    ),
+    "references in the order of their length": ("out[rows] = ref", "out[start : start + len(rows)] = ref"),
+    "a trained policy for its reference": ("            if self.step:\n", "            if False:\n"),
+    "the sft term per response": ("torch.ones_like(of.chosen)) / of.chosen_length", "torch.ones_like(of.chosen))"),
+    "the KL's sign": (
+        "of.ref_chosen - of.chosen + of.ref_rejected - of.rejected",
+        "of.chosen - of.ref_chosen + of.rejected - of.ref_rejected",
+    ),
 }
 
 PAIRS: Mistakes = {
     "chosen below rejected": ("torch.cat([fill(a), fill(b)])", "torch.cat([fill(b), fill(a)])"),
     "padded on the left": ("(0, length - x.shape[1])", "(length - x.shape[1], 0)"),
-    "uneven sides accepted": ("if len(batch.chosen.tokens) != len(batch.rejected.tokens):", "if False:"),
 }
 
-GRADIENT: Mistakes = {
-    "a mean of means over parts": ("(losses.sum() / len(index)).backward()", "losses.mean().backward()"),
-    "a sum instead of a mean": ("(losses.sum() / len(index)).backward()", "losses.sum().backward()"),
-    "gradients pile up": ("optimizer.zero_grad(set_to_none=True)", "pass"),
-    "figures of the last part": ("totals.get(k, 0.0) + x.detach()", "x.detach()"),
-    "the norm not limited": (
-        "clip_grad_norm_(parameters, max_gradient_norm)",
-        'clip_grad_norm_(parameters, float("inf"))',
+TRAINING: Mistakes = {
+    "a mean of means over parts": (
+        "(loss / total).backward()",
+        "(loss / self.count(batch) / len(micro_batches)).backward()",
     ),
-    "the step size never set": ('group["lr"] = learning_rate', 'group["lr"] = group["lr"]'),
+    "a sum instead of a mean": ("(loss / total).backward()", "loss.backward()"),
+    "gradients pile up": ("self.optimizer.zero_grad(set_to_none=True)", "pass"),
+    "figures of the last part": ("sums.get(name, 0.0) + float(value.detach())", "float(value.detach())"),
+    "the norm not limited": (
+        "clip_grad_norm_(self.named.values(), self.config.max_gradient_norm)",
+        'clip_grad_norm_(self.named.values(), float("inf"))',
+    ),
+    "the step size never set": ('group["lr"] = self.learning_rate()', 'group["lr"] = group["lr"]'),
+    "schedule forgotten": (
+        "return base * schedule_factor(self.config.schedule, self.step, self.total_steps, warmup)",
+        "return base",
+    ),
+    "the head not trained": ('self.named |= {f"head.{name}": p for name, p in head.named_parameters()}', "pass"),
+    "moments not restored": (
+        'for m in ("exp_avg", "exp_avg_sq") if f"{m}/{name}" in tensors}',
+        'for m in () if f"{m}/{name}" in tensors}',
+    ),
+}
+
+SCORING: Mistakes = {
+    "values of the state after the token": (
+        "nn.functional.pad(value[:, :-1], (1, 0))",
+        "nn.functional.pad(value[:, 1:], (1, 0))",
+    ),
+    "the temperature forgotten": ("of(to_logits(rows) / temperature, targets)", "of(to_logits(rows), targets)"),
+    "the mask a token early": ("wanted = batch.response_mask[:, 1:]", "wanted = batch.response_mask[:, :-1]"),
+    "scores a token early": ("nn.functional.pad(wanted, (1, 0))", "nn.functional.pad(wanted, (0, 1))"),
 }
 
 REWARD_MODEL: Mistakes = {
-    "scored at the last column": ("last_token(attention_mask)]", "-1]"),
+    "scored at the last column": ("last_token(batch.attended)]", "-1]"),
     "the head begins large": ("std=1.0 / (width + 1)", "std=1.0"),
     "centring forgotten": (
-        "likelihood + self.config.centring_coef * score_centring_loss(chosen, rejected)",
+        "likelihood + config.centring_coef * score_centring_loss(chosen, rejected)",
         "likelihood",
     ),
     "the halves exchanged": (
@@ -1140,7 +1184,11 @@ SUSPECTS: dict[str, Suspect] = {
     "language/rlhf.py": Suspect(RLHF, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
     "language/dpo.py": Suspect(DPO, ("unit/test_dpo.py", "exact/test_dpo.py")),
     "language/pairs.py": Suspect(PAIRS, ("unit/test_dpo.py",)),
-    "language/gradient.py": Suspect(GRADIENT, ("unit/test_dpo.py", "exact/test_dpo.py")),
+    "language/training.py": Suspect(
+        TRAINING, ("unit/test_language_sft.py", "exact/test_dpo.py", "unit/test_reward_model.py")
+    ),
+    "language/scoring.py": Suspect(SCORING, ("unit/test_language_scoring.py", "exact/test_rlhf.py")),
+    "language/rlhf_trainer.py": Suspect(RLHF_TRAINER, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
     "language/reward_model.py": Suspect(REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")),
 }
 

@@ -1,137 +1,198 @@
-"""What surrounds the preference losses: batches of pairs, parts that fit memory, the choice of a loss."""
+"""Direct preference optimisation of small language models: references, the choice of a loss, what changes nothing."""
 
 from __future__ import annotations
 
-import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from helpers_tokens import TinyLM
+from helpers_language import preferences, tiny
 from steepest import losses
 from steepest.errors import UsageError
-from steepest.language.dpo import DPO, DPOConfig, pair_log_probs, reference_log_probs
-from steepest.language.gradient import mean_gradient_step
+from steepest.language import dpo as module
+from steepest.language.data import load_preferences
+from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
+from steepest.language.models import LanguageModel
 from steepest.language.pairs import joined
-from steepest.language.tokens import response_log_probs
-from steepest.types import PreferenceBatch, TokenBatch
+from steepest.language.reference import reference_key
+from steepest.language.scoring import token_log_probs
+from steepest.types import PreferenceBatch
 
 
-def responses(seed: int, lengths: list[int], width: int) -> TokenBatch:
-    """Prompts of two tokens, responses of these lengths, padding of id 3 on the right."""
-    g = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, 5, (len(lengths), width), generator=g)
-    place, ends = torch.arange(width), torch.tensor(lengths).unsqueeze(-1) + 2
-    attention = place < ends
-    return TokenBatch(torch.where(attention, tokens, 3), attention, attention & (place >= 2))
+def trainer(lm: LanguageModel | None = None, rows: int = 16, **options: Any) -> DPO:
+    lm = lm or tiny(scale=1.0)
+    options = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 64, "warmup": 0.0, **options}
+    pairs = load_preferences(lm, preferences(rows + 4))[0]
+    return DPO(lm, DPOConfig(**options), pairs[:rows], eval_pairs=pairs[rows:], seed=5)
 
 
-def pairs() -> PreferenceBatch:
-    return PreferenceBatch(responses(0, [1, 4, 2, 3, 2], 6), responses(1, [5, 1, 3, 2, 6], 9))
+def slopes(made: DPO) -> dict[str, Tensor]:
+    made.gradient(made.micro_batches(0))
+    return {n: p.grad.clone() for n, p in made.named.items() if p.grad is not None}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-4) -> None:
+    """Equal up to float32 rounding, relative to the largest component of each tensor."""
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=rtol, atol=rtol * float(one[name].abs().max()))
 
 
 def test_one_pass_equals_two() -> None:
     """The two sides, padded to one length and scored together, say what each says alone."""
-    model = TinyLM(5).double()
-    batch = pairs()
-    both = joined(batch)
-    assert both.tokens.shape == (10, 9)
-    assert [m.sum().item() for m in both[1:3]] == [sum(int(s[i].sum()) for s in batch) for i in (1, 2)]
-    for found, side in zip(pair_log_probs(model, batch), batch, strict=True):
-        alone = response_log_probs(model(side.tokens, side.attention_mask), side)
-        torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-12)
+    made = trainer()
+    (batch,) = made.micro_batches(0)
+    shorter = batch.pairs.rejected
+    longest = int(shorter.attended.sum(-1).max())
+    uneven = PreferenceBatch(batch.pairs.chosen, type(shorter)(*(x[:, :longest] for x in shorter)))  # type: ignore[index]
+    both = joined(uneven)
+    assert both.tokens.shape[0] == 16
+    found = made.policy_log_probs(uneven)
+    for log_prob, side in zip(found, uneven, strict=True):
+        torch.testing.assert_close(log_prob, token_log_probs(made.lm, side).sum(-1), rtol=1e-5, atol=1e-5)
 
 
-def test_parts_add_up() -> None:
-    """Whatever the size of the parts, the last one being smaller: the gradient of the mean, and means of figures."""
-    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found: list[tuple[Tensor, dict[str, Tensor]]] = []
-    for size in (None, 1, 3, 100):
-        w = torch.ones(3, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.SGD([w], lr=9.0)
+@pytest.mark.parametrize("options", [{}, {"reference": "on_the_fly"}, {"lora_rank": 4},
+                                     {"lora_rank": 4, "reference": "on_the_fly"}])  # fmt: skip
+def test_at_first_the_loss_is_ln_2(options: dict[str, Any]) -> None:
+    """Policy and reference are the same text and the same model; later the reference has stayed where it was."""
+    made = trainer(tiny(scale=1.0, dropout=0.5), **{"micro_batch_size": 3, "learning_rate": 1e-2, **options})
+    made.lm.model.train()  # as it may come from elsewhere
+    first = made.update()
+    assert first["train/loss"] == pytest.approx(math.log(2.0), abs=1e-5)
+    assert first["train/rewards/margins"] == pytest.approx(0.0, abs=1e-5)
+    assert first["train/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert first["train/pairs"] == 8
+    for _ in range(3):
+        made.update()
+    before = trainer(tiny(scale=1.0))
+    (batch,) = before._cut(range(4))
+    expected = before.policy_log_probs(batch.pairs)
+    ref = made._precomputed()[:4] if made.config.reference == "precomputed" else None
+    if ref is None:
+        found = made.reference_log_probs(batch.pairs)
+        torch.testing.assert_close(found, tuple(x.detach() for x in expected), rtol=1e-5, atol=1e-4)
+    else:
+        order = sorted(range(4), key=lambda i: (module.pair_length(before.pairs[i]), i))
+        torch.testing.assert_close(ref[order, 0], expected[0].detach(), rtol=1e-5, atol=1e-4)
+    moved = made.policy_log_probs(batch.pairs)[0]
+    assert float((moved - expected[0]).abs().max().detach()) > 1e-2
 
-        def loss(part: Tensor, w: Tensor = w) -> tuple[Tensor, dict[str, Tensor]]:
-            y = (x[part] @ w).square()
-            return y, {"y": y}
 
-        figures = mean_gradient_step(
-            optimizer, loss, torch.arange(7), microbatch_size=size, learning_rate=0.1, max_gradient_norm=1.0
-        )
-        found.append((w.detach(), figures))
-    gradient = 2.0 * (x.sum(-1, keepdim=True) * x).mean(0)
-    assert float(gradient.norm()) > 1.0
-    for w, figures in found:
-        torch.testing.assert_close(w, 1.0 - 0.1 * gradient / gradient.norm(), rtol=1e-5, atol=0)  # clip adds 1e-6
-        torch.testing.assert_close(figures["gradient_norm"], gradient.norm(), rtol=1e-12, atol=0)
-        torch.testing.assert_close(figures["y"], x.sum(-1).square().mean(), rtol=1e-12, atol=0)
+def test_adapters_from_before_belong_to_the_reference() -> None:
+    """A policy that comes with adapters starts from them, not from the model under them."""
+    lm = trainer(lora_rank=4).lm
+    with torch.no_grad():
+        for name, p in lm.parameters().items():
+            p.add_(0.1 if "lora_B" in name else 0.0)
+    for reference in ("precomputed", "on_the_fly"):
+        made = trainer(lm, lora_rank=4, reference=reference)
+        assert made.update()["train/loss"] == pytest.approx(math.log(2.0), abs=1e-5)
+        assert made.lm is lm
 
 
 @pytest.mark.parametrize("name", ["dpo", "ipo", "hinge", "smoothed", "robust", "length_normalized"])
 def test_the_chosen_loss_is_descended(name: Any) -> None:
     """Every name is the function of that name; training on one batch orders its pairs."""
-    policy, batch = TinyLM(5), pairs()
-    ref = reference_log_probs(TinyLM(5), batch)
-    trainer = DPO(
-        DPOConfig(loss=name, learning_rate=1e-2, kl_coef=0.5, flip_probability=0.2, microbatch_size=2), policy
-    )
-    first = trainer.update(batch, ref)
+    made = trainer(loss=name, learning_rate=1e-2, kl_coef=0.5, flip_probability=0.2, rows=8, epochs=16)
+    first = made.update()
     at_reference = {"ipo": 1.0, "hinge": 1.0, "robust": (0.8 - 0.2) / 0.6 * math.log(2.0)}
-    assert first["loss"] == pytest.approx(at_reference.get(name, math.log(2.0)), rel=1e-5)
-    assert first["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert first["train/loss"] == pytest.approx(at_reference.get(name, math.log(2.0)), rel=1e-4)
+    (batch,) = made.micro_batches(0)
+    assert batch.ref_log_prob is not None
     function: Any = getattr(losses, {"dpo": "dpo_loss", "ipo": "ipo_loss"}.get(name, f"{name}_dpo_loss"))
-    more: list[Any] = []
+    more: list[Any] = [0.5]
     if name in ("smoothed", "robust"):
         more = [0.5, 0.2]
     elif name == "length_normalized":
-        more = [torch.tensor([1.0, 4, 2, 3, 2]), torch.tensor([5.0, 1, 3, 2, 6]), 0.5]
-    else:
-        more = [0.5]
-    expected = function(*pair_log_probs(policy, batch), *ref, *more)
-    torch.testing.assert_close(trainer.loss(batch, *ref)[0], expected)
-    for _ in range(20):
-        last = trainer.update(batch, ref)
-    assert last["loss"] < first["loss"]
-    assert last["rewards/accuracies"] == 1.0
-    assert last["rewards/margins"] > 0.0
+        more = [side.response_mask.sum(-1).float() for side in batch.pairs] + [0.5]
+    expected = function(*made.policy_log_probs(batch.pairs), *batch.ref_log_prob, *more)
+    torch.testing.assert_close(made.losses(batch)[0], expected)
+    while not made.done:
+        last = made.update()
+    assert last["train/loss"] < first["train/loss"]
+    assert last["train/rewards/accuracies"] == 1.0
+    assert last["train/rewards/margins"] > 0.0
+    assert made.evaluate()["eval/rewards/accuracies"] == 1.0
 
 
-def test_dropout_is_off() -> None:
-    """The same policy twice: the margin is 0 though its dropout was on."""
-
-    class Dropping(TinyLM):
-        def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-            return torch.nn.functional.dropout(super().hidden(tokens, attention_mask), 0.5, self.training)
-
-    policy, reference, batch = Dropping(5).train(), Dropping(5).train(), pairs()
-    ref = reference_log_probs(reference, batch)
-    assert DPO(DPOConfig(), policy).update(batch, ref)["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_bad_pairs_and_settings_are_refused() -> None:
-    batch, trainer = pairs(), DPO(DPOConfig(), TinyLM(5))
-    uneven = batch._replace(rejected=batch.rejected.rows(slice(3)))
-    with pytest.raises(UsageError, match="5 chosen and 3 rejected"):
-        reference_log_probs(TinyLM(5), uneven)
-    with pytest.raises(UsageError, match="for 5 pairs"):
-        trainer.update(batch, (torch.zeros(5), torch.zeros(4)))
-    for name, value in (("kl_coef", 0.0), ("flip_probability", 0.5), ("microbatch_size", 0), ("learning_rate", -1.0)):
-        with pytest.raises(UsageError, match=name):
-            DPOConfig(**{name: value})
+def test_micro_batches_do_not_change_the_gradient() -> None:
+    whole = slopes(trainer())
+    for size in (1, 3):
+        assert_same(whole, slopes(trainer(micro_batch_size=size)))
+    assert_same(whole, slopes(trainer(gradient_checkpointing=True)), rtol=1e-5)
+    made = trainer(micro_batch_size=3)
+    (batch, *_) = made.micro_batches(0)
+    made.gradient([batch])
+    with pytest.raises(AssertionError):
+        assert_same(whole, {n: p.grad for n, p in made.named.items() if p.grad is not None}, rtol=1e-2)
 
 
-def test_training_goes_on_where_it_was_saved() -> None:
-    batch = pairs()
-    ref = reference_log_probs(TinyLM(5), batch)
-    config = DPOConfig(learning_rate=1e-2)
-    one = DPO(config, TinyLM(5))
-    one.update(batch, ref)
-    other = DPO(config, TinyLM(5))
-    other.policy.load_state_dict(one.policy.state_dict())
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
-    for trainer in (one, other):
-        trainer.update(batch, ref)
-    for a, b in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
-        assert torch.equal(a, b)
+def test_the_cache_is_used_and_anything_changed_recomputes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    score_all = DPO._score_all
+    monkeypatch.setattr(DPO, "_score_all", lambda self, pairs: (scored.append(1), score_all(self, pairs))[1])
+
+    def first(**options: Any) -> Tensor:
+        return trainer(reference_cache=str(tmp_path / "cache"), **options)._precomputed()
+
+    one = first()
+    assert torch.equal(first(), one)
+    assert len(scored) == 1
+    first(rows=12)
+    first(precision="bfloat16")
+    first(lm=tiny(scale=1.01))
+    lm = tiny(scale=1.0)
+    lm.tokenizer.chat_template, before = "{{ 1 }}", lm.tokenizer.chat_template
+    try:
+        first(lm=lm)
+    finally:
+        lm.tokenizer.chat_template = before
+    assert len(scored) == 5
+    (file, *_) = sorted((tmp_path / "cache").iterdir())
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(file.read_bytes()[:40])
+    assert torch.equal(first(), one)
+    assert len(scored) == 6  # a damaged file is no reason to stop
+    lm = tiny(scale=1.0)
+    keys = {reference_key(lm, "x", precision="float32", temperature=t) for t in (1.0, 0.5)}
+    with torch.no_grad():
+        next(iter(lm.model.parameters()))[0, 0] += 1e-6
+    assert len(keys | {reference_key(lm, "x", precision="float32")}) == 3
+
+
+def test_state_comes_back_to_the_bit() -> None:
+    whole, first = trainer(epochs=2), trainer(epochs=2)
+    rows = [whole.update() for _ in range(4)]
+    for _ in range(2):
+        first.update()
+    saved = {k: v.clone() for k, v in first.tensors().items()}
+    second = trainer(tiny(scale=1.0, seed=9), epochs=2)  # whose own opinions of the pairs must not count
+    second.load_tensors(saved, 2)
+    assert [second.update() for _ in range(2)] == rows[2:]
+    assert all(torch.equal(v, whole.tensors()[k]) for k, v in second.tensors().items())
+
+
+def test_a_trained_policy_is_not_taken_for_its_reference() -> None:
+    made = trainer()
+    made.step = 1
+    with pytest.raises(RuntimeError, match="no longer its reference"):
+        made._precomputed()
+
+
+@pytest.mark.parametrize(("name", "value"), [("kl_coef", 0.0), ("flip_probability", 0.5), ("sft_coef", -1.0)])
+def test_bad_settings_are_refused(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=name):
+        DPOConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_pairs_without_reference_are_scored_as_they_come() -> None:
+    made = trainer(reference="on_the_fly")
+    (batch,) = made.micro_batches(0)
+    assert batch.ref_log_prob is None
+    given = ScoredPairs(batch.pairs, made.reference_log_probs(batch.pairs))
+    torch.testing.assert_close(made.losses(batch)[0], made.losses(given)[0], rtol=0, atol=0)

@@ -283,10 +283,10 @@ def test_prompts() -> None:
     prompts, report = load_prompts(
         lm, [{"prompt": "This film"}, {"prompt": "So"}, {"prompt": "This film " * 9}], max_length=9
     )
-    assert [lm.tokenizer.decode(list(p)) for p in prompts] == ["This film", "So"]
+    assert [lm.tokenizer.decode(list(p.tokens)) for p in prompts] == ["This film", "So"]
     assert report.long_prompts == 1
     chat, _ = load_prompts(lm, [{"prompt": CHAT[:2]}])
-    assert lm.tokenizer.decode(list(chat[0])).endswith("Is it great?<|im_end|>\n<|im_start|>assistant\n")
+    assert lm.tokenizer.decode(list(chat[0].tokens)).endswith("Is it great?<|im_end|>\n<|im_start|>assistant\n")
 
 
 # Containers

@@ -74,3 +74,23 @@ def test_logits_are_float32_under_autocast() -> None:
     assert scored.dtype == torch.float32
     whole = token_log_probs(lm, batch)
     assert 0 < (scored - whole).abs().max() < 1.0  # the layers were in bfloat16 all the same
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_values_are_those_of_the_state_before_the_token(splits: bool) -> None:
+    """Read where the token's logits are: a change of the token itself, or of a later one, changes no value."""
+    lm = tiny()
+    lm.__dict__["splits"] = splits
+    head = torch.nn.Linear(32, 1)
+    batch = pad(EXAMPLES, lm.pad_token)
+    log_prob, value = scoring.token_log_probs_and_values(lm, batch, head)
+    torch.testing.assert_close(log_prob, token_log_probs(lm, batch))
+    for i, example in enumerate(EXAMPLES):
+        for t in range(1, len(example.tokens)):
+            hidden = lm.network.base_model(input_ids=torch.tensor([example.tokens[:t]])).last_hidden_state[0, -1]
+            torch.testing.assert_close(value[i, t], head(hidden).squeeze(), rtol=1e-4, atol=1e-5)
+    changed = batch._replace(tokens=batch.tokens.clone())
+    changed.tokens[0, 4] += 1
+    other = scoring.token_log_probs_and_values(lm, changed, head)[1]
+    torch.testing.assert_close(other[0, :5], value[0, :5])
+    assert float((other[0, 5] - value[0, 5]).abs().detach()) > 1e-3

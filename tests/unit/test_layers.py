@@ -77,7 +77,7 @@ NEVER = {
     "agent": set[str](),
 }
 ABOVE = ["losses", "algorithms", "runs", "cli"]  # each knows only what stands before it
-TOP = {"cli", "api", "language_api", "runs", "presets"}
+TOP = {"cli", "cli_language", "cli_options", "api", "language_api", "runs", "presets"}
 VERIFIERS = {"cli", "verification", "estimators"}  # what compares shipped functions with the exact solutions
 VERIFICATION = {*PURE, "errors", "losses", "on_policy", "algorithms", "language", "exact"}
 """What `steepest verify` may look at."""

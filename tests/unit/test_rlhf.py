@@ -1,31 +1,39 @@
-"""RLHF's updates with a recurrent language model in float32, and what they refuse."""
+"""RLHF of small language models: what changes nothing, what is learned, and what is refused."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers_tokens import TinyActorCritic, TinyLM
-from steepest.errors import UsageError
-from steepest.language.rlhf import GRPO, RLHF, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
+from helpers_language import demonstrations, shout, tiny
+from helpers_tokens import TinyActorCritic, TinyLM, no_reward
+from steepest.errors import RunError, UsageError
+from steepest.language.adapter import as_language_model
+from steepest.language.data import load_prompts
+from steepest.language.generation import Response
+from steepest.language.models import LanguageModel
+from steepest.language.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
+from steepest.language.rlhf_trainer import RLHF, response_figures
 from steepest.types import TokenBatch
 
-KINDS: dict[str, tuple[type[RLHF], Any, type[TinyLM]]] = {
-    "ppo": (TokenPPO, TokenPPOConfig, TinyActorCritic),
-    "rloo": (RLOO, RLOOConfig, TinyLM),
-    "grpo": (GRPO, GRPOConfig, TinyLM),
+KINDS: dict[str, tuple[Any, Any]] = {
+    "ppo": (TokenPPO, TokenPPOConfig),
+    "rloo": (RLOO, RLOOConfig),
+    "grpo": (GRPO, GRPOConfig),
 }
 each = pytest.mark.parametrize("kind", KINDS)
 
 
-def make(kind: str, **config: Any) -> RLHF:
-    trainer, settings, model = KINDS[kind]
+def make(kind: str, **config: Any) -> RLHF[Any]:
+    """A recurrent model of five tokens, its old self as reference."""
+    trainer, settings = KINDS[kind]
     groups = {} if kind == "ppo" else {"group_size": 4}
-    return trainer(settings(**(groups | config)), model(5), model(5))
+    model = as_language_model(TinyActorCritic(5) if kind == "ppo" else TinyLM(5), vocab_size=5)
+    more = {"head": nn.Identity()} if kind == "ppo" else {}
+    return trainer(model, settings(**({"warmup": 0.0} | groups | config)), (), no_reward, **more)
 
 
 def batch(rows: int = 8, seed: int = 0) -> TokenBatch:
@@ -42,24 +50,27 @@ def wanted(b: TokenBatch) -> Tensor:
     return ((b.tokens == 2) & b.response_mask).sum(-1) / b.response_mask.sum(-1)
 
 
-def likelihood(trainer: RLHF, b: TokenBatch) -> Tensor:
-    """Mean log-probability of token 2 over that of the other tokens, where the response is decided."""
-    output: Any = trainer.policy(b.tokens, b.attention_mask)
-    logits: Tensor = output[0] if isinstance(output, tuple) else output
-    return logits[:, :-1].log_softmax(-1)[..., 2][b.response_mask[:, 1:]].mean()
+def likelihood(trainer: RLHF[Any], b: TokenBatch) -> float:
+    """Mean log-probability of token 2 where the response is decided."""
+    logits: Tensor = trainer.lm.network(b.tokens, b.attention_mask).logits
+    return float(logits[:, :-1].log_softmax(-1)[..., 2][b.response_mask[:, 1:]].mean().detach())
+
+
+def parameters(trainer: RLHF[Any]) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.named.values()])
 
 
 @each
 def test_updates_favour_what_scores(kind: str) -> None:
     """Off-policy here, the same batch again and again, but the direction is known; the first ratio is 1."""
     trainer, b = make(kind, learning_rate=1e-2, kl_coef=0.01), batch(64)
-    before = float(likelihood(trainer, b).detach())
-    first = trainer.update(b, wanted(b), generator=torch.Generator().manual_seed(0))
+    before = likelihood(trainer, b)
+    first = trainer.improve(b, wanted(b))
     assert first["kl"] == pytest.approx(0.0, abs=1e-5)
     assert first["score"] == pytest.approx(float(wanted(b).mean()), rel=1e-5)
     for _ in range(5):
-        last = trainer.update(b, wanted(b), generator=torch.Generator().manual_seed(0))
-    assert float(likelihood(trainer, b).detach()) > before + 0.1
+        last = trainer.improve(b, wanted(b))
+    assert likelihood(trainer, b) > before + 0.1
     assert last["kl_k3"] > 0.0
     assert all(torch.isfinite(torch.tensor(list(last.values()))))
 
@@ -67,10 +78,10 @@ def test_updates_favour_what_scores(kind: str) -> None:
 @each
 def test_the_size_of_parts_changes_nothing(kind: str) -> None:
     found: list[Tensor] = []
-    for size in (None, 3):
-        trainer, b = make(kind, learning_rate=1e-2, microbatch_size=size, minibatches=2, epochs=2), batch()
-        trainer.update(b, wanted(b), generator=torch.Generator().manual_seed(0))
-        found.append(torch.cat([p.detach().flatten() for p in trainer.policy.parameters()]))
+    for size in (100, 3):
+        trainer = make(kind, learning_rate=1e-2, micro_batch_size=size, minibatches=2, update_epochs=2)
+        trainer.improve(batch(), wanted(batch()))
+        found.append(parameters(trainer))
     # 2e-4: Adam's first steps are of size lr whatever the gradient's, which float32 rounds differently in other parts.
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-4)
 
@@ -81,29 +92,29 @@ def test_padding_changes_nothing(kind: str) -> None:
     b = batch()
     wide = TokenBatch(
         nn.functional.pad(b.tokens, (3, 2), value=4),
-        nn.functional.pad(b.attention_mask, (3, 2)),
+        nn.functional.pad(b.attended, (3, 2)),
         nn.functional.pad(b.response_mask, (3, 2)),
     )
     found: list[Tensor] = []
     for x in (b, wide):
         trainer = make(kind)
-        steps = trainer.steps(x)
-        fixed = trainer.targets(steps, wanted(b))
-        found.append(trainer.sequence_loss(*trainer.forward(x), steps, fixed)[0].detach())
+        experience = trainer.experience(x, wanted(b))
+        found.append(trainer.sequence_loss(*trainer.forward(x), experience.steps, experience.fixed)[0].detach())
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 @each
 def test_training_goes_on_where_it_was_saved(kind: str) -> None:
     one = make(kind, learning_rate=1e-2, target_kl=0.1)
-    one.update(batch(), wanted(batch()), generator=torch.Generator().manual_seed(0))
+    one.improve(batch(), wanted(batch()))
+    one.step = 1
     other = make(kind, learning_rate=1e-2, target_kl=0.1)
-    other.policy.load_state_dict(one.policy.state_dict())
-    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    other.load_tensors({k: v.clone() for k, v in one.tensors().items()}, 1)
     b = batch(seed=1)
-    figures = [t.update(b, wanted(b), generator=torch.Generator().manual_seed(1)) for t in (one, other)]
+    figures = [t.improve(b, wanted(b)) for t in (one, other)]
     assert figures[0] == figures[1]
-    assert all(torch.equal(p, q) for p, q in zip(one.policy.parameters(), other.policy.parameters(), strict=True))
+    assert torch.equal(parameters(one), parameters(other))
+    assert one.kl_coef == other.kl_coef != one.config.kl_coef
 
 
 def test_dropout_is_off() -> None:
@@ -113,19 +124,20 @@ def test_dropout_is_off() -> None:
         def hidden(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
             return nn.functional.dropout(super().hidden(tokens, attention_mask), 0.5, self.training)
 
-    policy, reference = Dropping(5).train(), Dropping(5).train()
-    trainer, b = TokenPPO(TokenPPOConfig(epochs=1, minibatches=1), policy, reference), batch()
-    found = trainer.update(b, wanted(b), generator=torch.Generator())
+    policy, b = as_language_model(Dropping(5).train(), vocab_size=5), batch()
+    config = TokenPPOConfig(update_epochs=1, minibatches=1, warmup=0.0)
+    found = TokenPPO(policy, config, (), no_reward, head=nn.Identity()).improve(b, wanted(b))
     assert found["approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert found["kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_minibatches_are_drawn_from_the_generator() -> None:
+def test_minibatches_are_drawn_from_the_seed_and_the_step() -> None:
     found: list[Tensor] = []
-    for seed in (0, 0, 1):
-        trainer, b = make("ppo", learning_rate=1e-2, epochs=1, minibatches=2), batch()
-        trainer.update(b, wanted(b), generator=torch.Generator().manual_seed(seed))
-        found.append(torch.cat([p.detach().flatten() for p in trainer.policy.parameters()]))
+    for step in (0, 0, 1):
+        trainer = make("ppo", learning_rate=1e-2, update_epochs=1, minibatches=2, schedule="constant")
+        trainer.step = step
+        trainer.improve(batch(), wanted(batch()))
+        found.append(parameters(trainer))
     assert torch.equal(found[0], found[1])
     assert not torch.allclose(found[0], found[2], rtol=0, atol=1e-4)
 
@@ -134,23 +146,22 @@ def test_what_is_not_trained_stays() -> None:
     policy = TinyLM(5)
     policy.embedding.weight.requires_grad_(False)
     before = policy.embedding.weight.clone()
-    trainer, b = RLOO(RLOOConfig(learning_rate=1e-2), policy, TinyLM(5)), batch()
-    trainer.update(b, wanted(b), generator=torch.Generator().manual_seed(0))
+    model = as_language_model(policy, vocab_size=5)
+    trainer = RLOO(model, RLOOConfig(learning_rate=1e-2, warmup=0.0), (), no_reward)
+    trainer.improve(batch(), wanted(batch()))
     assert torch.equal(policy.embedding.weight, before)
 
 
 def test_misuse_is_explained() -> None:
-    b, g = batch(6), torch.Generator()
+    b = batch(6)
     with pytest.raises(UsageError, match="one each"):
-        make("ppo").update(b, torch.zeros(5), generator=g)
+        make("ppo").improve(b, torch.zeros(5))
     with pytest.raises(UsageError, match="not finite"):
-        make("ppo").update(b, torch.full((6,), float("nan")), generator=g)
+        make("ppo").improve(b, torch.full((6,), float("nan")))
     with pytest.raises(UsageError, match="do not fill"):
-        make("ppo", minibatches=7).update(b, wanted(b), generator=g)
+        make("ppo", minibatches=7).improve(b, wanted(b))
     with pytest.raises(UsageError, match="groups of 4"):
-        make("rloo").update(b, wanted(b), generator=g)
-    with pytest.raises(UsageError, match="needs values"):
-        TokenPPO(TokenPPOConfig(), TinyLM(5), TinyLM(5)).update(b, wanted(b), generator=g)
+        make("rloo").improve(b, wanted(b))
     for kind, name, value in (
         ("ppo", "kl_coef", -1.0),
         ("ppo", "gae_lambda", 1.5),
@@ -158,7 +169,86 @@ def test_misuse_is_explained() -> None:
         ("grpo", "group_size", 1),
         ("grpo", "temperature", 0.0),
         ("ppo", "target_kl", 0.0),
-        ("ppo", "epochs", 0),
+        ("ppo", "update_epochs", 0),
+        ("ppo", "missing_eos_penalty", -1.0),
     ):
         with pytest.raises(UsageError, match=name):
             KINDS[kind][1](**{name: value})
+
+
+# With a language model that draws its own responses
+
+
+def full(kind: str, lm: LanguageModel | None = None, reward: Any = shout, rows: int = 8, **config: Any) -> RLHF[Any]:
+    lm = lm or tiny(scale=1.0)
+    prompts = load_prompts(lm, demonstrations(rows + 2))[0]
+    groups = {} if kind == "ppo" else {"group_size": 2}
+    settings = {"batch_size": 8, "max_new_tokens": 6, "learning_rate": 1e-3, "warmup": 0.0, "minibatches": 1}
+    trainer, kind_config = KINDS[kind]
+    options = kind_config(**{**settings, **groups, **config})
+    return trainer(lm, options, prompts[:rows], reward, eval_prompts=prompts[rows:], seed=3)
+
+
+@each
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_the_first_ratio_is_one_and_the_reference_stays(kind: str, lora_rank: int) -> None:
+    """Responses by the generator, log-probabilities by the pass that training differentiates."""
+    made = full(kind, tiny(scale=1.0, dropout=0.5), lora_rank=lora_rank, update_epochs=1, micro_batch_size=3,
+                epochs=4, learning_rate=1e-2)  # fmt: skip
+    first = made.update()
+    assert first["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert first["train/clip_fraction"] == 0.0
+    assert first["train/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert first["train/responses"] == 8.0
+    for _ in range(2):
+        last = made.update()
+    assert last["train/kl_k3"] > 1e-5
+    fresh, drawn = full(kind), made.collect(9)
+    same = fresh.forward(drawn.batch)[0].detach()
+    torch.testing.assert_close(made.reference.log_probs(drawn.batch), same, rtol=1e-4, atol=1e-4)
+
+
+def test_responses_are_a_function_of_the_seed_and_the_step() -> None:
+    made = full("rloo", epochs=3)
+    assert made.epoch_steps == 2
+    assert made.total_steps == 6
+    one, again, other = made.collect(1), made.collect(1), made.collect(2)
+    assert torch.equal(one.batch.tokens, again.batch.tokens)
+    assert one.responses != other.responses
+    prompts = [tuple(row[attention & ~response].tolist()) for row, attention, response in
+               zip(one.batch.tokens, one.batch.attended, one.batch.response_mask, strict=True)]  # fmt: skip
+    assert prompts[::2] == prompts[1::2]  # groups of two follow each other
+    assert len(set(prompts)) == 4
+    assert made.evaluate() == made.evaluate()
+    assert {"eval/score", "eval/kl", "eval/ended", "eval/repetition"} <= set(made.evaluate())
+
+
+def test_a_missing_end_costs() -> None:
+    plain, dear = full("rloo"), full("rloo", missing_eos_penalty=2.5)
+    one, other = plain.collect(0), dear.collect(0)
+    cut = torch.tensor([not response.ended for response in one.responses])
+    assert bool(cut.any())
+    torch.testing.assert_close(one.score - other.score, 2.5 * cut.float())
+
+
+def test_ppo_learns_a_reward() -> None:
+    """The letter e is praised; the mean score of held-out prompts rises."""
+    made = full("ppo", batch_size=32, rows=32, learning_rate=1e-2, epochs=12, kl_coef=0.001, update_epochs=4)
+    before = made.evaluate()["eval/score"]
+    scores = [made.update()["train/score"] for _ in range(made.total_steps)]
+    assert sum(scores[-3:]) / 3 > scores[0] + 0.05
+    assert made.evaluate()["eval/kl"] > 0.1
+    assert before < 0.2
+
+
+def test_a_reward_that_fails_stops_the_run() -> None:
+    for wrong in (lambda prompts, texts: [1.0], lambda prompts, texts: [float("nan")] * len(texts)):
+        with pytest.raises(RunError, match="the reward gave"):
+            full("rloo", reward=wrong).update()
+
+
+def test_alarms_by_hand() -> None:
+    drawn = [Response((1, 2, 3, 4, 1, 2, 3, 4, 0), (0.0,) * 9, True), Response((5, 5, 5, 5, 5), (0.0,) * 5, False)]
+    found = response_figures([*drawn, Response((1, 0), (0.0,) * 2, True)])
+    assert found["ended"] == pytest.approx(2 / 3)
+    assert found["repetition"] == pytest.approx((1 / 6 + 1 / 2 + 0.0) / 3)

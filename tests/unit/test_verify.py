@@ -16,7 +16,7 @@ import steepest
 from steepest import cli, distributions, losses, numerics, on_policy, returns
 from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
-from steepest.language import rlhf, tokens
+from steepest.language import rlhf, rlhf_trainer, tokens
 from steepest.losses import compatible, gradient_td
 from steepest.verification import SHIPPED, Result, check, statements, verify
 
@@ -234,14 +234,24 @@ def a_token_late(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda logits, tokens, *more: function(logits.roll(1, 1), tokens, *more)
 
 
+def scored_late(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Log-probabilities a token after the one that they are about."""
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        log_prob, value = function(*args, **kwargs)
+        return log_prob.roll(1, 1), value
+
+    return wrong
+
+
 BROKEN += [
     (tokens, "token_log_probs", a_token_late, "2.2.1 log pi(y|x) of padded rows"),
     (tokens, "token_kl", scaled, "2.2.1 KL of the vocabulary, summed over tokens"),
     (returns, "token_rewards", scaled, "2.2.1 reward per token, score on the last"),
     (returns, "scaled_token_rewards", scaled, "2.2.1 score and penalty scaled as one"),
-    (rlhf, "token_log_probs", a_token_late, "2.2.1 RLHF by PPO, lambda = 1, any V"),
+    (rlhf_trainer, "token_log_probs_and_values", scored_late, "2.2.1 RLHF by PPO, lambda = 1, any V"),
     (rlhf, "clipped_surrogate_loss", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
-    (rlhf, "token_rewards", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
+    (rlhf_trainer, "token_rewards", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
     (rlhf, "leave_one_out_advantage", scaled, "2.2.1 RLHF by RLOO, all groups of two"),
     (losses, "score_function_loss", scaled, "2.2.1 RLHF by the score function"),
     (losses, "k1_estimate", negated, "2.2.1 E[k1] = KL(pi||ref)"),

@@ -12,16 +12,32 @@ if TYPE_CHECKING:
     from steepest.language.data import load_preferences as load_preferences
     from steepest.language.data import load_prompts as load_prompts
     from steepest.language.data import load_sft as load_sft
+    from steepest.language.dpo import DPOConfig as DPOConfig
     from steepest.language.generation import generate as generate
     from steepest.language.models import LanguageModel as LanguageModel
     from steepest.language.models import load_model as load_model
     from steepest.language.models import save_model as save_model
+    from steepest.language.reward_model import RewardModel as RewardModel
+    from steepest.language.reward_model import RewardModelConfig as RewardModelConfig
+    from steepest.language.reward_model import load_reward_model as load_reward_model
+    from steepest.language.reward_model import save_reward_model as save_reward_model
+    from steepest.language.rlhf import GRPOConfig as GRPOConfig
+    from steepest.language.rlhf import RLOOConfig as RLOOConfig
+    from steepest.language.rlhf import TokenPPOConfig as TokenPPOConfig
     from steepest.language.scoring import token_log_probs as token_log_probs
     from steepest.language.scratch import tiny_llama as tiny_llama
     from steepest.language.scratch import train_tokenizer as train_tokenizer
     from steepest.language.sft import SFTConfig as SFTConfig
 
 _HOME = {
+    "DPOConfig": "dpo",
+    "RewardModel": "reward_model",
+    "RewardModelConfig": "reward_model",
+    "load_reward_model": "reward_model",
+    "save_reward_model": "reward_model",
+    "GRPOConfig": "rlhf",
+    "RLOOConfig": "rlhf",
+    "TokenPPOConfig": "rlhf",
     "LanguageModel": "models",
     "SFTConfig": "sft",
     "generate": "generation",
@@ -36,14 +52,22 @@ _HOME = {
 }
 
 __all__ = [
+    "DPOConfig",
+    "GRPOConfig",
     "LanguageModel",
+    "RLOOConfig",
+    "RewardModel",
+    "RewardModelConfig",
     "SFTConfig",
+    "TokenPPOConfig",
     "generate",
     "load_model",
     "load_preferences",
     "load_prompts",
+    "load_reward_model",
     "load_sft",
     "save_model",
+    "save_reward_model",
     "tiny_llama",
     "token_log_probs",
     "train_tokenizer",

@@ -46,6 +46,13 @@ class Pair(NamedTuple):
     rejected: tuple[int, ...]
 
 
+class Prompt(NamedTuple):
+    """A prompt ready for a response, and the row of the data that it is from."""
+
+    tokens: tuple[int, ...]
+    row: dict[str, Any]
+
+
 @dataclass
 class Report:
     """What became of a dataset's rows."""
@@ -193,21 +200,22 @@ def load_preferences(
 
 def load_prompts(
     lm: LanguageModel, source: Any, *, max_length: int | None = None, drop_bad_rows: bool = False
-) -> tuple[list[tuple[int, ...]], Report]:
-    """Prompts as tokens, each ready for a response; arguments and errors as for ``load_sft``.
+) -> tuple[list[Prompt], Report]:
+    """Prompts as tokens, each with its row; arguments and errors as for ``load_sft``.
 
     ``max_length`` bounds the prompt alone.
     """
     rows, _, report = _open(source, (("prompt",),), "prompt")
+    report.ignored = ()  # a reward may look at them
     renderer = Renderer(lm)
     limit = _limit(lm, max_length)
 
-    def prompt(row: dict[str, Any]) -> tuple[int, ...] | None:
+    def prompt(row: dict[str, Any]) -> Prompt | None:
         tokens = renderer.prompt(row["prompt"])
         if len(tokens) > limit:
             report.long_prompts += 1
             return None
-        return tokens
+        return Prompt(tokens, row)
 
     return _convert(rows, prompt, report, drop_bad_rows), report
 

@@ -2,28 +2,35 @@
 
 Source: notes 2.2.2; Rafailov et al. 2023.
 
-    once:  log ref(y_w|x), log ref(y_l|x) of every pair                                    reference_log_probs
+    once:  log ref(y_w|x), log ref(y_l|x) of every pair                                    reference.Reference
     repeat, for every batch of pairs (x, y_w preferred to y_l)
-      1. log pi(y_w|x), log pi(y_l|x), summed over the response's tokens                   language.tokens
-      2. one step of Adam on the mean of -log sigmoid(beta h)                              losses.dpo_loss
+      1. log pi(y_w|x), log pi(y_l|x), summed over the response's tokens                   scoring.token_log_probs
+      2. one step of AdamW on the mean of -log sigmoid(beta h)                             losses.dpo_loss
          h = (log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x))
 
-Differences from the paper: Adam instead of RMSprop. Beyond it: the losses of IPO, SLiC-HF, label smoothing, robust DPO
-and length-normalised DPO, each a function of its own in losses.preference.
+Differences from the paper: AdamW instead of RMSprop. Beyond it: the losses of IPO, SLiC-HF, label smoothing, robust DPO
+and length-normalised DPO, each a function of its own in losses.preference; and sft_coef, which adds the mean loss per
+token of y_w (Liu et al. 2024, RPO).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from steepest.errors import UsageError
-from steepest.language.gradient import Figures, mean_gradient_step
-from steepest.language.pairs import check_pairs, joined, rows_of
-from steepest.language.tokens import TokenModel, response_log_probs
+from steepest.agent import stream_seed
+from steepest.language.batching import epoch_order, pad_pairs
+from steepest.language.data import Pair, fingerprint, load_preferences
+from steepest.language.models import LanguageModel, without_dropout
+from steepest.language.pairs import joined
+from steepest.language.reference import Reference, load_cached, reference_key, save_cached
+from steepest.language.scoring import token_log_probs
+from steepest.language.training import Sums, Trainer, TrainingConfig, hold_out, sequence_limit
 from steepest.losses import (
     dpo_loss,
     hinge_dpo_loss,
@@ -31,17 +38,20 @@ from steepest.losses import (
     length_normalized_dpo_loss,
     preference_metrics,
     robust_dpo_loss,
+    score_function_loss,
     smoothed_dpo_loss,
 )
-from steepest.networks import Schedule, require, schedule_factor
-from steepest.types import PreferenceBatch
+from steepest.networks import require
+from steepest.types import PreferenceBatch, TokenBatch
 
 PreferenceLoss = Literal["dpo", "ipo", "hinge", "smoothed", "robust", "length_normalized"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPOConfig:
+class DPOConfig(TrainingConfig):
     """Direct preference optimisation."""
+
+    learning_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
 
     kl_coef: float = 0.1
     """Price of a nat of KL from the reference (beta): small lets the policy go far."""
@@ -49,110 +59,259 @@ class DPOConfig:
     """Which of losses.preference is minimised."""
     flip_probability: float = 0.1
     """Probability that a label is wrong, for the losses "smoothed" and "robust"."""
-    learning_rate: float = 1e-6
-    """Adam's step size at the start."""
-    learning_rate_schedule: Schedule = "constant"
-    """"linear" goes to 0 over the run."""
-    microbatch_size: int | None = None
-    """Pairs per forward and backward pass, to fit memory; changes nothing else."""
+    sft_coef: float = 0.0
+    """Weight of the mean loss per token of the chosen response, which keeps its probability from falling."""
     max_gradient_norm: float = 10.0
     """The gradient is scaled down to this norm if it is longer."""
+    reference: Literal["precomputed", "on_the_fly"] = "precomputed"
+    """Score all pairs under the reference before training, or each batch during it."""
+    reference_cache: str | None = None
+    """Folder that keeps precomputed log-probabilities for other runs; used where model and data are the same."""
 
     def __post_init__(self) -> None:
-        for name in ("kl_coef", "learning_rate", "max_gradient_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
+        super().__post_init__()
+        require(self.kl_coef > 0, "kl_coef", self.kl_coef, "a positive number")
         require(0 <= self.flip_probability < 0.5, "flip_probability", self.flip_probability, "in [0, 1/2)")
-        size = self.microbatch_size
-        require(size is None or size > 0, "microbatch_size", size, "a positive number or none")
+        require(self.sft_coef >= 0, "sft_coef", self.sft_coef, "zero or more")
 
 
-def pair_log_probs(model: TokenModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+class ScoredPairs(NamedTuple):
+    """Pairs, and the log-probabilities of their whole responses under the reference; None: to be computed."""
+
+    pairs: PreferenceBatch
+    ref_log_prob: tuple[Tensor, Tensor] | None  # (B,) chosen and (B,) rejected, nats
+
+
+class PairLogProbs(NamedTuple):
+    """What a loss is a function of, for B pairs: log-probabilities of whole responses, and their lengths."""
+
+    chosen: Tensor  # (B,) nats, carries gradient
+    rejected: Tensor  # (B,) nats, carries gradient
+    ref_chosen: Tensor  # (B,) nats
+    ref_rejected: Tensor  # (B,) nats
+    chosen_length: Tensor  # (B,) tokens
+    rejected_length: Tensor  # (B,) tokens
+
+
+def pair_losses(config: DPOConfig, of: PairLogProbs) -> tuple[Tensor, Sums]:
+    """The loss of every pair (B,) that the config names, and figures (B,) to watch.
+
+    ``kl`` is log ref - log pi: on average KL(ref || pi), where the responses were drawn from the reference.
+    """
+    four = (of.chosen, of.rejected, of.ref_chosen, of.ref_rejected)
+    beta, eps = config.kl_coef, config.flip_probability
+    match config.loss:
+        case "dpo":
+            loss = dpo_loss(*four, beta)
+        case "ipo":
+            loss = ipo_loss(*four, beta)
+        case "hinge":
+            loss = hinge_dpo_loss(*four, beta)
+        case "smoothed":
+            loss = smoothed_dpo_loss(*four, beta, eps)
+        case "robust":
+            loss = robust_dpo_loss(*four, beta, eps)
+        case "length_normalized":
+            loss = length_normalized_dpo_loss(*four, of.chosen_length, of.rejected_length, beta)
+    figures = preference_metrics(*four, beta)
+    figures["kl"] = 0.5 * (of.ref_chosen - of.chosen + of.ref_rejected - of.rejected).detach()
+    if config.sft_coef:
+        per_token = score_function_loss(of.chosen, torch.ones_like(of.chosen)) / of.chosen_length
+        figures |= {"preference_loss": loss.detach(), "sft_loss": per_token.detach()}
+        loss = loss + config.sft_coef * per_token
+    return loss, figures
+
+
+def pair_log_probs(token_log_probs: Callable[[TokenBatch], Tensor], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the chosen and the rejected responses (B,), in one forward pass."""
-    both = joined(batch)
-    log_prob = response_log_probs(model(both.tokens, both.attended), both)
+    log_prob = token_log_probs(joined(batch)).sum(-1)
     return log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]
 
 
-@torch.no_grad()
-def reference_log_probs(reference: TokenModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """What the reference says about a batch: computed once, it serves every epoch.
+class DPO(Trainer[ScoredPairs]):
+    """A policy that learns from pairs. Dropout is off: with it, the margin of a policy to itself would not be 0."""
 
-    A module is put in evaluation mode, as the policy is.
-    """
-    check_pairs(batch)
-    if isinstance(reference, nn.Module):
-        reference.eval()
-    return pair_log_probs(reference, batch)
-
-
-class DPO:
-    """A policy that learns from pairs. ``policy`` maps (tokens, attention_mask) to logits.
-
-    It is put in evaluation mode: dropout would make the margin of a policy to itself differ from 0.
-    """
-
+    algorithm = "dpo"
     Config = DPOConfig
+    terms = "pairs"
+    config: DPOConfig
 
-    def __init__(self, config: DPOConfig, policy: nn.Module) -> None:
-        self.config = config
-        self.policy = policy.eval()
-        trained = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: DPOConfig,
+        pairs: Sequence[Pair],
+        *,
+        eval_pairs: Sequence[Pair] = (),
+        reference: Reference | None = None,
+        seed: int = 0,
+    ) -> None:
+        """``reference`` is by default the model as it is now."""
+        super().__init__(lm, config, seed=seed)
+        self.pairs = list(pairs)
+        self.eval_pairs = list(eval_pairs)
+        self.reference = reference
+        if reference is None and config.reference == "on_the_fly":
+            self.reference = Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
+        self.ref_log_probs: Tensor | None = None  # (pairs and then eval_pairs, 2) nats
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
-    def loss(self, batch: PreferenceBatch, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Figures]:
-        """The loss of every pair (B,), and figures (B,) to watch."""
-        chosen, rejected = pair_log_probs(self.policy, batch)
-        four = (chosen, rejected, ref_chosen, ref_rejected)
-        beta = self.config.kl_coef
-        match self.config.loss:
-            case "dpo":
-                loss = dpo_loss(*four, beta)
-            case "ipo":
-                loss = ipo_loss(*four, beta)
-            case "hinge":
-                loss = hinge_dpo_loss(*four, beta)
-            case "smoothed":
-                loss = smoothed_dpo_loss(*four, beta, self.config.flip_probability)
-            case "robust":
-                loss = robust_dpo_loss(*four, beta, self.config.flip_probability)
-            case "length_normalized":
-                tokens = [x.response_mask.sum(-1).to(chosen.dtype) for x in (batch.chosen, batch.rejected)]
-                loss = length_normalized_dpo_loss(*four, tokens[0], tokens[1], beta)
-        return loss, {"loss": loss.detach(), **preference_metrics(*four, beta)}
+    @classmethod
+    def from_data(
+        cls,
+        lm: LanguageModel,
+        config: DPOConfig,
+        data: Any,
+        *,
+        eval_data: Any = None,
+        seed: int = 0,
+        note: Callable[[str], None],
+    ) -> Self:
+        pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
+        return cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
 
-    def update(
-        self, batch: PreferenceBatch, ref_log_prob: tuple[Tensor, Tensor], *, progress: float = 0.0
-    ) -> dict[str, float]:
-        """One step of Adam on a batch of pairs.
+    @property
+    def data_fingerprint(self) -> str:
+        return fingerprint(self.pairs)
 
-        Args:      batch: B pairs; ref_log_prob of the chosen and the rejected responses (B,), of reference_log_probs;
-                   progress 0 to 1 through the run, for the schedule
-        Returns:   means over the batch, before the step
-        Raises:    UsageError for pairs that are none, or masks that cannot be meant
-        Verified:  tests/exact/test_dpo.py::test_updates_descend_the_population_loss
+    @property
+    def epoch_steps(self) -> int:
+        return max(1, -(-len(self.pairs) // self.config.batch_size))
+
+    def micro_batches(self, step: int) -> list[ScoredPairs]:
+        epoch, place = divmod(step, self.epoch_steps)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=epoch))
+        return self._cut(self._epoch[1][place])
+
+    def _cut(self, rows: Sequence[int]) -> list[ScoredPairs]:
+        """Pairs, by their number among all, in parts that fit memory and are of similar length."""
+        everything = self.pairs + self.eval_pairs
+        rows = sorted(rows, key=lambda i: (pair_length(everything[i]), i))
+        size = self.config.micro_batch_size
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [self._batch([everything[i] for i in part], part) for part in parts]
+
+    def _batch(self, pairs: Sequence[Pair], rows: Sequence[int]) -> ScoredPairs:
+        batch = pad_pairs(pairs, self.lm.pad_token).to(self.lm.device)
+        if self.config.reference == "on_the_fly":
+            return ScoredPairs(batch, None)
+        ref = self._precomputed()[list(rows)].to(self.lm.device)
+        return ScoredPairs(batch, (ref[:, 0], ref[:, 1]))
+
+    def shown(self) -> list[TokenBatch]:
+        rows = order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=0)[0]
+        return list(pad_pairs([self.pairs[i] for i in rows], self.lm.pad_token))
+
+    # The reference
+
+    def _precomputed(self) -> Tensor:
+        """Log-probabilities of all pairs under the reference, computed before the first update or read from the cache.
+
+        They are part of every checkpoint, so that a resumed run has the very same.
         """
-        check_pairs(batch)
-        rows = len(batch.chosen.tokens)
-        if any(x.shape != (rows,) for x in ref_log_prob):
-            raise UsageError(f"ref_log_prob has shapes {[tuple(x.shape) for x in ref_log_prob]} for {rows} pairs")
+        if self.ref_log_probs is None:
+            everything = self.pairs + self.eval_pairs
+            folder = None if self.config.reference_cache is None else Path(self.config.reference_cache).expanduser()
+            found = None
+            if folder is not None:
+                lm = self.lm if self.reference is None else self.reference.lm
+                key = reference_key(lm, fingerprint(everything), precision=self.config.precision)
+                found = load_cached(folder, key, [(len(everything), 2)])
+                if found is None:
+                    found = [self._score_all(everything)]
+                    save_cached(folder, key, found)
+            self.ref_log_probs = self._score_all(everything) if found is None else found[0]
+        return self.ref_log_probs
 
-        def loss(part: Tensor) -> tuple[Tensor, Figures]:
-            return self.loss(rows_of(batch, part), ref_log_prob[0][part], ref_log_prob[1][part])
+    @torch.no_grad()
+    def _score_all(self, pairs: Sequence[Pair]) -> Tensor:
+        out: Tensor | None = None
+        order = sorted(range(len(pairs)), key=lambda i: (pair_length(pairs[i]), i))
+        for start in range(0, len(order), self.config.micro_batch_size):
+            rows = order[start : start + self.config.micro_batch_size]
+            batch = pad_pairs([pairs[i] for i in rows], self.lm.pad_token).to(self.lm.device)
+            ref = torch.stack(self.reference_log_probs(batch), -1).cpu()
+            out = ref.new_empty((len(pairs), 2)) if out is None else out
+            out[rows] = ref
+        assert out is not None
+        return out
 
-        figures = mean_gradient_step(
-            self.optimizer,
-            loss,
-            torch.arange(rows, device=batch.chosen.tokens.device),
-            microbatch_size=self.config.microbatch_size,
-            learning_rate=self.config.learning_rate * schedule_factor(self.config.learning_rate_schedule, progress),
-            max_gradient_norm=self.config.max_gradient_norm,
-        )
-        return {k: float(x) for k, x in figures.items()}
+    @torch.no_grad()
+    def reference_log_probs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the chosen and the rejected responses (B,) under the reference."""
+        with self.autocast():
+            if self.reference is not None:
+                return pair_log_probs(self.reference.log_probs, batch)
+            if self.step:
+                raise RuntimeError("the policy is no longer its reference: precompute before the first update")
+            return self.policy_log_probs(batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What continues this besides the policy's own parameters."""
-        return {"optimizer": self.optimizer.state_dict()}
+    # The loss
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of state_dict."""
-        self.optimizer.load_state_dict(state["optimizer"])
+    def policy_log_probs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the chosen and the rejected responses (B,)."""
+        with without_dropout(self.lm):
+            return pair_log_probs(lambda both: token_log_probs(self.lm, both), batch)
+
+    def count(self, batch: ScoredPairs) -> int:
+        return len(batch.pairs.chosen.tokens)
+
+    def losses(self, batch: ScoredPairs) -> tuple[Tensor, Sums]:
+        """The loss of every pair (B,), and figures (B,)."""
+        ref = batch.ref_log_prob or self.reference_log_probs(batch.pairs)
+        chosen, rejected = self.policy_log_probs(batch.pairs)
+        lengths = [side.response_mask.sum(-1).to(chosen.dtype) for side in batch.pairs]
+        return pair_losses(self.config, PairLogProbs(chosen, rejected, *ref, *lengths))
+
+    def loss(self, batch: ScoredPairs) -> tuple[Tensor, Sums]:
+        loss, figures = self.losses(batch)
+        return loss.sum(), {name: value.sum() for name, value in figures.items()}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The figures of training on the held-out pairs."""
+        if not self.eval_pairs:
+            return {}
+        totals: dict[str, float] = {}
+        for batch in self._cut(range(len(self.pairs), len(self.pairs) + len(self.eval_pairs))):
+            with self.autocast():
+                loss, figures = self.loss(batch)
+            for name, value in {"loss": loss, **figures}.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return {f"eval/{name}": value / len(self.eval_pairs) for name, value in totals.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        ref = {} if self.ref_log_probs is None else {"reference/log_probs": self.ref_log_probs}
+        return {**super().tensors(), **ref}
+
+    def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
+        rest = dict(tensors)
+        self.ref_log_probs = rest.pop("reference/log_probs", None)
+        super().load_tensors(rest, step)
+
+
+def read_pairs(
+    lm: LanguageModel, config: TrainingConfig, data: Any, eval_data: Any, *, seed: int, note: Callable[[str], None]
+) -> tuple[list[Pair], list[Pair]]:
+    """Preferences to train on and to evaluate on, reported through ``note``."""
+    options: dict[str, Any] = {"max_length": sequence_limit(lm, config), "drop_bad_rows": config.drop_bad_rows}
+    pairs, report = load_preferences(lm, data, **options)
+    for line in report.lines():
+        note(line)
+    if eval_data is None:
+        return hold_out(pairs, config.eval_fraction, seed=seed, note=note)
+    held_out, report = load_preferences(lm, eval_data, **options)
+    note(f"evaluation {report.lines()[0]}")
+    return pairs, held_out
+
+
+def pair_length(pair: Pair) -> int:
+    """Tokens of the longer of its two sequences."""
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
+def order_of_pairs(pairs: Sequence[Pair], config: TrainingConfig, *, seed: int, epoch: int) -> list[list[int]]:
+    """The batches of an epoch, pairs of similar length together."""
+    lengths = [pair_length(pair) for pair in pairs]
+    return epoch_order(lengths, config.batch_size, seed=stream_seed(seed, "order"), epoch=epoch, group=True)

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,7 +139,7 @@ def without_dropout(lm: LanguageModel) -> Generator[None]:
     """
     before = {module: module.training for module in lm.model.modules()}
     lm.model.eval()
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and "transformers" in sys.modules:
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         for module, training in before.items():
@@ -426,12 +426,19 @@ def _import_peft() -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def save_model(lm: LanguageModel, folder: str | os.PathLike[str], *, merge: bool = False) -> Path:
+def save_model(
+    lm: LanguageModel,
+    folder: str | os.PathLike[str],
+    *,
+    merge: bool = False,
+    write_more: Callable[[Path], None] | None = None,
+) -> Path:
     """Save a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, with generation config and chat template.
 
     A model with adapters is saved as its adapters, which name the model they belong to; or, with ``merge``, as one
     model with them added to its weights. The folder appears whole; one that was there is replaced.
 
+    Args:      write_more is given the folder before it appears, to write what else belongs in it
     Raises:    RunError when the system refuses the write
     Verified:  tests/unit/test_language_models.py::test_saving_and_loading_gives_the_same_logits,
                tests/unit/test_language_models.py::test_merged_adapters_give_the_same_logits
@@ -449,6 +456,8 @@ def save_model(lm: LanguageModel, folder: str | os.PathLike[str], *, merge: bool
                 )
             model.save_pretrained(str(temporary))
             lm.tokenizer.save_pretrained(str(temporary))
+        if write_more is not None:
+            write_more(temporary)
         _replace_folder(temporary, folder)
     except OSError as error:
         raise RunError(f"could not save the model in {folder}: {error.strerror or error}.") from error

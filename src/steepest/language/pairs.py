@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steepest.errors import UsageError
-from steepest.language.tokens import check_tokens
 from steepest.types import PreferenceBatch, TokenBatch
 
 
@@ -23,19 +21,3 @@ def joined(batch: PreferenceBatch) -> TokenBatch:
     pairs = zip(batch.chosen, batch.rejected, strict=True)
     fields = [None if a is None or b is None else torch.cat([fill(a), fill(b)]) for a, b in pairs]
     return TokenBatch(*fields)  # pyright: ignore[reportArgumentType]
-
-
-def rows_of(batch: PreferenceBatch, index: Tensor) -> PreferenceBatch:
-    """Some of the pairs."""
-    return PreferenceBatch(*(side.rows(index) for side in batch))
-
-
-def check_pairs(batch: PreferenceBatch) -> None:
-    """Refuse pairs whose masks cannot be meant, or whose two sides are no pairs."""
-    check_tokens(batch.chosen)
-    check_tokens(batch.rejected)
-    if len(batch.chosen.tokens) != len(batch.rejected.tokens):
-        raise UsageError(
-            f"{len(batch.chosen.tokens)} chosen and {len(batch.rejected.tokens)} rejected responses; "
-            "row i of one is compared with row i of the other"
-        )

@@ -4,7 +4,7 @@ Source: notes 2.2.1; Bradley & Terry 1952; Stiennon et al. 2020 for the head's i
 whose N(0, 1 / (D + 1)) is read as the deviation 1 / (D + 1).
 
     r(x, y) = w . h + b,  h the hidden state at the last real token of (x, y)              RewardModel
-    repeat, for every batch of pairs: one step of Adam on the mean of
+    repeat, for every batch of pairs: one step of AdamW on the mean of
       -log sigmoid(r(x, y_w) - r(x, y_l))                                                  losses.bradley_terry_loss
       + c (r(x, y_w) + r(x, y_l))^2                                                        losses.score_centring_loss
 
@@ -15,137 +15,229 @@ function of the prompt open: only differences of scores of one prompt mean anyth
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from steepest.language.gradient import Figures, mean_gradient_step
-from steepest.language.pairs import check_pairs, joined, rows_of
+from steepest.agent import stream_seed
+from steepest.errors import UsageError
+from steepest.language.batching import pad_pairs
+from steepest.language.data import Pair, fingerprint
+from steepest.language.dpo import order_of_pairs, pair_length, read_pairs
+from steepest.language.models import LanguageModel, hidden_states, load_model, save_model, without_dropout
+from steepest.language.pairs import joined
 from steepest.language.tokens import last_token
+from steepest.language.training import Sums, Trainer, TrainingConfig
 from steepest.losses import bradley_terry_loss, score_centring_loss
-from steepest.networks import Schedule, require, schedule_factor
-from steepest.types import PreferenceBatch
+from steepest.networks import require
+from steepest.types import PreferenceBatch, TokenBatch
+
+HEAD_FILE, DESCRIPTION_FILE = "reward_head.safetensors", "reward_model.json"
 
 
-class Torso(Protocol):
-    """A language model without its head."""
+@dataclass(frozen=True)
+class RewardModel:
+    """Scores whole responses: one number at the last real token."""
 
-    def __call__(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) int64 and (B, L) bool to hidden states (B, L, D)."""
-        ...
+    lm: LanguageModel
+    head: nn.Linear
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Scores (B,) of whole sequences, prompts and responses; carries gradient. Dropout is off.
+
+        Verified:  tests/unit/test_reward_model.py::test_score_is_read_at_the_last_real_token
+        """
+        with without_dropout(self.lm):
+            hidden = hidden_states(self.lm, batch)
+        last = hidden[torch.arange(len(batch.tokens), device=hidden.device), last_token(batch.attended)]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(last.to(self.head.weight.dtype)).squeeze(-1)
 
 
-class RewardModel(nn.Module):
-    """Scores whole responses: one number at the last real token.
+def reward_head(width: int, *, seed: int) -> nn.Linear:
+    """A fresh head: weights of deviation 1 / (width + 1), no bias."""
+    head = nn.Linear(width, 1)
+    # Small enough for scores near 0, so that the first steps are not spent on undoing the initial ones.
+    nn.init.normal_(head.weight, std=1.0 / (width + 1), generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(head.bias)
+    return head
 
-    Verified:  tests/unit/test_reward_model.py::test_score_is_read_at_the_last_real_token
+
+def hidden_width(lm: LanguageModel) -> int:
+    """Size of a hidden state."""
+    return int(lm.network.config.get_text_config().hidden_size)
+
+
+def save_reward_model(model: RewardModel, folder: Path, *, merge: bool = False) -> Path:
+    """Save a plain Hugging Face folder with the head (safetensors) and a description (JSON) beside the model.
+
+    Verified:  tests/unit/test_reward_model.py::test_saving_and_loading_gives_the_same_scores
     """
+    from safetensors.torch import save_file
 
-    def __init__(self, torso: nn.Module, width: int, *, generator: torch.Generator | None = None) -> None:
-        """``torso`` maps (tokens, attention_mask) to hidden states (B, L, width)."""
-        super().__init__()
-        self.torso = torso
-        self.head = nn.Linear(width, 1)
-        # Small enough for scores near 0, so that the first steps are not spent on undoing the initial ones.
-        nn.init.normal_(self.head.weight, std=1.0 / (width + 1), generator=generator)
-        nn.init.zeros_(self.head.bias)
+    def write_head(place: Path) -> None:
+        save_file({name: p.detach().cpu().contiguous() for name, p in model.head.state_dict().items()},
+                  str(place / HEAD_FILE))  # fmt: skip
+        description = {"kind": "reward model", "width": model.head.in_features, "read_at": "last attended token"}
+        (place / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) int64 and (B, L) bool to scores (B,), in float32 at least."""
-        hidden: Tensor = self.torso(tokens, attention_mask)
-        last = hidden[torch.arange(len(tokens), device=tokens.device), last_token(attention_mask)]
-        return self.head(last.to(self.head.weight.dtype)).squeeze(-1)
+    return save_model(model.lm, folder, merge=merge, write_more=write_head)
+
+
+def load_reward_model(source: str | Path, **options: Any) -> RewardModel:
+    """Load what ``save_reward_model`` or ``steepest reward`` wrote: a folder, or the folder of a run.
+
+    Args:      options as for ``load_model``
+    Raises:    UsageError where there is no reward model
+    Verified:  tests/unit/test_reward_model.py::test_saving_and_loading_gives_the_same_scores
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(source).expanduser()
+    folder = folder if (folder / HEAD_FILE).is_file() else folder / "model"
+    if not (folder / HEAD_FILE).is_file():
+        raise UsageError(f"no reward model in {source}: expected a folder with {HEAD_FILE} in it, such as one that "
+                         "steepest reward wrote")  # fmt: skip
+    lm = load_model(folder, **options)
+    try:
+        weights = load_file(str(folder / HEAD_FILE))
+        head = nn.Linear(weights["weight"].shape[1], 1)
+        head.load_state_dict(weights)
+    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+        raise UsageError(f"{folder / HEAD_FILE} is no head of a reward model: {error}") from error
+    return RewardModel(lm, head.to(lm.device).requires_grad_(False))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModelConfig:
+class RewardModelConfig(TrainingConfig):
     """Training a reward model on preferences."""
+
+    learning_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
 
     centring_coef: float = 0.01
     """Weight of the loss that keeps scores near zero."""
-    learning_rate: float = 1e-5
-    """Adam's step size at the start."""
-    learning_rate_schedule: Schedule = "linear"
-    """"linear" goes to 0 over the run."""
-    microbatch_size: int | None = None
-    """Pairs per forward and backward pass, to fit memory; changes nothing else."""
-    max_gradient_norm: float = 1.0
-    """The gradient is scaled down to this norm if it is longer."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.centring_coef >= 0, "centring_coef", self.centring_coef, "zero or more")
-        for name in ("learning_rate", "max_gradient_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        size = self.microbatch_size
-        require(size is None or size > 0, "microbatch_size", size, "a positive number or none")
 
 
-def pair_scores(model: nn.Module, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+def score_losses(config: RewardModelConfig, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Sums]:
+    """The loss of every pair (B,) from its scores, and figures (B,) to watch."""
+    likelihood = bradley_terry_loss(chosen, rejected)
+    loss = likelihood + config.centring_coef * score_centring_loss(chosen, rejected)
+    margin = (chosen - rejected).detach()
+    return loss, {
+        "likelihood_loss": likelihood.detach(),
+        "accuracy": (margin > 0.0).to(margin.dtype),
+        "margin": margin,
+        "score_mean": 0.5 * (chosen + rejected).detach(),
+    }
+
+
+def pair_scores(model: RewardModel, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Scores of the chosen and the rejected responses (B,), in one forward pass."""
-    both = joined(batch)
-    score: Tensor = model(both.tokens, both.attention_mask)
+    score = model.scores(joined(batch))
     return score[: len(batch.chosen.tokens)], score[len(batch.chosen.tokens) :]
 
 
-class RewardModelling:
-    """A reward model that learns from pairs. ``model`` maps (tokens, attention_mask) to scores (B,)."""
+class RewardTrainer(Trainer[PreferenceBatch]):
+    """A reward model that learns from pairs."""
 
+    algorithm = "reward"
     Config = RewardModelConfig
+    terms = "pairs"
+    config: RewardModelConfig
 
-    def __init__(self, config: RewardModelConfig, model: nn.Module) -> None:
-        self.config = config
-        self.model = model.eval()
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: RewardModelConfig,
+        pairs: Sequence[Pair],
+        *,
+        eval_pairs: Sequence[Pair] = (),
+        head: nn.Linear | None = None,
+        seed: int = 0,
+    ) -> None:
+        """``head`` is by default a fresh one."""
+        if head is None:
+            head = reward_head(hidden_width(lm), seed=stream_seed(seed, "reward head")).to(lm.device)
+        super().__init__(lm, config, seed=seed, head=head)
+        self.model = RewardModel(self.lm, head)
+        self.pairs = list(pairs)
+        self.eval_pairs = list(eval_pairs)
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
-    def loss(self, batch: PreferenceBatch) -> tuple[Tensor, Figures]:
-        """The loss of every pair (B,), and figures (B,) to watch."""
-        chosen, rejected = pair_scores(self.model, batch)
-        likelihood = bradley_terry_loss(chosen, rejected)
-        loss = likelihood + self.config.centring_coef * score_centring_loss(chosen, rejected)
-        margin = (chosen - rejected).detach()
-        figures = {
-            "loss": likelihood.detach(),
-            "accuracy": (margin > 0.0).to(margin.dtype),
-            "margin": margin,
-            "score_mean": 0.5 * (chosen + rejected).detach(),
-        }
-        return loss, figures
+    @classmethod
+    def from_data(
+        cls,
+        lm: LanguageModel,
+        config: RewardModelConfig,
+        data: Any,
+        *,
+        eval_data: Any = None,
+        seed: int = 0,
+        note: Callable[[str], None],
+    ) -> Self:
+        pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
+        return cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
 
-    def update(self, batch: PreferenceBatch, *, progress: float = 0.0) -> dict[str, float]:
-        """One step of Adam on a batch of pairs.
+    @property
+    def data_fingerprint(self) -> str:
+        return fingerprint(self.pairs)
 
-        Args:      batch: B pairs; progress 0 to 1 through the run, for the schedule
-        Returns:   means over the batch, before the step
-        Raises:    UsageError for pairs that are none, or masks that cannot be meant
-        Verified:  tests/exact/test_reward_model.py::test_differences_of_the_true_reward_are_recovered
-        """
-        check_pairs(batch)
-        rows = len(batch.chosen.tokens)
+    @property
+    def epoch_steps(self) -> int:
+        return max(1, -(-len(self.pairs) // self.config.batch_size))
 
-        def loss(part: Tensor) -> tuple[Tensor, Figures]:
-            return self.loss(rows_of(batch, part))
+    def micro_batches(self, step: int) -> list[PreferenceBatch]:
+        epoch, place = divmod(step, self.epoch_steps)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=epoch))
+        return self._cut([self.pairs[i] for i in self._epoch[1][place]])
 
-        figures = mean_gradient_step(
-            self.optimizer,
-            loss,
-            torch.arange(rows, device=batch.chosen.tokens.device),
-            microbatch_size=self.config.microbatch_size,
-            learning_rate=self.config.learning_rate * schedule_factor(self.config.learning_rate_schedule, progress),
-            max_gradient_norm=self.config.max_gradient_norm,
+    def _cut(self, pairs: Sequence[Pair]) -> list[PreferenceBatch]:
+        pairs, size = sorted(pairs, key=pair_length), self.config.micro_batch_size
+        parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+        return [pad_pairs(part, self.lm.pad_token).to(self.lm.device) for part in parts]
+
+    def shown(self) -> list[TokenBatch]:
+        return [side for batch in self.micro_batches(0) for side in batch]
+
+    def count(self, batch: PreferenceBatch) -> int:
+        return len(batch.chosen.tokens)
+
+    def loss(self, batch: PreferenceBatch) -> tuple[Tensor, Sums]:
+        loss, figures = score_losses(self.config, *pair_scores(self.model, batch))
+        return loss.sum(), {name: value.sum() for name, value in figures.items()}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy, loss and calibration on the held-out pairs."""
+        if not self.eval_pairs:
+            return {}
+        scores: list[tuple[Tensor, Tensor]] = []
+        for batch in self._cut(self.eval_pairs):
+            with self.autocast():
+                scores.append(pair_scores(self.model, batch))
+        found = calibration(
+            torch.cat([chosen for chosen, _ in scores]), torch.cat([rejected for _, rejected in scores])
         )
-        return {k: float(x) for k, x in figures.items()}
+        return {
+            "eval/loss": found.loss,
+            "eval/accuracy": found.accuracy,
+            "eval/calibration_error": found.expected_error,
+        }
 
-    def state_dict(self) -> dict[str, Any]:
-        """What continues this besides the model's own parameters."""
-        return {"optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of state_dict."""
-        self.optimizer.load_state_dict(state["optimizer"])
+    def save(self, folder: Path, *, merge: bool) -> Path:
+        return save_reward_model(self.model, folder, merge=merge)
 
 
 class Calibration(NamedTuple):

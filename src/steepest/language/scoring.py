@@ -6,14 +6,18 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steepest.language.models import LanguageModel, hidden_states
+from steepest.language.tokens import float32_at_least, selected_log_probs
 from steepest.types import TokenBatch
 
 CHUNK_ELEMENTS = 2**24
 """So many logits are held at once (64 MB in float32): more rows than that are done in chunks."""
+
+
+Of = Callable[[Tensor, Tensor], Tensor]
 
 
 class TokenScores(NamedTuple):
@@ -34,7 +38,29 @@ def token_log_probs(lm: LanguageModel, batch: TokenBatch, *, temperature: float 
     Verified:  tests/unit/test_language_scoring.py::test_log_probs_are_those_of_the_model,
                tests/unit/test_language_scoring.py::test_chunks_change_neither_value_nor_gradient
     """
-    return _score(lm, batch, temperature, _log_probs)[..., 0]
+    rows = _read(lm, batch, hidden_too=False)
+    return _score(lm, batch, rows, temperature, _log_probs)[..., 0]
+
+
+def token_log_probs_and_values(
+    lm: LanguageModel, batch: TokenBatch, value_head: nn.Module, *, temperature: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities as from ``token_log_probs``, and the value of the state that each token is decided in.
+
+    One forward pass. The value at token i is what the head says of the hidden state at token i - 1, which has seen the
+    tokens before i and not i itself.
+
+    Args:      value_head: hidden states (B, L, D) to (B, L, 1)
+    Returns:   (B, L) nats, 0 where ``response_mask`` is 0, and (B, L) in reward units; both carry gradient
+    Verified:  tests/unit/test_language_scoring.py::test_values_are_those_of_the_state_before_the_token
+    """
+    rows = _read(lm, batch, hidden_too=True)
+    assert rows.hidden is not None
+    kinds = [p.dtype for p in value_head.parameters()]
+    with torch.autocast(lm.device.type, enabled=False):
+        value = value_head(rows.hidden.to(kinds[0]) if kinds else rows.hidden).squeeze(-1)
+    log_prob = _score(lm, batch, rows, temperature, _log_probs)[..., 0]
+    return log_prob, nn.functional.pad(value[:, :-1], (1, 0)).to(log_prob.dtype)
 
 
 def token_scores(lm: LanguageModel, batch: TokenBatch, *, temperature: float | Tensor = 1.0) -> TokenScores:
@@ -43,13 +69,13 @@ def token_scores(lm: LanguageModel, batch: TokenBatch, *, temperature: float | T
     Equation:  H_t = -sum_v pi(v | x, y_<t) log pi(v | x, y_<t)
     Verified:  tests/unit/test_language_scoring.py::test_log_probs_are_those_of_the_model
     """
-    both = _score(lm, batch, temperature, _log_probs_and_entropy)
+    both = _score(lm, batch, _read(lm, batch, hidden_too=False), temperature, _log_probs_and_entropy)
     return TokenScores(both[..., 0], both[..., 1])
 
 
 def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     """(rows, V), (rows,) -> (rows, 1)"""
-    return logits.gather(1, targets.unsqueeze(1)) - logits.logsumexp(1, keepdim=True)
+    return selected_log_probs(logits, targets).unsqueeze(1)
 
 
 def _log_probs_and_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,23 +84,34 @@ def _log_probs_and_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([log_pi.gather(1, targets.unsqueeze(1)), -(log_pi.exp() * log_pi).sum(1, keepdim=True)], dim=1)
 
 
-def _score(
-    lm: LanguageModel, batch: TokenBatch, temperature: float | Tensor, of: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+class _Rows(NamedTuple):
+    """What the logits are made of, by position: hidden states where the head is applied later, else the logits."""
+
+    states: Tensor  # (B, L, D or V)
+    to_logits: Callable[[Tensor], Tensor]
+    hidden: Tensor | None  # (B, L, D), where it was asked for
+
+
+def _read(lm: LanguageModel, batch: TokenBatch, *, hidden_too: bool) -> _Rows:
+    """One forward pass of the model."""
+    if lm.splits:
+        hidden = hidden_states(lm, batch)
+        return _Rows(hidden, _head(lm), hidden)
+    output = lm.network(
+        input_ids=batch.tokens,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        output_hidden_states=hidden_too,
+    )
+    return _Rows(output.logits, float32_at_least, output.hidden_states[-1] if hidden_too else None)
+
+
+def _score(lm: LanguageModel, batch: TokenBatch, read: _Rows, temperature: float | Tensor, of: Of) -> Tensor:
     """Figures of every response token, (B, L, figures); the head is applied where they are needed alone."""
     wanted = batch.response_mask[:, 1:]
     targets = batch.tokens[:, 1:][wanted]
-    if lm.splits:
-        rows = hidden_states(lm, batch)[:, :-1][wanted]
-        to_logits = _head(lm)
-    else:
-        output = lm.network(
-            input_ids=batch.tokens,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-        )
-        rows, to_logits = output.logits[:, :-1][wanted], torch.Tensor.float
+    rows, to_logits = read.states[:, :-1][wanted], read.to_logits
 
     def figures(rows: Tensor, targets: Tensor) -> Tensor:
         return of(to_logits(rows) / temperature, targets)

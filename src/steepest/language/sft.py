@@ -19,19 +19,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from steepest.agent import stream_seed
-from steepest.errors import UsageError
 from steepest.language.batching import check_isolation, epoch_order, pack, pack_rows, pad
 from steepest.language.data import Example, fingerprint, load_sft
 from steepest.language.models import LanguageModel, without_dropout
 from steepest.language.scoring import token_log_probs
-from steepest.language.training import Sums, Trainer, TrainingConfig, sequence_limit
+from steepest.language.training import Sums, Trainer, TrainingConfig, hold_out, sequence_limit
 from steepest.losses import score_function_loss
-from steepest.networks import require
 from steepest.types import TokenBatch
 
 
@@ -43,12 +40,6 @@ class SFTConfig(TrainingConfig):
     """Put several sequences into each row of max_length tokens, kept apart by their positions."""
     group_by_length: bool = True
     """Make batches of sequences of similar length, which saves padding. Means nothing with packing."""
-    eval_fraction: float = 0.0
-    """Hold out this fraction of the data for evaluation, where no evaluation data is given."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a fraction, in [0, 1)")
 
 
 class SFT(Trainer[TokenBatch]):
@@ -95,20 +86,11 @@ class SFT(Trainer[TokenBatch]):
         examples, report = load_sft(lm, data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
         for line in report.lines():
             note(line)
-        held_out: list[Example] = []
         if eval_data is not None:
             held_out, report = load_sft(lm, eval_data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
             note(f"evaluation {report.lines()[0]}")
-        elif config.eval_fraction:
-            order = np.random.default_rng(stream_seed(seed, "held out")).permutation(len(examples))
-            size = max(1, round(config.eval_fraction * len(examples)))
-            if size >= len(examples):
-                raise UsageError(
-                    f"eval_fraction {config.eval_fraction} of {len(examples)} rows leaves none to train on"
-                )
-            held_out = [examples[i] for i in order[:size]]
-            examples = [examples[i] for i in order[size:]]
-            note(f"evaluation data: {size:,} rows held out")
+        else:
+            examples, held_out = hold_out(examples, config.eval_fraction, seed=seed, note=note)
         return cls(lm, config, examples, eval_examples=held_out, seed=seed)
 
     @property

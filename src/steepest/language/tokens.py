@@ -1,14 +1,11 @@
 """Padded token sequences as episodes: which log-probabilities are those of the response, and where it ends.
 
-A model reads (tokens, attention_mask) and gives logits (B, L, V); those at position i are about token i + 1. So a batch
-of L tokens has L - 1 steps: step i sees tokens 0 to i and decides token i + 1, and a value read at position i is the
-value of the state that step i decides in. Steps that decide no token of the response (the prompt's, and padding) are
-not ``valid``; they are what ``returns`` passes through.
+A model reads (tokens, attention_mask) and gives logits (B, L, V); those at position i are about token i + 1. The
+functions of logits here give L - 1 figures for L tokens. The trainers have theirs from ``language.scoring``, which
+computes the same at the response's tokens alone, and puts it at the token that it is about (B, L).
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,22 +13,6 @@ from torch import Tensor
 from steepest.distributions import Categorical
 from steepest.errors import UsageError
 from steepest.types import TokenBatch
-
-
-class TokenModel(Protocol):
-    """A language model, as far as the algorithms know it."""
-
-    def __call__(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """(B, L) int64 and (B, L) bool to logits (B, L, V); positions count from the first attended token."""
-        ...
-
-
-class TokenActorCritic(Protocol):
-    """A language model with a value head."""
-
-    def __call__(self, tokens: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) int64 and (B, L) bool to logits (B, L, V) and values (B, L)."""
-        ...
 
 
 def check_tokens(batch: TokenBatch) -> None:
@@ -95,6 +76,23 @@ def last_steps(valid: Tensor) -> Tensor:
     return valid & (valid.long().flip(-1).cumsum(-1).flip(-1) == 1)
 
 
+def float32_at_least(logits: Tensor) -> Tensor:
+    """Logits in float32, or float64 if they are: in bfloat16 a log-softmax is off by up to a tenth of a nat."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def selected_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of one token of each distribution.
+
+    Equation:  log pi(y) = z[y] - logsumexp(z)
+    Args:      logits z (..., V), carries gradient; tokens (...) int64
+    Returns:   (...) nats
+    Verified:  tests/exact/test_preference.py::test_log_probs_of_padded_responses
+    """
+    # Without a log-softmax of the whole vocabulary, which would be kept for the gradient.
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
 def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of every token but the first, given those before it.
 
@@ -104,11 +102,7 @@ def token_log_probs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) ->
     Returns:   (B, L - 1) nats: entry i belongs to token i + 1
     Verified:  tests/exact/test_preference.py::test_log_probs_of_padded_responses
     """
-    z = logits[:, :-1].to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature != 1.0:
-        z = z / temperature
-    # Without a log-softmax of the whole vocabulary, which would be kept for the gradient.
-    return z.gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1) - z.logsumexp(-1)
+    return selected_log_probs(float32_at_least(logits[:, :-1]) / temperature, tokens[:, 1:])
 
 
 def response_log_probs(logits: Tensor, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
@@ -135,6 +129,5 @@ def token_kl(logits: Tensor, ref_logits: Tensor, temperature: float = 1.0) -> Te
     Returns:   (B, L - 1) nats, never negative
     Verified:  tests/exact/test_rlhf.py::test_kl_of_the_whole_vocabulary
     """
-    kind = torch.promote_types(logits.dtype, torch.float32)
-    new, ref = ((x[:, :-1].to(kind) / temperature).log_softmax(-1) for x in (logits, ref_logits))
+    new, ref = ((float32_at_least(x[:, :-1]) / temperature).log_softmax(-1) for x in (logits, ref_logits))
     return Categorical(new).kl(Categorical(ref))

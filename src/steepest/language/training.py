@@ -11,26 +11,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steepest.agent import stream_seed
 from steepest.errors import RunError, UsageError
-from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations
+from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations, save_model
 from steepest.networks import require
+from steepest.types import TokenBatch
 
 B = TypeVar("B")
+T = TypeVar("T")
 Sums = dict[str, Tensor]
 
 DEFAULT_LENGTH = 1024
-FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Settings that every language trainer has."""
+
+    learning_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
+    """What learning_rate is by default: for all of a model, and for adapters."""
 
     epochs: int = 1
     """Passes over the data."""
@@ -43,7 +49,8 @@ class TrainingConfig:
     max_length: int | None = None
     """Longest sequence in tokens, prompt and response; by default the model's context, and at most 1024."""
     learning_rate: float | None = None
-    """AdamW's step size; by default 2e-5, with adapters 2e-4."""
+    """AdamW's step size. By default, of a whole model: 2e-5 (SFT), 1e-5 (reward model, RLHF) or 1e-6 (DPO); of
+    adapters ten times as much."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up: not, or to 0 along a line or half a cosine."""
     warmup: float = 0.05
@@ -64,6 +71,8 @@ class TrainingConfig:
     """Adapters are scaled by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
     """Dropout before the adapters."""
+    eval_fraction: float = 0.0
+    """Hold out this fraction of the data for evaluation, where no evaluation data is given."""
     drop_bad_rows: bool = False
     """Leave out rows that cannot be used, and count them, instead of refusing the dataset."""
 
@@ -81,6 +90,7 @@ class TrainingConfig:
         require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "zero or more")
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "in [0, 1)")
+        require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a fraction, in [0, 1)")
 
 
 def schedule_factor(schedule: Literal["constant", "linear", "cosine"], step: int, steps: int, warmup: int) -> float:
@@ -115,12 +125,27 @@ def with_adapters(lm: LanguageModel, config: TrainingConfig, seed: int) -> Langu
         raise UsageError(
             "all weights are frozen; 4-bit weights are trained through adapters: set lora_rank, such as 16"
         )
-    if any(p.dtype != torch.float32 for p in lm.parameters().values()):
+    if any(p.dtype not in (torch.float32, torch.float64) for p in lm.parameters().values()):
         raise UsageError(
             "weights to be trained are not float32, and would lose small updates. Load them with dtype='float32', and "
             "use precision='bfloat16' for speed; or train adapters (lora_rank)"
         )
     return lm
+
+
+def hold_out(rows: list[T], fraction: float, *, seed: int, note: Callable[[str], None]) -> tuple[list[T], list[T]]:
+    """Rows to train on, and rows held out for evaluation: a function of the seed.
+
+    Raises:    UsageError where none is left to train on
+    """
+    if not fraction:
+        return rows, []
+    order = np.random.default_rng(stream_seed(seed, "held out")).permutation(len(rows))
+    size = max(1, round(fraction * len(rows)))
+    if size >= len(rows):
+        raise UsageError(f"eval_fraction {fraction} of {len(rows)} rows leaves none to train on")
+    note(f"evaluation data: {size:,} rows held out")
+    return [rows[i] for i in order[size:]], [rows[i] for i in order[:size]]
 
 
 class Trainer(ABC, Generic[B]):
@@ -133,13 +158,19 @@ class Trainer(ABC, Generic[B]):
     Config: ClassVar[type[TrainingConfig]]
     terms: ClassVar[str] = "tokens"
     """What the loss is a mean over."""
+    takes_reward: ClassVar[bool] = False
+    """Whether ``from_data`` takes a reward."""
 
-    def __init__(self, lm: LanguageModel, config: TrainingConfig, *, seed: int) -> None:
+    def __init__(self, lm: LanguageModel, config: TrainingConfig, *, seed: int, head: nn.Module | None = None) -> None:
+        """``head`` is trained with the model, and reads its hidden states."""
+        self.adapters_are_fresh = config.lora_rank > 0 and not lm.has_adapters
         self.lm = with_adapters(lm, config, seed)
         self.config = config
         self.seed = seed
         self.step = 0
         self.named = self.lm.parameters()
+        if head is not None:
+            self.named |= {f"head.{name}": p for name, p in head.named_parameters()}
         matrices = [p for p in self.named.values() if p.ndim >= 2]
         vectors = [p for p in self.named.values() if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
@@ -192,6 +223,14 @@ class Trainer(ABC, Generic[B]):
     def evaluate(self) -> dict[str, float]:
         """Figures on held-out data; empty where there is none."""
 
+    def shown(self) -> Sequence[TokenBatch]:
+        """The sequences of the first batch, for a reader."""
+        return cast(Sequence[TokenBatch], self.micro_batches(0))
+
+    def save(self, folder: Path, *, merge: bool) -> Path:
+        """Save what was trained as a folder that loads by itself."""
+        return save_model(self.lm, folder, merge=merge)
+
     # What they share
 
     @property
@@ -207,7 +246,7 @@ class Trainer(ABC, Generic[B]):
         """The step size of the next update."""
         base = self.config.learning_rate
         if base is None:
-            base = ADAPTER_LEARNING_RATE if self.lm.has_adapters else FULL_LEARNING_RATE
+            base = self.config.learning_rates[self.lm.has_adapters]
         warmup = round(self.config.warmup * self.total_steps)
         return base * schedule_factor(self.config.schedule, self.step, self.total_steps, warmup)
 
@@ -238,23 +277,33 @@ class Trainer(ABC, Generic[B]):
                     sums[name] = sums.get(name, 0.0) + float(value.detach())
         return {name: value / total for name, value in sums.items()}, total
 
-    def update(self) -> dict[str, float]:
-        """One update: gradient, clipping, AdamW. Returns its figures by tag.
+    def descend(self, micro_batches: Sequence[B]) -> tuple[dict[str, float], int]:
+        """One step of AdamW on a whole batch, its gradient limited by its norm; figures, with that norm, and the count.
 
         Raises:    RunError where loss or gradient is not finite; the parameters are then as they were
+        Verified:  tests/exact/test_dpo.py::test_updates_descend_the_population_loss
         """
-        figures, count = self.gradient(self.micro_batches(self.step))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm))
+        figures, count = self.gradient(micro_batches)
+        norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm))
         bad = [name for name, value in {**figures, "gradient norm": norm}.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
                 f"training stopped at step {self.step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
                 "or a longer warmup, usually helps."
             )
-        rate = self.learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.learning_rate()
         self.optimizer.step()
+        return {**figures, "gradient_norm": norm}, count
+
+    def update(self) -> dict[str, float]:
+        """One update: a batch, and a step of AdamW on it. Returns its figures by tag."""
+        figures, count = self.descend(self.micro_batches(self.step))
+        return self.advance(figures, count)
+
+    def advance(self, figures: dict[str, float], count: int) -> dict[str, float]:
+        """Count an update that is done; its figures by tag."""
+        rate, norm = self.learning_rate(), figures.pop("gradient_norm")
         self.step += 1
         return {
             **{f"train/{name}": value for name, value in figures.items()},

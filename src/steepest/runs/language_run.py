@@ -47,7 +47,14 @@ from steepest.runs.metrics import MetricsLog
 
 Row = dict[str, Any]
 
-TRAINERS = {"sft": ("steepest.language.sft", "SFT")}
+TRAINERS = {
+    "sft": ("steepest.language.sft", "SFT"),
+    "dpo": ("steepest.language.dpo", "DPO"),
+    "reward": ("steepest.language.reward_model", "RewardTrainer"),
+    "ppo": ("steepest.language.rlhf", "TokenPPO"),
+    "rloo": ("steepest.language.rlhf", "RLOO"),
+    "grpo": ("steepest.language.rlhf", "GRPO"),
+}
 """Algorithm -> where its trainer is."""
 
 
@@ -114,6 +121,8 @@ class LanguageRun:
         model: what ``load_model`` takes, or a LanguageModel.
         data: what the trainer reads: a file, a folder, a dataset's id, or rows in memory.
         eval_data: held-out data in the same formats.
+        reward: what scores responses, for ppo, rloo and grpo; see ``language.rewards.make_scorer``. A folder or
+            FILE.py:FUNCTION may as well be the option ``reward`` of the config.
         out: folder of the run; None writes nothing.
         note: takes lines of text that a user should see.
         options: fields of ``LanguageRunConfig`` and of the trainer's config.
@@ -128,13 +137,18 @@ class LanguageRun:
         data: Any,
         *,
         eval_data: Any = None,
+        reward: Any = None,
         out: str | Path | None = None,
         note: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(reward, (str, Path)):
+            options, reward = {**options, "reward": reward}, None
+        if isinstance(options.get("reward"), (str, Path)):
+            options = {**options, "reward": _path_of_reward(options["reward"])}
         settings, config = resolve_language_options(algorithm, options)
         name = f"{_label(data)} ({_label(model)})"
-        self._start(algorithm, model, data, eval_data, name, settings, config, note)
+        self._start(algorithm, model, data, eval_data, reward, name, settings, config, note)
         try:
             if out is not None:
                 label = f"{algorithm}-{_label(model)}-seed{settings.seed}"
@@ -150,20 +164,22 @@ class LanguageRun:
         *,
         data: Any = None,
         eval_data: Any = None,
+        reward: Any = None,
         note: Callable[[str], None] | None = None,
     ) -> Self:
         """Go on from the last checkpoint of a run, to the same bits as if it had never stopped.
 
-        Args:      data, eval_data: again, where the run was given rows in memory
+        Args:      data, eval_data, reward: again, where the run was given rows in memory, or a Python function
         Raises:    UsageError if there is no run, it is in use, or its data is missing or has changed
         """
         require_language()
         directory = RunDirectory.open(Path(path))
         try:
             saved = _read_description(directory)
-            for name, given in (("data", data), ("eval_data", eval_data)):
-                if saved[name] == IN_MEMORY and given is None:
-                    raise UsageError(f"{path} was trained on data made in Python; pass it again: {name}=...")
+            for name, given in (("data", data), ("eval_data", eval_data), ("reward", reward)):
+                if saved.get(name) == IN_MEMORY and given is None:
+                    what = "with a reward" if name == "reward" else "on data"
+                    raise UsageError(f"{path} was trained {what} made in Python; pass it again: {name}=...")
             model = str(directory.path / "base") if saved["model"] == IN_MEMORY else saved["model"]
             settings = LanguageRunConfig(**checked_options(LanguageRunConfig, saved["run"]))
             kind = find_trainer(saved["algorithm"]).Config
@@ -174,6 +190,7 @@ class LanguageRun:
                 model,
                 saved["data"] if data is None else data,
                 saved["eval_data"] if eval_data is None else eval_data,
+                reward,
                 saved["name"],
                 settings,
                 config,
@@ -195,6 +212,7 @@ class LanguageRun:
         model: Any,
         data: Any,
         eval_data: Any,
+        reward: Any,
         name: str,
         settings: LanguageRunConfig,
         config: Any,
@@ -206,6 +224,10 @@ class LanguageRun:
         self.algorithm = algorithm
         self.name = name
         self.sources = {"model": _source(model), "data": _source(data), "eval_data": _source(eval_data)}
+        self.sources["reward"] = None if reward is None else IN_MEMORY
+        kind = find_trainer(algorithm)
+        if reward is not None and not kind.takes_reward:
+            raise UsageError(f"{algorithm} takes no reward; ppo, rloo and grpo do")
         self.directory: RunDirectory | None = None
         self.log: MetricsLog | None = None
         self.store: CheckpointStore | None = None
@@ -226,9 +248,8 @@ class LanguageRun:
                 chat_template=settings.chat_template,
             )
         self.base = lm
-        self.trainer = find_trainer(algorithm).from_data(
-            lm, config, data, eval_data=eval_data, seed=settings.seed, note=self.note
-        )
+        more = {"reward": reward} if kind.takes_reward else {}
+        self.trainer = kind.from_data(lm, config, data, eval_data=eval_data, seed=settings.seed, note=self.note, **more)
         tenth = max(1, self.trainer.total_steps // 10)
         self.settings = dataclasses.replace(
             settings,
@@ -413,7 +434,7 @@ class LanguageRun:
         self.model.model.eval()
         if self.directory is None:
             return
-        save_model(self.model, self.directory.path / "model", merge=self.settings.merge_adapters)
+        self.trainer.save(self.directory.path / "model", merge=self.settings.merge_adapters)
         shutil.rmtree(self.interrupted_path, ignore_errors=True)
         from steepest.runs.plots import plot_curve
 
@@ -444,10 +465,19 @@ class LanguageRun:
         """Save the model as it is, off the schedule: usable, while ``resume`` goes on from the last checkpoint."""
         if self.directory is None:
             return None
-        return save_model(self.model, self.interrupted_path, merge=self.settings.merge_adapters)
+        return self.trainer.save(self.interrupted_path, merge=self.settings.merge_adapters)
 
 
 IN_MEMORY = "(made in Python)"
+
+
+def _path_of_reward(reward: str | Path) -> str:
+    """A reward's folder or file from the root, so that a resumed run may start from another folder."""
+    place, colon, name = str(reward).rpartition(":")
+    path = Path(place if colon and place.endswith(".py") else str(reward)).expanduser()
+    if not path.exists():
+        raise UsageError(f"there is no reward at {path}")
+    return f"{path.resolve()}{colon}{name}" if path.suffix == ".py" else str(path.resolve())
 
 
 def _source(given: Any) -> str | None:

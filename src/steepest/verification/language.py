@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from steepest import distributions, losses, returns
@@ -21,7 +22,9 @@ from steepest.exact.theorems import (
     gradient,
     preferences,
 )
-from steepest.language import rlhf, tokens
+from steepest.language import adapter, rlhf, rlhf_trainer, tokens
+from steepest.language.models import LanguageModel
+from steepest.language.reference import Reference
 from steepest.types import TokenBatch
 
 F64 = torch.float64
@@ -153,14 +156,28 @@ def rewards_shifted(p: Preferences) -> Sides:
 # The algorithms, from the model's logits to the gradient of their loss
 
 
-def _slope(trainer: rlhf.RLHF, batch: TokenBatch, score: Tensor, weight: Tensor) -> Tensor:
+_WHOLE_BATCH = 1_000_000
+"""Rows of a micro-batch: all that there are."""
+
+
+def _no_reward(_prompts: object, _completions: object) -> list[float]:
+    """Scores are given here, not computed."""
+    return []
+
+
+def _model(p: Preferences, function: nn.Module) -> LanguageModel:
+    return adapter.as_language_model(function, vocab_size=p.language.vocab_size, end_token=p.language.eos)
+
+
+def _reference(p: Preferences) -> Reference:
+    return Reference(_model(p, text.TabularLM(p.language, p.ref_logits)), adapters_are_fresh=False)
+
+
+def _slope(trainer: rlhf_trainer.RLHF[Any], batch: TokenBatch, score: Tensor, weight: Tensor) -> Tensor:
     """(P, S, V) minus the gradient of the weighted sum of the losses of an update's first step."""
-    steps = trainer.steps(batch)
-    fixed = trainer.targets(steps, score)
-    loss, _ = trainer.sequence_loss(*trainer.forward(batch), steps, fixed)
-    model = trainer.policy
-    assert isinstance(model, text.TabularLM)
-    return -torch.autograd.grad((weight * loss).sum(), model.table)[0]
+    experience = trainer.experience(batch, score)
+    loss, _ = trainer.sequence_loss(*trainer.forward(batch), experience.steps, experience.fixed)
+    return -torch.autograd.grad((weight * loss).sum(), trainer.named["function.table"])[0]
 
 
 def _values(p: Preferences) -> Tensor:
@@ -171,9 +188,15 @@ def _values(p: Preferences) -> Tensor:
 
 
 def _ppo(p: Preferences, value: Tensor, gae_lambda: float) -> Sides:
-    config = rlhf.TokenPPOConfig(kl_coef=p.kl_coef, gae_lambda=gae_lambda, value_coef=0.0, normalize_advantage=False)
-    policy = text.TabularActorCritic(p.language, p.logits, value)
-    trainer = rlhf.TokenPPO(config, policy, text.TabularLM(p.language, p.ref_logits))
+    config = rlhf.TokenPPOConfig(
+        kl_coef=p.kl_coef,
+        gae_lambda=gae_lambda,
+        value_coef=0.0,
+        normalize_advantage=False,
+        micro_batch_size=_WHOLE_BATCH,
+    )
+    policy = _model(p, text.TabularActorCritic(p.language, p.logits, value))
+    trainer = rlhf.TokenPPO(policy, config, (), _no_reward, reference=_reference(p), head=nn.Identity())
     slope = _slope(trainer, _everything(p.language), p.score.flatten(), _drawn(p).flatten())
     return Sides(slope, _rlhf_gradient(p))
 
@@ -229,18 +252,18 @@ def _groups(p: Preferences) -> tuple[TokenBatch, Tensor, Tensor]:
 def rloo_over_groups(p: Preferences) -> Sides:
     """RLOO, every group of two responses as often as it is drawn, has the gradient of the RLHF objective."""
     batch, rows, share = _groups(p)
-    reference = text.TabularLM(p.language, p.ref_logits)
-    config = rlhf.RLOOConfig(kl_coef=p.kl_coef, group_size=2)
-    trainer = rlhf.RLOO(config, text.TabularLM(p.language, p.logits), reference)
+    config = rlhf.RLOOConfig(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
+    policy = _model(p, text.TabularLM(p.language, p.logits))
+    trainer = rlhf.RLOO(policy, config, (), _no_reward, reference=_reference(p))
     return Sides(_slope(trainer, batch, p.score.flatten()[rows], share), _rlhf_gradient(p))
 
 
 def grpo_over_groups(p: Preferences) -> Sides:
     """Negative control: GRPO divides by the group's deviation and penalises the other KL."""
     batch, rows, share = _groups(p)
-    reference = text.TabularLM(p.language, p.ref_logits)
-    config = rlhf.GRPOConfig(kl_coef=p.kl_coef, group_size=2)
-    trainer = rlhf.GRPO(config, text.TabularLM(p.language, p.logits), reference)
+    config = rlhf.GRPOConfig(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
+    policy = _model(p, text.TabularLM(p.language, p.logits))
+    trainer = rlhf.GRPO(policy, config, (), _no_reward, reference=_reference(p))
     return Sides(_slope(trainer, batch, p.score.flatten()[rows], share), _rlhf_gradient(p))
 
 

@@ -1,0 +1,84 @@
+"""The reference policy: the model as it was before training."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from steepest.errors import RunError
+from steepest.language.models import LanguageModel, reference, without_dropout
+from steepest.language.scoring import token_log_probs
+from steepest.tensor_files import load_tensors, save_tensors
+from steepest.types import TokenBatch
+
+
+class Reference:
+    """Log-probabilities under the reference: the model with fresh adapters switched off, or a frozen copy of it.
+
+    Adapters that were there before training are part of the reference, so then it is a copy too.
+    """
+
+    def __init__(self, lm: LanguageModel, *, adapters_are_fresh: bool) -> None:
+        self.switches = adapters_are_fresh
+        self.lm = lm if adapters_are_fresh else frozen_copy(lm)
+
+    @torch.no_grad()
+    def log_probs(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:
+        """(B, L) nats at the response's tokens, 0 elsewhere; dropout is off."""
+        with without_dropout(self.lm), reference(self.lm) if self.switches else nullcontext():
+            return token_log_probs(self.lm, batch, temperature=temperature)
+
+
+def frozen_copy(lm: LanguageModel) -> LanguageModel:
+    """A copy of the model that nothing trains."""
+    model = copy.deepcopy(lm.model).eval().requires_grad_(False)
+    return LanguageModel(model, lm.tokenizer, lm.end_tokens, lm.source)
+
+
+def reference_key(
+    lm: LanguageModel, data_fingerprint: str, *, precision: Literal["float32", "bfloat16"], temperature: float = 1.0
+) -> str:
+    """A hash of all that the reference's log-probabilities depend on.
+
+    Weights, adapters among them; tokenizer and chat template; the token ids; number types and temperature.
+
+    Verified:  tests/unit/test_dpo.py::test_the_cache_is_used_and_anything_changed_recomputes
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(lm.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    tokenizer: Any = lm.tokenizer
+    if tokenizer is not None:
+        digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
+        digest.update(str(tokenizer.chat_template).encode())
+    digest.update(f"|{data_fingerprint}|{precision}|{temperature!r}|{lm.end_tokens}|".encode())
+    return digest.hexdigest()
+
+
+def load_cached(folder: Path, key: str, shapes: Sequence[tuple[int, ...]]) -> list[Tensor] | None:
+    """What was saved under the key; None where there is nothing, or nothing that can be used."""
+    path = folder / f"{key}.safetensors"
+    if not path.exists():
+        return None
+    try:
+        tensors, metadata = load_tensors(path)
+    except RunError:
+        return None
+    found = [tensors.get(str(i)) for i in range(len(shapes))]
+    if metadata.get("key") != key or any(x is None or tuple(x.shape) != s for x, s in zip(found, shapes, strict=True)):
+        return None
+    return [x for x in found if x is not None]
+
+
+def save_cached(folder: Path, key: str, tensors: Sequence[Tensor]) -> None:
+    """Save log-probabilities under their key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / f"{key}.safetensors", {str(i): x for i, x in enumerate(tensors)}, {"key": key})

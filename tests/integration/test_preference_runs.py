@@ -1,0 +1,192 @@
+"""Runs that learn from preferences and from rewards: resuming to the bit, killed or stopped, and the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_runs import differences, start_command, steepest_command, stray_files, wait_for_step
+from transformers import AutoModelForCausalLM
+
+import steepest
+from helpers_language import demonstrations, preferences, shout, tiny
+from steepest.cli import main
+from steepest.errors import UsageError
+from steepest.language.models import load_model, save_model
+from steepest.language.reward_model import load_reward_model
+from steepest.runs.language_run import LanguageRun
+from steepest.runs.metrics import read_metrics
+
+OPTIONS: dict[str, Any] = {
+    "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "threads": 1, "max_length": 64,
+    "tensorboard": False,
+}  # fmt: skip
+RLHF: dict[str, Any] = {**OPTIONS, "max_new_tokens": 6, "batch_size": 8, "target_kl": 0.1, "eval_fraction": 0.2}
+PPO: dict[str, Any] = {**RLHF, "update_epochs": 2, "minibatches": 2}
+REWARD = """\
+def letters(prompts, completions, rows):
+    return [text.count("e") / (1 + len(text)) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on disk, with dropout."""
+    return save_model(tiny(scale=1.0, dropout=0.1), tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name, rows in (("pairs", preferences(24)), ("prompts", demonstrations(20))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+def given(algorithm: str, data: Path) -> tuple[Path, dict[str, Any]]:
+    """Data and options of an algorithm."""
+    if algorithm in ("dpo", "reward"):
+        return data / "pairs.jsonl", {**OPTIONS, "eval_fraction": 0.2}
+    options = PPO if algorithm == "ppo" else {**RLHF, "group_size": 2}
+    return data / "prompts.jsonl", {**options, "reward": f"{data / 'reward.py'}:letters"}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [
+        ("dpo", {}),
+        ("dpo", {"lora_rank": 4}),
+        ("reward", {}),
+        ("ppo", {}),
+        ("ppo", {"lora_rank": 4}),
+        ("rloo", {}),
+        ("grpo", {}),
+    ],
+)
+def test_a_stopped_run_resumes_to_the_same_bits(
+    algorithm: str, more: dict[str, Any], model: Path, data: Path, tmp_path: Path
+) -> None:
+    rows, options = given(algorithm, data)
+    options |= {"checkpoint_every": 1, **more}
+    with LanguageRun(algorithm, model, rows, out=tmp_path / "alone", **options) as run:
+        assert len(list(run)) == run.total_steps > 2
+    with LanguageRun(algorithm, model, rows, out=tmp_path / "stopped", **options) as run:
+        for _ in itertools.islice(run, run.total_steps // 2):
+            pass
+    with LanguageRun.resume(tmp_path / "stopped") as run:
+        assert 0 < run.step < run.total_steps
+        for _ in run:
+            pass
+    assert differences(tmp_path / "alone", tmp_path / "stopped") == []
+    one, other = weights(tmp_path / "alone" / "model"), weights(tmp_path / "stopped" / "model")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    trained = any(not torch.equal(one[name], value) for name, value in weights(model).items() if name in one)
+    assert trained != ("lora_rank" in more)  # the model under adapters stays
+    assert stray_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "ppo"])
+def test_a_killed_run_ends_in_the_same_bits(algorithm: str, model: Path, data: Path, tmp_path: Path) -> None:
+    rows, options = given(algorithm, data)
+    options |= {"epochs": 12 if algorithm == "dpo" else 8, "checkpoint_every": 3, "eval_every": 10}
+    with LanguageRun(algorithm, model, rows, out=tmp_path / "alone", **options) as run:
+        for _ in run:
+            pass
+    out, log = tmp_path / "run", tmp_path / "log"
+    flags = [x for k, v in options.items() for x in ([f"--no-{k}"] if v is False else [f"--{k.replace('_', '-')}", v])]
+    verb = [algorithm] if algorithm == "dpo" else ["rlhf", algorithm]
+    process = start_command(*verb, model, rows, "--out", out, *flags, log=log)
+    wait_for_step(out, 4, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = steepest_command(verb[0], "--resume", out)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from step-" in done.stderr
+    assert "bits may differ" not in done.stderr
+    assert differences(tmp_path / "alone", out) == []
+    assert stray_files(out) == []
+
+
+def test_the_whole_chain_by_the_command(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reward model from pairs, PPO from that reward model, DPO from the pairs."""
+    flags = ["--epochs", "2", "--quiet", "--learning-rate", "1e-3", "--threads", "1", "--batch-size", "8"]
+    pairs, prompts = str(data / "pairs.jsonl"), str(data / "prompts.jsonl")
+    judge = str(tmp_path / "judge")
+    assert main(["reward", str(model), pairs, "--out", judge, "--eval-data", pairs, *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "evaluation: loss" in printed
+    assert f"--reward {judge}" in printed
+    assert load_reward_model(judge).head.in_features == 32
+    rlhf = ["--max-new-tokens", "5", "--eval-data", prompts, *flags]
+    out = str(tmp_path / "ppo")
+    assert main(["rlhf", "ppo", str(model), prompts, "--reward", judge, "--out", out, *rlhf]) == 0
+    row = read_metrics(Path(out))[-1]
+    for name in ("score", "kl", "kl_coef", "entropy", "response_length", "ended", "repetition", "value_loss"):
+        assert f"train/{name}" in row, name
+    assert row["train/responses"] == 8
+    assert "eval/score" in row
+    assert (tmp_path / "ppo" / "curve.png").stat().st_size > 5_000
+    assert load_model(out).vocabulary == load_model(model).vocabulary
+    assert main(["dpo", str(model), pairs, "--out", str(tmp_path / "dpo"), "--kl-coef", "0.2", *flags]) == 0
+    assert "steepest generate" in capsys.readouterr().out
+    assert main(["dpo", str(model), pairs, "--show-batch", "--batch-size", "2"]) == 0
+    assert capsys.readouterr().out.count("learned") == 4
+
+
+def test_from_python_with_models_and_functions_of_ones_own(tmp_path: Path) -> None:
+    rows = preferences(16)
+    judge = steepest.reward_model(tiny(scale=1.0), rows, **{**OPTIONS, "epochs": 8})
+    steepest.rlhf(tiny(scale=1.0), rows, judge, algorithm="rloo", **{**RLHF, "group_size": 2})
+    policy = steepest.dpo(tiny(scale=1.0), rows, out=tmp_path / "dpo", **OPTIONS)
+    assert load_model(tmp_path / "dpo").vocabulary == policy.vocabulary
+    options = {**RLHF, "group_size": 2, "out": tmp_path / "run"}
+    with LanguageRun("grpo", tiny(scale=1.0), rows, reward=shout, **options) as run:
+        for _ in itertools.islice(run, 2):
+            pass
+    with pytest.raises(UsageError, match="a reward made in Python; pass it again: reward="):
+        LanguageRun.resume(tmp_path / "run", data=rows)
+    steepest.resume_language(tmp_path / "run", data=rows, reward=shout)
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+SHORT = ("--max-new-tokens", "5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rlhf", "MODEL", "PROMPTS"], "rlhf takes one of ppo, rloo, grpo"),
+        (["rlhf", "ppo", "MODEL", "PROMPTS"], "reward is missing"),
+        (["rlhf", "ppo", "MODEL", "PROMPTS", "--reward", "nowhere"], "there is no reward at nowhere"),
+        (["rlhf", "ppo", "MODEL", "PROMPTS", "--reward", "MODEL", *SHORT], "no reward model in"),
+        (["rlhf", "ppo", "MODEL", "PROMPTS", "--reward", "REWARD:no", *SHORT], "has no function no"),
+        (["rlhf", "rloo", "MODEL", "PROMPTS", "--batch-size", "6"], "a multiple of group_size, 4"),
+        (["rlhf", "ppo", "MODEL", "PROMPTS", "--reward", "REWARD:letters", "--max-new-tokens", "500"], "no room"),
+        (["dpo", "MODEL", "PROMPTS"], "expected prompt, chosen and rejected"),
+        (["dpo", "MODEL", "PAIRS", "--kl-coef", "0"], "kl_coef is 0.0"),
+        (["reward", "MODEL"], "reward takes a model and preferences"),
+    ],
+)
+def test_misuse_is_said_in_a_line(
+    arguments: list[str], message: str, model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {
+        "MODEL": model, "PAIRS": data / "pairs.jsonl", "PROMPTS": data / "prompts.jsonl",
+        "REWARD:no": f"{data / 'reward.py'}:no", "REWARD:letters": f"{data / 'reward.py'}:letters",
+    }  # fmt: skip
+    assert main([str(names.get(a, a)) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

@@ -1,0 +1,60 @@
+"""What scores responses: reward models, functions, files of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers_language import demonstrations, shout, tiny
+from steepest.errors import UsageError
+from steepest.language.batching import pad, responses
+from steepest.language.data import load_prompts
+from steepest.language.generation import Response
+from steepest.language.reward_model import RewardModel, reward_head, save_reward_model
+from steepest.language.rewards import make_scorer
+
+
+def test_every_kind_of_reward(tmp_path: Path) -> None:
+    """A model, its folder, a function and a file give the same scores as computed by hand, in the order of the rows."""
+    lm = tiny(scale=1.0)
+    prompts = load_prompts(lm, demonstrations(5))[0]
+    ends = [lm.end_token]
+    texts = [" I see", " e e e", "", " the film", " So it is here"]
+    drawn = [Response((*lm.tokenizer(t)["input_ids"], *ends), (), True) for t in texts]
+    drawn[3] = Response(drawn[3].tokens[:-1], (), False)
+    model = RewardModel(tiny(scale=1.0, seed=1), reward_head(32, seed=0))
+    batch = pad(responses([p.tokens for p in prompts], [r.tokens for r in drawn]), lm.pad_token)
+    expected = model.scores(batch).detach()
+    assert float(expected.std()) > 1e-4
+    save_reward_model(model, tmp_path / "judge")
+    for reward in (model, tmp_path / "judge", str(tmp_path / "judge")):
+        found = make_scorer(lm, reward, micro_batch_size=2)(prompts, drawn)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    counted = torch.tensor(shout([], texts))
+    torch.testing.assert_close(make_scorer(lm, shout, micro_batch_size=2)(prompts, drawn), counted)
+    (tmp_path / "judge.py").write_text(
+        "def right(prompts, completions, rows):\n"
+        "    return [float(row['completion'] == text) + 2 * (row['prompt'] == p)\n"
+        "            for p, text, row in zip(prompts, completions, rows)]\n"
+    )
+    answers = [Response((*lm.tokenizer(p.row["completion"])["input_ids"], *ends), (), True) for p in prompts[:2]]
+    verify = make_scorer(lm, f"{tmp_path / 'judge.py'}:right", micro_batch_size=2)
+    assert verify(prompts, [*answers, *drawn[2:]]).tolist() == [3.0, 3.0, 2.0, 2.0, 2.0]
+
+
+def test_what_is_no_reward_is_refused(tmp_path: Path) -> None:
+    lm = tiny()
+    (tmp_path / "judge.py").write_text("x = 1\n")
+    other = RewardModel(tiny(chat=True), reward_head(32, seed=0))
+    for reward, message in (
+        (3, "expected a reward model's folder"),
+        (tmp_path, "no reward model in"),
+        (f"{tmp_path}/none.py:f", "there is no file"),
+        (f"{tmp_path}/judge.py:f", "has no function f"),
+        (f"{tmp_path}/judge.py:x", "has no function x"),
+        (other, "another tokenizer"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_scorer(lm, reward, micro_batch_size=2)
