@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ import pytest
 
 CHECKED_MODULES = ("distributions", "numerics", "returns", "losses")
 ENFORCED = os.environ.get("STEEPEST_TYPECHECK", "1") != "0"
+
+# What a shell starts in the background ignores Ctrl-C, and so would the runs that tests start to interrupt them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if ENFORCED:
     names = [f"steepest.{name}" for name in CHECKED_MODULES]

@@ -57,7 +57,7 @@ def test_returns_are_whole_games_and_their_own_score() -> None:
     options = {**GAME, "clip_reward": True, "life_loss_terminates": True}
     with Run("ppo", "ALE/MsPacman-v5", **SMALL, total_steps=100_000, atari=options) as run:
         for _ in range(60):
-            rollout_rewards = set(run.collector.reward.unique().tolist())
+            rollout_rewards = set(run.loop.collector.reward.unique().tolist())
             assert rollout_rewards <= {0.0, 1.0}
             row = run.iterate()
             if row["train/episodes"] >= 2:
