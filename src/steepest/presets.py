@@ -115,7 +115,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "objective": "average",
         "learning_rate": 3e-3,
         "learning_rate_schedule": "linear",
-        "entropy_coef": 0.03,
+        "entropy_coef": 0.01,
+        "normalize_advantage": False,
     },
     ("ppo", "steepest/AccessControl"): {
         "total_steps": 200_000,
