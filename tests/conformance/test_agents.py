@@ -422,7 +422,8 @@ def test_every_mode_resumes_to_the_same_bits(algorithm: str, mode: dict[str, Any
         list(run)
     assert_same_tensors(run.agent.tensors(), alone)
     if mode.get("objective") == "average":
-        assert 0.2 < float(alone["gain"].min()) < float(alone["gain"].max()) < 1.0
+        # Half-way between what is tried at first and the best, 1; TRPO's longer steps have come nearer by then.
+        assert 0.2 < float(alone["gain"].min()) < float(alone["gain"].max()) < (1.0 if algorithm == "trpo" else 0.8)
         assert alone["gain"][0] != alone["gain"][1]
 
 

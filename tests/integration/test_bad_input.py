@@ -83,7 +83,7 @@ LINES: list[tuple[list[str], int, str]] = [
     (["train"], 2, "train takes an algorithm and an environment"),
     (["train", "ppo"], 2, "train takes an algorithm and an environment"),
     (["train", "--seed", "1", "ppo", "CartPole-v1"], 2, "train takes an algorithm and an environment"),
-    (["train", "pppo", "CartPole-v1"], 2, "no algorithm is called 'pppo'; did you mean ppo"),
+    (["train", "pppo", "CartPole-v1"], 2, "no algorithm is called 'pppo'; did you mean ppo or ppo_kl or trpo?"),
     (["train", "PPO", "CartPole-v1"], 2, "did you mean ppo?"),
     (["train", "dqn", "CartPole-v1"], 2, "no algorithm is called 'dqn'. Known: "),
     (["train", "ppo", "CartPol-v1"], 2, "The nearest names are CartPole-v1"),

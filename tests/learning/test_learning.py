@@ -43,7 +43,7 @@ def test_reinforce_learns_cartpole(tmp_path: Path) -> None:
 def test_actor_critic_learns_cartpole(tmp_path: Path) -> None:
     steepest.train_seeds("actor_critic", "CartPole-v1", seeds=3, out=tmp_path / "run")
     means = [result.mean for result in steepest.evaluate(tmp_path / "run", episodes=100)]
-    assert np.mean(means) >= 300, means  # one seed may still be on its way; a policy that never learnt scores about 20
+    assert min(means) >= 475, means
 
 
 def share_of_the_best_gain(agent: Agent, problem: Problem) -> float:

@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.agent import Agent
+from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
 from steepest.losses import score_function_loss, value_loss
-from steepest.networks import PolicyConfig, Schedule, require, schedule_factor
+from steepest.networks import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.on_policy import (
     Batch,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from steepest.agent import stream_seed
+from steepest.errors import require
 from steepest.language.batching import epoch_order, pad_pairs
 from steepest.language.data import Pair, fingerprint, load_preferences
 from steepest.language.models import LanguageModel, without_dropout
@@ -41,7 +42,6 @@ from steepest.losses import (
     score_function_loss,
     smoothed_dpo_loss,
 )
-from steepest.networks import require
 from steepest.types import PreferenceBatch, TokenBatch
 
 PreferenceLoss = Literal["dpo", "ipo", "hinge", "smoothed", "robust", "length_normalized"]

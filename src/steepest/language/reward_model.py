@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.agent import stream_seed
-from steepest.errors import UsageError
+from steepest.errors import UsageError, require
 from steepest.language.batching import pad_pairs
 from steepest.language.data import Pair, fingerprint
 from steepest.language.dpo import order_of_pairs, pair_length, read_pairs
@@ -35,7 +35,6 @@ from steepest.language.pairs import joined
 from steepest.language.tokens import last_token
 from steepest.language.training import Sums, Trainer, TrainingConfig
 from steepest.losses import bradley_terry_loss, score_centring_loss
-from steepest.networks import require
 from steepest.types import PreferenceBatch, TokenBatch
 
 HEAD_FILE, DESCRIPTION_FILE = "reward_head.safetensors", "reward_model.json"

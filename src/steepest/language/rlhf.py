@@ -35,14 +35,13 @@ import torch
 from torch import Tensor, nn
 
 from steepest.agent import stream_seed
-from steepest.errors import UsageError
+from steepest.errors import UsageError, require
 from steepest.language.data import Prompt
 from steepest.language.models import LanguageModel
 from steepest.language.reward_model import hidden_width, reward_head
 from steepest.language.rlhf_trainer import RLHF, Figures, RLHFConfig, Steps
 from steepest.language.tokens import last_steps
 from steepest.losses import clipped_surrogate_loss, k3_estimate, kl_estimate, value_loss
-from steepest.networks import require
 from steepest.numerics import standardize
 from steepest.returns import generalized_advantage, group_standardized_advantage, leave_one_out_advantage
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.agent import stream_seed
-from steepest.errors import UsageError
+from steepest.errors import UsageError, require
 from steepest.language.batching import epoch_order, pad, responses
 from steepest.language.data import Prompt, fingerprint, load_prompts
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate
@@ -24,7 +24,6 @@ from steepest.language.scoring import token_log_probs, token_log_probs_and_value
 from steepest.language.tokens import check_tokens, last_steps
 from steepest.language.training import Sums, Trainer, TrainingConfig, hold_out, sequence_limit
 from steepest.losses import adapted_kl_coef, k1_estimate, k3_estimate
-from steepest.networks import require
 from steepest.returns import scaled_token_rewards, token_rewards
 from steepest.types import TokenBatch
 

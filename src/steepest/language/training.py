@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from steepest.agent import stream_seed
-from steepest.errors import RunError, UsageError
+from steepest.errors import RunError, UsageError, require
 from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations, save_model
-from steepest.networks import require
 from steepest.types import TokenBatch
 
 B = TypeVar("B")

@@ -24,7 +24,7 @@ from typing import Any, Self, cast
 
 import torch
 
-from steepest.errors import RunError, SteepestError, UsageError
+from steepest.errors import RunError, SteepestError, UsageError, require
 from steepest.language.models import (
     Device,
     Dtype,
@@ -39,7 +39,6 @@ from steepest.language.models import (
 )
 from steepest.language.reading import check_source
 from steepest.learner import keep_freed_memory
-from steepest.networks import require
 from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.config import checked_options, refuse_unknown
 from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
