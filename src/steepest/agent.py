@@ -118,6 +118,7 @@ class Agent(ABC):
         self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
         self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
         self.state = self._initial_state(modules)
+        self._hyper: dict[str, tuple[float, Tensor]] = {}
         self._act = {
             (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
             for fused in (False, True)
@@ -202,8 +203,14 @@ class Agent(ABC):
         return cast(PolicyConfig, self.config).sequence_length if self.memory_size else 0
 
     def hyper(self, **values: float) -> Hyper:
-        """Hyper-parameters as 0-d tensors on the device, so that a schedule never recompiles."""
-        return {k: torch.tensor(v, dtype=torch.float32, device=self.device) for k, v in values.items()}
+        """Hyper-parameters as 0-d tensors on the device, so that a schedule never recompiles.
+
+        Those that do not change are made once: with rollouts of a few steps, making them anew shows.
+        """
+        for name, value in values.items():
+            if name not in self._hyper or self._hyper[name][0] != value:
+                self._hyper[name] = value, torch.tensor(value, dtype=torch.float32, device=self.device)
+        return {name: self._hyper[name][1] for name in values}
 
     @property
     def parameters(self) -> dict[str, Tensor]:

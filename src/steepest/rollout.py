@@ -65,6 +65,12 @@ class Collector:
         if agent.memory_size:
             self.memories = torch.zeros((self.sequences, *shape, agent.memory_size), device=agent.device)
         self.memory: Tensor | None = None
+        # The buffers stay where they are, so what every step writes to and reads from is looked up once.
+        self.obs_arrays = {name: x.numpy() for name, x in self.obs.items()}
+        self.obs_rows = {name: self._members(x).unbind(0) for name, x in self.obs.items()}
+        self.action_rows, self.reward_rows = self.action.numpy(), self.reward.numpy()
+        self.terminated_rows, self.truncated_rows = self.terminated.numpy(), self.truncated.numpy()
+        self.valid_rows, self.step_rows = self.valid.numpy(), self.episode_step.numpy()
         self.returns = np.zeros(total)
         self.counters = np.zeros(total, dtype=np.int64)
         self.waiting: NDArray[np.bool_] | None = None
@@ -96,49 +102,44 @@ class Collector:
         for x in (*self.obs.values(), self.mask):
             if x is not None:
                 x[0] = x[steps]
-        arrays = {name: x.numpy() for name, x in self.obs.items()}
-        action_rows, reward_rows = self.action.numpy(), self.reward.numpy()
-        terminated_rows, truncated_rows = self.terminated.numpy(), self.truncated.numpy()
-        valid_rows, step_rows = self.valid.numpy(), self.episode_step.numpy()
         mask_rows = None if self.mask is None else self.mask.numpy()
         draws = noise.unbind(0)
-        obs_rows = {k: self._members(x).unbind(0) for k, x in self.obs.items()}
         episodes: list[Episode] = []
         recurrent = self.memory is not None
         every = agent.sequence_length
         on_host = agent.device.type == "cpu"
         with torch.no_grad():
             for t in range(steps):
-                step_rows[t] = self.counters
+                self.step_rows[t] = self.counters
                 start = None
                 if recurrent and self.memories is not None and self.memory is not None:
                     if t % every == 0:
                         self.memories[t // every] = self.memory
                     start = self._members(self.episode_step)[t] == 0
                     start = start if on_host else start.to(agent.device)
-                obs = {k: rows[t] for k, rows in obs_rows.items()}
+                obs = {k: rows[t] for k, rows in self.obs_rows.items()}
                 mask = None if self.mask is None else self._members(self.mask)[t]
                 if not on_host:
                     obs = {k: x.to(agent.device, non_blocking=True) for k, x in obs.items()}
                     mask = None if mask is None else mask.to(agent.device)
                 action, new_memory = act(obs, draws[t], mask, start, self.memory)
                 raw = action.numpy() if on_host else action.cpu().numpy()
-                raw = raw.reshape(action_rows[t].shape)
-                action_rows[t] = raw
+                raw = raw.reshape(self.action_rows[t].shape)
+                self.action_rows[t] = raw
                 result = env.step(agent.to_env(raw))
                 for name, value in result.obs.items():
-                    arrays[name][t + 1] = value
-                reward_rows[t] = result.reward
-                terminated_rows[t] = result.terminated
-                truncated_rows[t] = result.truncated
-                valid_rows[t] = result.valid
+                    self.obs_arrays[name][t + 1] = value
+                self.reward_rows[t] = result.reward
+                self.terminated_rows[t] = result.terminated
+                self.truncated_rows[t] = result.truncated
+                self.valid_rows[t] = result.valid
                 if mask_rows is not None:
                     mask_rows[t + 1] = result.action_mask
                 if new_memory is not None and self.memory is not None:
                     counts = self._members(self.valid)[t].unsqueeze(-1).to(agent.device)
                     self.memory = torch.where(counts, new_memory, self.memory)
                 self._account(result, episodes)
-            step_rows[steps] = self.counters
+            self.step_rows[steps] = self.counters
         return episodes
 
     def rows(self) -> Rollout:

@@ -60,7 +60,7 @@ def test_fisher_vector_product_is_the_hessian_of_the_kl(name: str) -> None:
     state, batch = one(agent)
     start = state["params"]
     hessian = torch.autograd.functional.hessian(lambda v: divergence(agent, state, batch, v), start)
-    products = vmap(lambda v: agent.fisher_vector_product(v, state, batch))(torch.eye(len(start), dtype=F64))
+    products = vmap(agent.fisher(state, batch))(torch.eye(len(start), dtype=F64))
     torch.testing.assert_close(products, hessian, rtol=1e-9, atol=1e-12)
     assert float(hessian.norm()) > 0.1
     value_alone = {k: torch.zeros_like(x) for k, x in agent.layout.unflatten(start).items()}
@@ -82,7 +82,7 @@ def test_the_fisher_matrix_is_the_curvature_at_the_old_policy_only() -> None:
     away = start + 0.5
     there = {**state, "params": away}
     eye = torch.eye(len(start), dtype=F64)
-    fisher = vmap(lambda v: agent.fisher_vector_product(v, state, batch))(eye)
+    fisher = vmap(agent.fisher(state, batch))(eye)
     for swapped in (False, True):
         here, elsewhere = (
             torch.autograd.functional.hessian(lambda v, s=swapped: divergence(agent, state, batch, v, swapped=s), at)
@@ -90,7 +90,7 @@ def test_the_fisher_matrix_is_the_curvature_at_the_old_policy_only() -> None:
         )
         torch.testing.assert_close(fisher, here, rtol=1e-9, atol=1e-12)
         assert float((fisher - elsewhere).norm() / fisher.norm()) > 1e-2
-    assert float((fisher - vmap(lambda v: agent.fisher_vector_product(v, there, batch))(eye)).norm()) > 1e-2
+    assert float((fisher - vmap(agent.fisher(there, batch))(eye)).norm()) > 1e-2
 
 
 @pytest.mark.parametrize("row", ["Fisher-vector product = dense Fisher matrix", "Fisher matrix of another policy"])

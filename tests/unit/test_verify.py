@@ -60,6 +60,10 @@ def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: (1.0 + 1e-6) * function(*args, **kwargs)
 
 
+def products_scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: scaled(function(*args))
+
+
 def without_the_limit(function: Callable[..., Any]) -> Callable[..., Any]:
     """A search that takes whatever it tries first."""
 
@@ -167,7 +171,7 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (reinforce, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
     (losses, "surrogate_objective", scaled, "1.10 E[rho A]/(1 - gamma) = L(pi')"),
     (losses, "surrogate_objective", negated, "1.10 grad E[rho A] at pi' = pi: grad V"),
-    (trpo.TRPO, "fisher_vector_product", scaled, "1.10 Fisher-vector product = dense Fisher matrix"),
+    (trpo.TRPO, "fisher", products_scaled, "1.10 Fisher-vector product = dense Fisher matrix"),
     (trpo, "surrogate_objective", negated, "1.10 TRPO's full step = exact natural step"),
     (trpo, "conjugate_gradient_step", slower, "1.10 TRPO's full step = exact natural step"),
     (trpo, "line_search_step", without_the_limit, "1.10 KL(old||new) <= delta, searched"),

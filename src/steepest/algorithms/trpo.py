@@ -7,7 +7,7 @@ Source: notes 1.10; Schulman et al. 2015 (https://arxiv.org/abs/1502.05477), wit
       2. A_t = sum_l (gamma lambda)^l delta_{t+l},  R_t = A_t + V(s_t)                 returns.generalized_advantage
       3. g = grad of L(theta) = mean of rho A, at theta_old                            losses.surrogate_objective
       4. (F + damping I) x = g,  F = Hessian of mean KL(pi_old || pi_theta)            numerics.conjugate_gradient_step
-         by products F v = J^T F_pi J v with J the derivative of pi's parameters       TRPO.fisher_vector_product
+         by products F v = J^T F_pi J v with J the derivative of pi's parameters                  TRPO.fisher
       5. theta = theta_old + b^j sqrt(2 delta / x.(F + damping I)x) x for the first j with
          L(theta) > L(theta_old) and mean KL(pi_old || pi_theta) <= delta;
          theta_old, to the last bit, if there is none                                  numerics.line_search_step
@@ -28,6 +28,7 @@ r - gain + v(s') - v(s), without a discount, the gain being a running estimate (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -152,6 +153,8 @@ class TRPO(Agent):
         )
         if config.objective == "average":
             self.state |= initial_gain(self.members, self.device)
+        # The forward pass is shared by the products of a call; more of them take longer to compile than they save.
+        self.iterations_per_call = next(n for n in (5, 4, 3, 2, 1) if config.cg_iterations % n == 0)
         self.value = FunctionalModule(self.module, self.layout, function=cast(ActorCritic, self.module).value)
         self._prepare = self.learner.lift(self.prepare)
         self._policy_gradient = self.learner.lift(self.policy_gradient, differentiates=True)
@@ -195,12 +198,12 @@ class TRPO(Agent):
         slope, (_, metrics) = gradient(surrogate, state["params"])
         return conjugate_gradient_start(slope), {**metrics, "gradient_norm": torch.linalg.vector_norm(slope)}
 
-    def fisher_vector_product(self, v: Tensor, state: State, batch: Batch) -> Tensor:
-        """F v, F the Hessian of mean KL(pi_old || pi) at pi_old, without ever forming F; pure, one member.
+    def fisher(self, state: State, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """v -> F v, F the Hessian of mean KL(pi_old || pi) at pi_old, without ever forming F; pure, one member.
 
         Equation:  F v = mean over states of J^T F_pi J v,  J = d(pi's fields)/d theta, F_pi their Fisher information
         Source:    Schulman et al. 2015, appendix C. J v by differentiating u -> J^T u, which is linear in u: one
-                   forward pass serves all three products.
+                   forward pass serves all products.
         Verified:  tests/exact/test_trpo.py::test_fisher_vector_product_is_the_dense_fisher_matrix,
                    tests/exact/test_trpo.py::test_fisher_vector_product_is_the_hessian_of_the_kl
         """
@@ -208,16 +211,19 @@ class TRPO(Agent):
         old, pull_back = differentiate(lambda vector: self.policy(vector, state, batch), state["params"])
         _, transpose = differentiate(lambda u: pull_back(u)[0], tree_map(torch.zeros_like, old))
         share = batch["weight"] / batch["weight"].sum().clamp(min=1.0)
-        product = old.fisher_product(transpose(v)[0])
-        return pull_back(tree_map(lambda x: x * share.view(-1, *([1] * (x.ndim - 1))), product))[0]
+
+        def product(v: Tensor) -> Tensor:
+            bent = old.fisher_product(transpose(v)[0])
+            return pull_back(tree_map(lambda x: x * share.view(-1, *([1] * (x.ndim - 1))), bent))[0]
+
+        return product
 
     def solve(self, system: ConjugateGradient, state: State, batch: Batch, hyper: Hyper) -> ConjugateGradient:
-        """One conjugate-gradient iteration on (F + damping I) x = g; pure, one member."""
-
-        def matvec(v: Tensor) -> Tensor:
-            return self.fisher_vector_product(v, state, batch) + hyper["cg_damping"] * v
-
-        return conjugate_gradient_step(matvec, system)
+        """Some conjugate-gradient iterations on (F + damping I) x = g; pure, one member."""
+        fisher = self.fisher(state, batch)
+        for _ in range(self.iterations_per_call):
+            system = conjugate_gradient_step(lambda v: fisher(v) + hyper["cg_damping"] * v, system)
+        return system
 
     def scale(
         self, system: ConjugateGradient, slope: Tensor, state: State, hyper: Hyper
@@ -288,7 +294,7 @@ class TRPO(Agent):
         system, figures = self._policy_gradient(state, batch, hyper)
         slope = system.residual
         thinned = {k: self._thinned(x) for k, x in batch.items()}
-        for _ in range(config.cg_iterations):
+        for _ in range(config.cg_iterations // self.iterations_per_call):
             system = self._solve(system, state, thinned, hyper)
         step, search, solved = self._scale(system, slope, state, hyper)
         for _ in range(max(config.line_search_steps, 1)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
@@ -204,7 +205,7 @@ class Run:
         self.wall_seconds = 0.0
         self.evaluations: list[Evaluation] = []
         self.evaluated_at = -1
-        self.modes: dict[str, str] = {}  # how the agent's functions ran, also those of the run that this one goes on
+        self._earlier_modes: dict[str, str] = {}
         self.stopped = False
         self.render = False
         self.directory: RunDirectory | None = None
@@ -349,7 +350,7 @@ class Run:
         self.evaluated_at = metadata["evaluated_at"]
         self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
         self.stopped = metadata["stopped"]
-        self.modes = metadata["modes"]
+        self._earlier_modes = metadata["modes"]
         self._restart_environments()
 
     def _restart_environments(self) -> None:
@@ -376,7 +377,12 @@ class Run:
     @property
     def step(self) -> int:
         """Environment steps so far, per member (the mean, where restarts made them differ)."""
-        return int(self.steps.mean())
+        return sum(self.steps.tolist()) // len(self.steps)
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """How each of the agent's functions runs, also those of the run that this one goes on; see ``Agent.modes``."""
+        return self._earlier_modes | self.agent.modes()
 
     @property
     def done(self) -> bool:
@@ -418,7 +424,6 @@ class Run:
             self.recent[episode.member].append((episode.episode_return, episode.length))
             self.episodes[episode.member] += 1
         self.steps = self.steps + counted
-        self.modes |= self.agent.modes()
         self._check_finite(health)
         seconds = time.perf_counter() - began
         self.wall_seconds += seconds
@@ -450,8 +455,9 @@ class Run:
             "train/episodes": int(self.episodes[member]),
         }
         if self.recent[member]:
-            row["train/return_mean"] = float(np.mean([r for r, _ in self.recent[member]]))
-            row["train/episode_length_mean"] = float(np.mean([n for _, n in self.recent[member]]))
+            returns, lengths = zip(*self.recent[member], strict=True)
+            row["train/return_mean"] = math.fsum(returns) / len(returns)
+            row["train/episode_length_mean"] = sum(lengths) / len(lengths)
         row |= {f"health/{k}": float(v[member]) for k, v in health.items()}
         row["time/steps_per_second"] = steps * self.agent.members / seconds
         return row
@@ -461,7 +467,7 @@ class Run:
         bad = [k for k, v in health.items() if k != "explained_variance" and not np.isfinite(v).all()]
         # A user's own buffers may hold infinities, such as a mask to add to logits.
         own = {k: v for k, v in self.agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
-        bad += [k for k, v in own.items() if not bool(torch.isfinite(v).all())]
+        bad += [k for k, v in own.items() if not _all_finite(v)]
         if not bad:
             return
         raise RunError(
@@ -589,6 +595,12 @@ class Run:
 
 def _crosses(before: int, after: int, every: int | None) -> bool:
     return every is not None and every > 0 and after // every > before // every
+
+
+def _all_finite(x: torch.Tensor) -> bool:
+    # A sum is finite only if every term is, and costs a fifth of the elementwise test. It may overflow on finite terms,
+    # hence the second look.
+    return math.isfinite(x.sum()) or bool(torch.isfinite(x).all())
 
 
 def _mean_row(rows: list[Row]) -> Row:

@@ -158,7 +158,7 @@ def _product(c: Process, theta: Tensor) -> Tensor:
     """(S + 1, A) F v by the agent with logits theta: the table's rows, then the bias."""
     at = setting(c, theta)
     v = _any_vector(c, at)
-    found = at.agent.layout.unflatten(at.agent.fisher_vector_product(v, at.state, at.batch))
+    found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(v))
     return torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
 
 
@@ -279,7 +279,7 @@ ROWS: tuple[Statement, ...] = (
         EQUALITY,
         continuing,
         fisher_vector_product,
-        f"{_TRPO}.fisher_vector_product",
+        f"{_TRPO}.fisher",
     ),
     Statement(
         "1.10",
@@ -287,7 +287,7 @@ ROWS: tuple[Statement, ...] = (
         CONTROL,
         continuing,
         fisher_of_another_policy,
-        f"{_TRPO}.fisher_vector_product",
+        f"{_TRPO}.fisher",
     ),
     Statement("1.10", "TRPO's full step = exact natural step", EQUALITY, continuing, natural_step, f"{_TRPO}.scale"),
     Statement("1.10", "natural step = gradient step", CONTROL, continuing, step_of_the_gradient, f"{_TRPO}.solve"),
