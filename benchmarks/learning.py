@@ -38,10 +38,25 @@ CASES: dict[str, tuple[str, ...]] = {
     "ppo_kl-halfcheetah": ("ppo_kl", "HalfCheetah-v5"),
     "ppo_kl-hopper": ("ppo_kl", "Hopper-v5"),
     "ppo_kl-walker2d": ("ppo_kl", "Walker2d-v5"),
+    "sac-pendulum": ("sac", "Pendulum-v1"),
+    "sac_v-pendulum": ("sac_v", "Pendulum-v1"),
+    "td3-pendulum": ("td3", "Pendulum-v1"),
+    "ddpg-pendulum": ("ddpg", "Pendulum-v1"),
+    "sac-cartpole": ("sac", "CartPole-v1"),
+    "sac-lunarlander": ("sac", "LunarLander-v3"),
+    "sac-halfcheetah": ("sac", "HalfCheetah-v5", "--total-steps", "150000"),
+    "sac_v-halfcheetah": ("sac_v", "HalfCheetah-v5", "--total-steps", "150000"),
+    "td3-halfcheetah": ("td3", "HalfCheetah-v5", "--total-steps", "150000"),
+    "sac-hopper": ("sac", "Hopper-v5", "--total-steps", "150000"),
+    "td3-hopper": ("td3", "Hopper-v5", "--total-steps", "150000"),
+    "off_pac-pendulum": ("off_pac", "steepest/PendulumThreeTorques-v0", "--total-steps", "500000"),
 }
 
 IMAGES = ("ppo-pong",)
 """Cases long enough for one seed to do, on every core: convolutions use them, where small networks only wait."""
+
+TWO_SEEDS = ("sac-halfcheetah", "sac_v-halfcheetah", "td3-halfcheetah", "sac-hopper", "td3-hopper")
+"""Cases whose every environment step is a gradient step of networks of 256 units: hours for five seeds on one core."""
 
 
 def main() -> None:
@@ -49,13 +64,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--seeds", type=int, help="5 by default, 1 for images")
+    parser.add_argument("--seeds", type=int, help="5 by default, fewer for the longest cases")
     options = parser.parse_args()
     for case in options.cases:
         if case not in CASES:
             parser.error(f"no case {case!r}; there are {', '.join(CASES)}")
     for case in options.cases:
-        run_case(case, options.out / case, options.seeds or (1 if case in IMAGES else 5))
+        run_case(case, options.out / case, options.seeds or seeds_of(case))
+
+
+def seeds_of(case: str) -> int:
+    """How many seeds a case is run with."""
+    return 1 if case in IMAGES else 2 if case in TWO_SEEDS else 5
 
 
 def run_case(case: str, folder: Path, seeds: int) -> None:

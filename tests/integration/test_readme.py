@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?P<mark><!-- not run -->\n+)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 BUDGETS = {"total_steps": (5_000, 600), "episodes": (10, 2)}
+RESULT_TABLE = re.compile(r"(?<=<!-- begin: results -->\n)(.*?)(?=<!-- end: results -->)", re.DOTALL)
 PRESET_TABLE = re.compile(r"(?<=<!-- begin: presets -->\n)(.*?)(?=<!-- end: presets -->)", re.DOTALL)
 
 
@@ -222,7 +224,34 @@ def test_preset_table_is_current() -> None:
     assert written == preset_table(), "run: .venv/bin/python tests/integration/test_readme.py"
 
 
+def result_table() -> str:
+    """The final evaluations that benchmarks/learning.py has written, as one Markdown table."""
+    lines = [
+        "| `steepest train` | steps per seed | mean of the seeds | deviation over seeds | each seed |",
+        "|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("learning-*.json")):
+        result = json.loads(path.read_text())
+        if "stopped" in result:  # before its end: a curve, no final evaluation
+            continue
+        seeds = result["final_evaluation_by_seed"]
+        command = result["command"].removeprefix("steepest train ")
+        command = re.sub(r" --(seeds|eval-episodes|threads|total-steps) \S+", "", command)
+        digits = 0 if max(map(abs, seeds)) >= 1000 else 1
+        each = ", ".join(f"{seed:.{digits}f}" for seed in seeds)
+        steps = f"{max(result['summary']['steps']):,}"
+        mean, deviation = result["mean"], result["std_over_seeds"]
+        lines.append(f"| `{command}` | {steps} | {mean:.{digits}f} | {deviation:.{digits}f} | {each} |")
+    return "\n".join(["", *lines, "", ""])
+
+
+def test_results_are_those_written() -> None:
+    (written,) = RESULT_TABLE.findall((ROOT / "docs" / "presets.md").read_text())
+    assert written == result_table(), "run: .venv/bin/python tests/integration/test_readme.py"
+
+
 if __name__ == "__main__":
     target = ROOT / "docs" / "presets.md"
-    target.write_text(PRESET_TABLE.sub(lambda _: preset_table(), target.read_text()))
+    text = PRESET_TABLE.sub(lambda _: preset_table(), target.read_text())
+    target.write_text(RESULT_TABLE.sub(lambda _: result_table(), text))
     sys.stdout.write(f"wrote {target}\n")
