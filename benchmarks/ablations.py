@@ -1,0 +1,339 @@
+"""What each detail of the on-policy algorithms is worth: trained with it and without it, five seeds each.
+
+    python benchmarks/ablations.py [RUN ...]     # train what is missing (about 20 minutes of one core), fill the pages
+    python benchmarks/ablations.py --pages       # only fill the pages
+
+A run is a start (an algorithm on the cheapest environment on which the detail can matter, with its preset), or a start
+with one setting changed. Every run is five seeds in one population, evaluated ten times: the last evaluation is what it
+reached, their mean the area under its learning curve. Results go to benchmarks/results/ablations.json, run by run, so
+that an interrupted command goes on where it was; from there into the tables of docs/, where a test holds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from steepest.runs.directory import environment_report
+from steepest.runs.run import Run
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "ablations.json"
+DOCS = HERE.parent / "docs"
+
+Options = dict[str, Any]
+
+COMMON: Options = {"seeds": 5, "eval_episodes": 10, "compile": "off", "threads": 1}
+"""Eager, since compiling takes longer than runs as short as these."""
+
+STARTS: dict[str, tuple[str, str, Options]] = {
+    "ppo": ("ppo", "CartPole-v1", {"total_steps": 50_000}),
+    "reinforce": ("reinforce", "CartPole-v1", {"total_steps": 100_000}),
+    "average": ("ppo", "steepest/RiverSwim-v0", {"total_steps": 50_000}),
+    "actor_critic": ("actor_critic", "CartPole-v1", {"total_steps": 60_000}),
+    "ppo_kl": ("ppo_kl", "CartPole-v1", {"total_steps": 50_000}),
+    "trpo": ("trpo", "CartPole-v1", {"total_steps": 50_000}),
+    "ppo_pendulum": ("ppo", "Pendulum-v1", {"total_steps": 50_000}),
+}
+"""Algorithm, environment and what is not left to the preset."""
+
+ABLATIONS: dict[str, dict[str, list[tuple[str, Options]]]] = {
+    "reinforce": {
+        "reward-to-go instead of the episode's return": [("reinforce", {"estimator": "full_return"})],
+        "learned baseline v(s_t)": [
+            ("reinforce", {"baseline": "none"}),
+            ("reinforce", {"baseline": "average_return"}),
+        ],
+        "states weighted alike, not by gamma^t": [("reinforce", {"state_weighting": "discounted"})],
+        "value bootstrap where a rollout or a time limit cuts an episode": [("reinforce", {"at_cut": "drop"})],
+        "psi scaled over the rollout": [("reinforce", {"normalize_advantage": False})],
+        "gradient norm limited": [("reinforce", {"max_gradient_norm": 10_000.0})],
+        "learning rate falls linearly": [("reinforce", {"learning_rate_schedule": "constant"})],
+        "entropy bonus": [("reinforce", {"entropy_coef": 0.01})],
+        "policy and value function apart": [("reinforce", {"shared_torso": True})],
+    },
+    "actor_critic": {
+        "short rollouts of many environments": [("actor_critic", {"rollout_steps": 128})],
+        "rewards to the rollout's end": [("actor_critic", {"gae_lambda": 1.0})],
+        "one number of steps instead": [
+            ("actor_critic", {"advantage": "n_step", "n_steps": 1, "gae_lambda": 1.0}),
+            ("actor_critic", {"advantage": "n_step", "n_steps": 4, "gae_lambda": 1.0}),
+        ],
+        "critic fitted to bootstrapped targets": [("actor_critic", {"critic": "monte_carlo"})],
+        "states weighted alike, not by gamma^t": [("actor_critic", {"state_weighting": "discounted"})],
+        "advantages standardised over the rollout": [("actor_critic", {"normalize_advantage": True})],
+        "gradient norm limited": [("actor_critic", {"max_gradient_norm": 10_000.0})],
+        "learning rate falls linearly": [("actor_critic", {"learning_rate_schedule": "constant"})],
+        "entropy bonus": [("actor_critic", {"entropy_coef": 0.0})],
+        "policy and value function apart": [("actor_critic", {"shared_torso": True})],
+    },
+    "ppo": {
+        "clipped objective": [("ppo", {"clip_epsilon": 1000.0})],
+        "several environments at once": [("ppo", {"num_envs": 1, "rollout_steps": 1024})],
+        "generalised advantage": [("ppo", {"gae_lambda": 1.0}), ("ppo", {"gae_lambda": 0.0})],
+        "several epochs": [("ppo", {"epochs": 1})],
+        "advantages and targets corrected every epoch": [("ppo", {"off_policy_correction": "vtrace"})],
+        "advantages standardised per minibatch": [("ppo", {"normalize_advantage": False})],
+        "value loss beside the policy loss": [("ppo", {"value_coef": 0.0})],
+        "value loss clipped": [("ppo", {"value_clip": 0.2})],
+        "entropy bonus": [("ppo", {"entropy_coef": 0.01})],
+        "gradient norm limited": [("ppo", {"max_gradient_norm": 10_000.0})],
+        "learning rate falls linearly": [("ppo", {"learning_rate_schedule": "constant"})],
+        "clip range falls linearly": [("ppo", {"clip_schedule": "constant"})],
+        "tanh activations": [("ppo", {"activation": "relu"})],
+        "policy and value function apart": [("ppo", {"shared_torso": True})],
+        "spread independent of the state, starting at `initial_std`": [("ppo_pendulum", {"initial_std": 0.5})],
+        "observations normalised, clipped at 10": [("ppo_pendulum", {"normalize_obs": True})],
+        "rewards divided by the deviation of the discounted return, never centred, not clipped": [
+            ("ppo_pendulum", {"normalize_reward": False})
+        ],
+        "stop at a target KL": [("ppo", {"target_kl": 0.015})],
+        "probabilities and spreads have a floor": [
+            ("ppo", {"min_probability": 0.0}),
+            ("ppo_pendulum", {"min_std": 1e-8}),
+        ],
+    },
+    "ppo_kl": {
+        "target of 0.01 nats": [("ppo_kl", {"target_kl": 0.01}), ("ppo_kl", {"target_kl": 0.003})],
+        "first coefficient 1": [("ppo_kl", {"kl_coef": 10.0})],
+        "the paper's direction of the KL": [("ppo_kl", {"kl_direction": "new_old"})],
+    },
+    "trpo": {
+        "conjugate gradients stopped after few iterations": [
+            ("trpo", {"cg_iterations": 1}),
+            ("trpo", {"cg_iterations": 40}),
+        ],
+        "damping": [("trpo", {"cg_damping": 0.0}), ("trpo", {"cg_damping": 0.1})],
+        "F from fewer steps than g": [("trpo", {"fisher_subsample": 4})],
+        "restoring after a failed search": [("trpo", {"line_search_steps": 0})],
+        "advantages standardised over the rollout": [("trpo", {"normalize_advantage": False})],
+        "value function fitted by Adam on minibatches, after the policy's step": [("trpo", {"epochs": 1})],
+    },
+    "average_reward": {
+        "average reward as the objective": [
+            ("average", {"objective": "discounted", "gamma": 0.99}),
+            ("average", {"objective": "discounted", "gamma": 0.9}),
+        ],
+        "gain as a moving average over rollouts": [
+            ("average", {"gain_rate": 1.0}),
+            ("average", {"gain_rate": 0.01}),
+        ],
+    },
+}
+"""Page, detail as its row begins, and what is changed to go without it, or to have it where the start has it not."""
+
+SIGNIFICANT = 0.02
+"""A difference counts below this share of regroupings: one in fifty comparisons of equals gets there by chance."""
+
+
+# Training
+
+
+def settings(start: str, change: Options) -> tuple[str, str, Options]:
+    """Algorithm, environment and every option that is given, of a start with a change."""
+    algorithm, env, options = STARTS[start]
+    return algorithm, env, {**COMMON, **options, **change}
+
+
+def run_name(start: str, change: Options) -> str:
+    return " ".join([start, *(f"{option}={value}" for option, value in change.items())])
+
+
+def all_runs() -> dict[str, tuple[str, Options]]:
+    """Every run by name, a start before what is compared with it."""
+    asked = [pair for details in ABLATIONS.values() for pairs in details.values() for pair in pairs]
+    ordered = [(start, change) for start in STARTS for change in [{}, *(c for s, c in asked if s == start)]]
+    return {run_name(*pair): pair for pair in ordered}
+
+
+def train(start: str, change: Options) -> dict[str, Any]:
+    """The evaluations of one run, of every seed."""
+    algorithm, env, options = settings(start, change)
+    steps: list[int] = []
+    evaluations: list[list[float]] = []
+    began = time.process_time()
+    with Run(algorithm, env, **options) as run:
+        for _ in run:
+            if run.evaluated_at == run.step:
+                steps.append(run.step)
+                evaluations.append([round(found.mean, 3) for found in run.evaluations])
+    by_seed = list(zip(*evaluations, strict=True))
+    return {
+        "algorithm": algorithm,
+        "env": env,
+        "options": options,
+        "command": shlex.join(["python", "benchmarks/ablations.py", run_name(start, change)]),
+        "commit": commit(),
+        "cpu_seconds": round(time.process_time() - began, 1),
+        "steps": steps,
+        "evaluations": evaluations,
+        "final_by_seed": [seed[-1] for seed in by_seed],
+        "area_by_seed": [round(statistics.fmean(seed), 3) for seed in by_seed],
+    }
+
+
+def commit() -> str:
+    command = ("git", "rev-parse", "HEAD")
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def read_results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"runs": {}}
+
+
+# Comparing
+
+
+def chance(a: list[float], b: list[float]) -> float:
+    """How often two groups of these sizes, drawn from the same figures, have means at least as far apart.
+
+    The exact permutation test: over all ways to divide the figures into two such groups.
+    """
+    figures, seen = [*a, *b], abs(statistics.fmean(a) - statistics.fmean(b))
+    total, distances = sum(figures), []
+    for chosen in itertools.combinations(range(len(figures)), len(a)):
+        first = sum(figures[i] for i in chosen)
+        distances.append(abs(first / len(a) - (total - first) / len(b)))
+    return sum(distance >= seen - 1e-9 for distance in distances) / len(distances)
+
+
+def verdict(start: dict[str, Any], changed: dict[str, Any]) -> str:
+    """What the change did to the area under the learning curve: "worse", "better" or "no difference seen"."""
+    a, b = start["area_by_seed"], changed["area_by_seed"]
+    if chance(a, b) > SIGNIFICANT:
+        return "no difference seen"
+    return "better" if statistics.fmean(b) > statistics.fmean(a) else "worse"
+
+
+# Writing
+
+
+def spoken(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def spoken_change(change: Options) -> str:
+    return ", ".join(f"`{option}` {spoken(value)}" for option, value in change.items())
+
+
+def figures(run: dict[str, Any]) -> tuple[str, str]:
+    """Final evaluation and area: mean and standard deviation over seeds."""
+
+    def text(values: list[float]) -> str:
+        return f"{statistics.fmean(values):.0f} ± {statistics.pstdev(values):.0f}"
+
+    return text(run["final_by_seed"]), text(run["area_by_seed"])
+
+
+def cell(pairs: list[tuple[str, Options]], runs: dict[str, Any], usual: str) -> str:
+    """What a table says of a detail: every change's figures and what they come to."""
+    parts: list[str] = []
+    for start, change in [pair for pair in pairs if measured(pair, runs)]:
+        run = runs[run_name(start, change)]
+        final, area = figures(run)
+        where = "" if start == usual else f"{run['env']}, "
+        parts.append(f"{where}{spoken_change(change)}: {final}, area {area}; {verdict(runs[start], run)}")
+    return ". ".join(parts) or "not measured yet"
+
+
+def measured(pair: tuple[str, Options], runs: dict[str, Any]) -> bool:
+    return pair[0] in runs and run_name(*pair) in runs
+
+
+def starts_of(page: str) -> list[str]:
+    return list(dict.fromkeys(start for pairs in ABLATIONS[page].values() for start, _ in pairs))
+
+
+def start_table(page: str, runs: dict[str, Any]) -> str:
+    """What the measurements of a page are to be compared with."""
+    lines = ["| settings as they are | steps | last evaluation | area |", "|---|---|---|---|"]
+    for run in [runs[start] for start in starts_of(page) if start in runs]:
+        steps = f"{run['options']['total_steps']:,}"
+        lines.append(f"| `{run['algorithm']}`, {run['env']} | {steps} | {' | '.join(figures(run))} |")
+    return "\n".join(["", *lines, "", ""])
+
+
+def filled(page: str, text: str, runs: dict[str, Any]) -> str:
+    """The page with what was measured in the last column of its table of details, and above it."""
+    text = between("ablations", start_table(page, runs), text)
+    before, heading, table = text.partition("## Details")
+    for detail, pairs in ABLATIONS[page].items():
+        row = re.compile(rf"^\| {re.escape(detail)} \|.*\|", re.MULTILINE)
+        (found,) = row.findall(table)
+        cells = re.split(r"(?<!\\)\|", found)
+        replacement = "|".join([*cells[:-2], f" {cell(pairs, runs, starts_of(page)[0])} ", ""])
+        table = table.replace(found, replacement)
+    return before + heading + table
+
+
+def between(name: str, content: str, text: str) -> str:
+    """The text with other content between the two comments of that name."""
+    block = re.compile(rf"(?<=<!-- begin: {name} -->\n)(.*?)(?=<!-- end: {name} -->)", re.DOTALL)
+    assert len(block.findall(text)) == 1, name
+    return block.sub(lambda _: content, text)
+
+
+def overview(runs: dict[str, Any]) -> str:
+    """All comparisons by what came out."""
+    outcomes: dict[str, list[str]] = {"worse": [], "better": [], "no difference seen": []}
+    for page, details in ABLATIONS.items():
+        listed = [pair for pairs in details.values() for pair in pairs]
+        for start, change in [pair for pair in listed if measured(pair, runs)]:
+            run = runs[run_name(start, change)]
+            areas = [statistics.fmean(x["area_by_seed"]) for x in (runs[start], run)]
+            where = "" if start == starts_of(page)[0] else f" on {run['env']}"
+            text = f"{spoken_change(change)}{where} ({areas[0]:.0f} to {areas[1]:.0f})"
+            outcomes[verdict(runs[start], run)].append(f"[{page}]({page}.md#details): {text}")
+    count = sum(map(len, outcomes.values()))
+    parts = [f"Of {count} changes of one setting, with the area before and after:", ""]
+    for outcome, changes in outcomes.items():
+        parts += [f"**{outcome.capitalize()}** ({len(changes)})", "", *(f"- {change}" for change in changes), ""]
+    return "\n".join(["", *parts, ""])
+
+
+def write_pages(runs: dict[str, Any]) -> None:
+    for page in ABLATIONS:
+        path = DOCS / f"{page}.md"
+        path.write_text(filled(page, path.read_text(), runs))
+    path = DOCS / "on_policy.md"
+    path.write_text(between("ablations", overview(runs), path.read_text()))
+
+
+def main() -> None:
+    """Train what is missing, or what was asked for, and fill the pages."""
+    runs = all_runs()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", metavar="RUN", help='train these again, such as "ppo" or "ppo epochs=1"')
+    parser.add_argument("--pages", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    for name in arguments.runs:
+        if name not in runs:
+            parser.error(f"no run {name!r}; there are {', '.join(map(repr, runs))}")
+    results = read_results()
+    # What was measured under other options than are listed now is measured again.
+    known = [n for n, r in results["runs"].items() if n in runs and r["options"] == settings(*runs[n])[2]]
+    missing = [name for name in runs if name not in known]
+    for name in [] if arguments.pages else arguments.runs or missing:
+        found = train(*runs[name])
+        results = {
+            "environment": environment_report(),
+            "runs": {n: r for n, r in {**results["runs"], name: found}.items() if n in runs},
+        }
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{name}: {', area '.join(figures(found))} in {found['cpu_seconds']} s", flush=True)
+    write_pages(results["runs"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
