@@ -38,6 +38,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "ppo_kl-halfcheetah": ("ppo_kl", "HalfCheetah-v5"),
     "ppo_kl-hopper": ("ppo_kl", "Hopper-v5"),
     "ppo_kl-walker2d": ("ppo_kl", "Walker2d-v5"),
+    "dqn-cartpole": ("dqn", "CartPole-v1"),
+    "dqn-lunarlander": ("dqn", "LunarLander-v3"),
 }
 
 IMAGES = ("ppo-pong",)
