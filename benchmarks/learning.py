@@ -49,7 +49,8 @@ CASES: dict[str, tuple[str, ...]] = {
     "td3-halfcheetah": ("td3", "HalfCheetah-v5", "--total-steps", "150000"),
     "sac-hopper": ("sac", "Hopper-v5", "--total-steps", "150000"),
     "td3-hopper": ("td3", "Hopper-v5", "--total-steps", "150000"),
-    "off_pac-pendulum": ("off_pac", "steepest/PendulumThreeTorques-v0", "--total-steps", "500000"),
+    "dqn-cartpole": ("dqn", "CartPole-v1"),
+    "dqn-lunarlander": ("dqn", "LunarLander-v3"),
 }
 
 IMAGES = ("ppo-pong",)

@@ -309,6 +309,32 @@ def softened(policy: Distribution, epsilon: float) -> Distribution:
     return type(policy)(torch.where(legal, torch.log(torch.where(legal, mixed, 1.0)), impossible))
 
 
+def epsilon_greedy(
+    q_value: Float[Tensor, "*#batch k"],
+    epsilon: float | Tensor,
+    mask: Bool[Tensor, "*#batch k"] | None = None,
+) -> Categorical:
+    """The action of the highest value, or with probability epsilon any legal one.
+
+    Equation:  p_a = (1 - epsilon) 1[a = argmax Q] + epsilon / n over the n legal actions, 0 for illegal ones
+    Source:    Watkins 1989; Mnih et al. 2015, Algorithm 1. Differences: 1 - epsilon is at least 1e-6, so that the mode
+               is the greedy action also while everything is tried alike.
+    Args:      q_value (..., k), detached here; epsilon in [0, 1], one number; mask True where legal
+    Returns:   a policy over the k actions; of equal values the first is the greedy one
+    Verified:  tests/unit/test_softened.py::test_epsilon_greedy_by_hand
+    """
+    q_value = q_value.detach() if mask is None else masked_logits(q_value.detach(), mask)
+    choices = torch.arange(q_value.shape[-1], device=q_value.device)
+    # Compared rather than F.one_hot, which looks at the values and so cannot be traced.
+    greedy = (q_value.argmax(-1, keepdim=True) == choices).to(q_value.dtype)
+    legal = torch.ones_like(q_value) if mask is None else mask.to(q_value.dtype)
+    share = torch.as_tensor(epsilon, dtype=q_value.dtype, device=q_value.device).clamp(max=1.0 - 1e-6)
+    probability = (1.0 - share) * greedy + share * legal / legal.sum(-1, keepdim=True)
+    possible = probability > 0.0
+    logs = torch.log(torch.where(possible, probability, 1.0))
+    return Categorical(torch.where(possible, logs, torch.finfo(logs.dtype).min))
+
+
 def log_tanh_derivative(u: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """log(1 - tanh(u)^2), stable for every u.
 

@@ -31,11 +31,9 @@ class OffPolicyConfig(NetworkConfig):
     activation: Literal["tanh", "relu"] = "relu"
     """Non-linearity of the hidden layers."""
     learning_rate: float = 3e-4
-    """Adam's step size of the policy at the start."""
-    critic_learning_rate: float = 3e-4
-    """Adam's step size of the critics at the start."""
+    """Adam's step size at the start."""
     learning_rate_schedule: Schedule = "constant"
-    """"linear" goes to 0 over the run, for both."""
+    """"linear" goes to 0 over the run."""
     max_gradient_norm: float | None = None
     """Each network's gradient is scaled down to this norm if it is longer; none leaves it."""
     gamma: float = 0.99
@@ -70,7 +68,7 @@ class OffPolicyConfig(NetworkConfig):
         super().__post_init__()
         for name in ("batch_size", "train_every", "updates_per_call", "n_steps", "steps_per_iteration"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "critic_learning_rate", "update_ratio"):
+        for name in ("learning_rate", "update_ratio"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         require(self.buffer_size >= 2, "buffer_size", self.buffer_size, "at least 2")
         require(self.learning_starts >= 0, "learning_starts", self.learning_starts, "zero or more")
@@ -80,6 +78,21 @@ class OffPolicyConfig(NetworkConfig):
         require(0 < self.target_update_rate <= 1, "target_update_rate", self.target_update_rate, "in (0, 1]")
         for name in ("priority_exponent", "importance_exponent"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAndCriticConfig(OffPolicyConfig):
+    """What every one of them has that learns a policy beside its critics."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size of the policy at the start."""
+    critic_learning_rate: float = 3e-4
+    """Adam's step size of the critics at the start; follows the same schedule."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rate = self.critic_learning_rate
+        require(rate > 0, "critic_learning_rate", rate, "a positive number")
 
 
 class OffPolicyAgent(Protocol):

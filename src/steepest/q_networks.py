@@ -1,4 +1,4 @@
-"""Networks of off-policy algorithms: policies without a value function, and ensembles of critics.
+"""Networks of off-policy algorithms: policies without a value function, ensembles of critics, and Q-networks.
 
 Actions reach a critic in units of half their range, that is in [-1, 1] (``unit_action``); observations as everywhere,
 raw, normalised inside the forward pass.
@@ -13,8 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from steepest.distributions import Categorical, DiagonalGaussian, Distribution, TanhGaussian, floored_log_probs
+from steepest.distributions import (
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    TanhGaussian,
+    epsilon_greedy,
+    floored_log_probs,
+)
 from steepest.networks import (
+    MLP,
     NetworkConfig,
     NetworkFactory,
     Normalization,
@@ -211,3 +219,73 @@ def subset_minimum(q_value: Tensor, subset: Tensor | None) -> Tensor:
     Verified:  tests/unit/test_q_networks.py::test_subset_minimum
     """
     return (q_value if subset is None else q_value.index_select(0, subset)).amin(0)
+
+
+class QNetwork(nn.Module):
+    """The values of all discrete actions, and the policy that acts on them. Called as ``ActorCritic`` is.
+
+    How much is explored is a buffer, so that it is saved with the parameters and acting after a load goes on alike.
+    """
+
+    memory_size = 0
+    epsilon: Tensor
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        network: NetworkFactory | None,
+        *,
+        dueling: bool,
+    ) -> None:
+        super().__init__()
+        self.obs_spec = obs_spec
+        sizes, choices = config.hidden_sizes, action_spec.sizes[0]
+        # Dueling, the streams part before the last hidden layer, as in its paper; a torso of one's own comes before it.
+        shared, apart = (sizes[:-1], sizes[-1:]) if dueling else (sizes, ())
+        self.torso = network(obs_spec) if network else Torso(obs_spec, shared, config.activation)
+        width = output_size(self.torso, obs_spec)
+        self.head = (
+            DuelingHead(width, apart, choices, config.activation)
+            if dueling
+            else orthogonal(nn.Linear(width, choices), 1.0)
+        )
+        self.register_buffer("epsilon", torch.ones(()))
+
+    def forward(self, inputs: PolicyInput, normalization: Normalization, with_value: bool) -> PolicyOutput:
+        q = self.q_values(inputs.obs, normalization)
+        return PolicyOutput(epsilon_greedy(q, self.epsilon, inputs.action_mask), None, None)
+
+    def q_values(self, obs: Obs, normalization: Normalization) -> Tensor:
+        """(B, choices) in raw observations (B, ...), reward units."""
+        return self.head(self.torso(as_user_sees(self.obs_spec, preprocess(self.obs_spec, obs, normalization))))
+
+
+class DuelingHead(nn.Module):
+    """Streams of their own for the value of a state and the advantages of actions there (B, choices)."""
+
+    def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], choices: int, activation: str) -> None:
+        super().__init__()
+
+        def stream(outputs: int) -> nn.Sequential:
+            hidden = MLP(inputs, hidden_sizes, activation)
+            return nn.Sequential(*hidden, orthogonal(nn.Linear(hidden.output_size, outputs), 1.0))
+
+        self.value = stream(1)
+        self.advantage = stream(choices)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return dueling_q_value(self.value(features).squeeze(-1), self.advantage(features))
+
+
+def dueling_q_value(value: Tensor, advantage: Tensor) -> Tensor:
+    """Action values from a state's value and the actions' advantages, of which only differences count.
+
+    Equation:  Q(s, a) = V(s) + A(s, a) - mean_b A(s, b), so that V is the mean of Q
+    Source:    Wang et al. 2016, Eq. 9. Not in the notes.
+    Args:      value (...), advantage (..., k), reward units, both carry gradient
+    Returns:   (..., k) reward units
+    Verified:  tests/unit/test_q_networks.py::test_dueling_streams_are_identified
+    """
+    return value.unsqueeze(-1) + advantage - advantage.mean(-1, keepdim=True)

@@ -65,8 +65,12 @@ QUICK = {
 }
 """What learns a tiny problem in a second. Of both tables, every algorithm takes the options that it has."""
 
-PACE: dict[str, dict[str, Any]] = {"dpg": {"policy_learning_rate": 0.005}}
-"""Where an algorithm's step size means something else; a mean that is thrown beyond the bounds gets no slope there."""
+PACE: dict[str, dict[str, Any]] = {
+    "dpg": {"policy_learning_rate": 0.005},
+    "dqn": {"target_update_every": 1, "exploration_fraction": 0.001, "final_epsilon": 0.01},
+}
+"""Where an algorithm's step size means something else, a mean that is thrown beyond the bounds getting no slope there;
+or where exploration has to be over long before the run is."""
 
 THOROUGH = {"ppo", "sac"}
 """The algorithm of each data regime that meets every combination; where what is tested is code that they share, the
@@ -381,6 +385,8 @@ MODES: list[tuple[str, dict[str, Any]]] = [
     ("ppo", AVERAGE),
     ("ppo_kl", AVERAGE),
     ("trpo", AVERAGE),
+    ("dqn", {"double": False, "huber_threshold": None, "max_gradient_norm": None}),
+    ("dqn", {"dueling": True, "prioritized": True, "n_steps": 3}),
 ]
 """What an algorithm does where its options say so; the other tests see its defaults."""
 
@@ -668,6 +674,7 @@ VMAPPED: list[dict[str, Any]] = [
     {"recurrent": "lstm"},
     {"prioritized": True, "n_steps": 3, "normalize_obs": True},
     {"num_critics": 4, "layer_norm": True, "dropout": 0.1, "updates_per_call": 4, "policy_delay": 2},
+    {"dueling": True, "updates_per_call": 4, "target_update_every": 3, "target_update_rate": 0.5},
 ]
 
 
@@ -887,6 +894,11 @@ OUT_OF_RANGE = [
     ("num_critics", 0),
     ("target_critics", 3),
     ("policy_delay", 0),
+    ("target_update_every", 0),
+    ("huber_threshold", 0.0),
+    ("initial_epsilon", 1.5),
+    ("final_epsilon", 1.5),
+    ("exploration_fraction", 1.5),
     ("dropout", 1.0),
     ("exploration_std", 0.0),
     ("noise_correlation", 1.0),

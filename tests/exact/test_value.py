@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import F64, layered_mdp
-from steepest.losses import clipped_value_loss, value_loss
+from steepest.losses import clipped_value_loss, huber_loss, value_loss
 
 
 def test_value_loss_gradient() -> None:
@@ -18,6 +18,19 @@ def test_value_loss_gradient() -> None:
     slope, none = torch.autograd.grad(loss.sum(), (value, target), allow_unused=True)
     torch.testing.assert_close(slope, (value - target).detach(), rtol=1e-12, atol=0)
     assert none is None
+
+
+def test_huber_loss_gradient() -> None:
+    """dL/dV = clip(V - target, -c, c), continuous in value too; none flows into the target. Without end it is a half
+    of the square."""
+    value = torch.tensor([-3.0, -0.5, -0.2, 0.0, 0.2, 0.5, 3.0], dtype=F64, requires_grad=True)
+    target = torch.zeros(7, dtype=F64, requires_grad=True)
+    loss = huber_loss(value, target, 0.5)
+    torch.testing.assert_close(loss, torch.tensor([1.375, 0.125, 0.02, 0.0, 0.02, 0.125, 1.375], dtype=F64))
+    slope, none = torch.autograd.grad(loss.sum(), (value, target), allow_unused=True)
+    assert slope.tolist() == [-0.5, -0.5, -0.2, 0.0, 0.2, 0.5, 0.5]
+    assert none is None
+    assert torch.equal(huber_loss(value, target, torch.inf), value_loss(value, target))
 
 
 @pytest.mark.parametrize("bootstrapped", [False, True])

@@ -107,3 +107,20 @@ def test_the_command_and_config_files_take_every_option(
         assert cli.main(["train", "ppo", env, "--help"]) == 0
         text = capsys.readouterr().out
         assert [f"--atari.{name}" in text for name in ("sticky", "noop-max", "full-action-space")] == [there] * 3
+
+
+def test_a_q_network_learns_from_replayed_stacks_of_frames() -> None:
+    """With everything on: dueling streams over convolutions, priorities, three steps; only newest frames are stored."""
+    settings = {"num_envs": 1, "hidden_sizes": (8,), "compile": "off", "eval_episodes": 0, "checkpoint_every": 0}
+    small = {"learning_starts": 32, "steps_per_iteration": 32, "batch_size": 8, "buffer_size": 200, "total_steps": 96}
+    options = {"dueling": True, "prioritized": True, "n_steps": 3, "target_update_every": 5}
+    with Run("dqn", "ALE/Pong-v5", **settings, **small, **options, atari={**GAME, "clip_reward": True}) as run:
+        before = run.agent.state["params"].clone()
+        list(run)
+        loop: Any = run.loop
+        assert loop.buffer.arrays["obs/obs"].shape[2:] == (1, 36, 36)
+        assert tuple(run.agent.obs_spec.fields[0].shape) == (2, 36, 36)
+    state = run.agent.state
+    assert int(state["adam_count"][0]) == (loop.buffer.written - 32) // 4
+    assert (state["params"] - before).abs().max() > 1e-5
+    assert not state["target/params"].equal(before)

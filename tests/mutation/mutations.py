@@ -245,7 +245,10 @@ TRUST_REGION: Mistakes = {
 
 VALUE: Mistakes = {
     "no half in the value loss": ("return 0.5 * (value", "return (value"),
-    "gradient through the target": ("target.detach()", "target"),
+    "gradient through the target": ("(value - target.detach()).square()", "(value - target).square()"),
+    "gradient through Huber's target": ("(value - target.detach()).abs()", "(value - target).abs()"),
+    "Huber's line too high": ("error - 0.5 * squared", "error"),
+    "Huber's slopes unlimited": ("torch.minimum(error, ", "torch.maximum(error, "),
     "gradient through the old value": ("old_value = old_value.detach()", "old_value = old_value"),
     "the optimistic clipped value loss": ("torch.maximum(value_loss", "torch.minimum(value_loss"),
     "value clipped from above only": ("torch.maximum(value - old_value, -c)", "value - old_value"),
@@ -300,6 +303,12 @@ DISTRIBUTIONS: Mistakes = {
         "return self.base.entropy() + (log_tanh_derivative(u) * weights).sum((-2, -1))",
         "return self.base.entropy()",
     ),
+    "epsilon of the best action alone": ("(1.0 - share) * greedy + share * legal", "(1.0 - share) * greedy + legal"),
+    "exploration among illegal actions": (
+        "legal = torch.ones_like(q_value) if mask is None else mask.to(q_value.dtype)",
+        "legal = torch.ones_like(q_value)",
+    ),
+    "no greedy action while all are tried alike": (".clamp(max=1.0 - 1e-6)", ""),
     "softplus of the other sign": ("F.softplus(-2.0 * u)", "F.softplus(2.0 * u)"),
     "minus Gumbel noise": ("return -torch.empty(shape", "return torch.empty(shape"),
 }
@@ -698,6 +707,49 @@ ACTOR_CRITIC: Mistakes = {
     ),
     "observation statistics never merged": ("return update_observations(state, rollout, hyper), {", "return state, {"),
     "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+}
+
+Q_LEARNING: Mistakes = {
+    "the value of another action": ("q_value.gather(-1, action", "q_value.flip(-1).gather(-1, action"),
+    "the least of the next values": (".amax(-1)", ".amin(-1)"),
+    "the mean of the next values": (".amax(-1)", ".mean(-1)"),
+    "illegal next actions are the best": ("_legal(next_q_value, action_mask).amax", "next_q_value.amax"),
+    "illegal next actions are picked": ("_legal(online_next_q_value, action_mask)", "online_next_q_value"),
+    "the target network picks for itself": ("_legal(online_next_q_value, ", "_legal(next_q_value, "),
+    "the learning network values its own choice": (
+        "chosen_q_value(next_q_value, greedy)",
+        "chosen_q_value(online_next_q_value, greedy)",
+    ),
+    "DQN goes on past the end": (
+        "amax(-1), terminated, gamma)",
+        "amax(-1), terminated & ~terminated, gamma)",
+    ),
+    "double DQN goes on past the end": (
+        "greedy), terminated, gamma)",
+        "greedy), terminated & ~terminated, gamma)",
+    ),
+}
+
+DQN: Mistakes = {
+    "double and single exchanged": ("if self.config.double:", "if not self.config.double:"),
+    "the target from the learning network": (
+        'q = self.q(state["target/params"], state, obs)',
+        'q = self.q(state["params"], state, obs)',
+    ),
+    "the next action picked by the target network": (
+        'q, self.q(state["params"], state, obs), *ends',
+        'q, self.q(state["target/params"], state, obs), *ends',
+    ),
+    "bootstraps from the observation itself": ('batch_obs(batch, "next_obs/")', 'batch_obs(batch, "obs/")'),
+    "the mask of the observation itself": ('batch.get("next_action_mask")', 'batch.get("action_mask")'),
+    "importance weights forgotten": ("sample_weight(batch) * huber_loss", "huber_loss"),
+    "signed errors as priorities": ("(q - target).abs()", "(q - target)"),
+    "the target a step late": ('age >= hyper["target_update_every"]', 'age > hyper["target_update_every"]'),
+    "the target follows only once": ("torch.where(due, 0, age)", "age"),
+    "the target stays where it was": ('torch.where(due, hyper["target_update_rate"], 0.0)', "0.0 * hyper['epsilon']"),
+    "exploration never falls": ("+ fallen * (", "+ 0.0 * fallen * ("),
+    "exploration falls for the whole run": ("progress / config.exploration_fraction)", "progress)"),
+    "exploration stays as it began": ('+ hyper["epsilon"].to(epsilon.dtype)', "+ epsilon"),
 }
 
 GRADIENT_TD: Mistakes = {
@@ -1157,6 +1209,7 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/preference.py": Suspect(PREFERENCE, ("exact/test_preference.py",)),
     "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
     "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
+    "losses/q_learning.py": Suspect(Q_LEARNING, ("exact/test_q_learning.py",)),
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
     "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
@@ -1178,6 +1231,7 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/compatible.py": Suspect(COMPATIBLE, ("exact/test_compatible.py",)),
     "algorithms/off_pac.py": Suspect(OFF_PAC, ("exact/test_off_pac_update.py",)),
     "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
+    "algorithms/dqn.py": Suspect(DQN, ("exact/test_q_learning.py",)),
     "logged.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
     "language/tokens.py": Suspect(TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")),

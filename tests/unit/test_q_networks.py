@@ -8,7 +8,14 @@ import torch.nn.functional as F
 
 from helpers import F64, box, discrete, vector
 from steepest.networks import NetworkConfig, Normalization, PolicyInput
-from steepest.q_networks import DeterministicPolicy, QEnsemble, SquashedPolicy, subset_minimum
+from steepest.q_networks import (
+    DeterministicPolicy,
+    QEnsemble,
+    QNetwork,
+    SquashedPolicy,
+    dueling_q_value,
+    subset_minimum,
+)
 from steepest.types import ObsField, ObsSpec
 
 NONE = Normalization({}, {})
@@ -85,3 +92,50 @@ def test_policies_and_their_bounds() -> None:
     probabilities = choice(inputs._replace(action_mask=mask), NONE, False).distribution.log_probs.exp()
     assert (probabilities[:, 2] == 0).all()
     assert probabilities[:, :2].min() >= 0.01 - 1e-6
+
+
+def test_dueling_streams_are_identified() -> None:
+    """A constant moved from one stream to the other shows: V is the mean of Q, and the advantages' level is nothing."""
+    value, advantage = torch.randn(6, dtype=F64), torch.randn(6, 4, dtype=F64)
+    q = dueling_q_value(value, advantage)
+    torch.testing.assert_close(q.mean(-1), value, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dueling_q_value(value, advantage + 3.0), q, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(dueling_q_value(value + 3.0, advantage - 3.0), q, atol=1.0)
+    # The plain sum, by contrast, is the same Q for both.
+    torch.testing.assert_close((value + 3.0)[:, None] + advantage - 3.0, value[:, None] + advantage)
+    torch.testing.assert_close(q[:, 1] - q[:, 2], advantage[:, 1] - advantage[:, 2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_a_q_network_layer_by_layer(dueling: bool) -> None:
+    network = QNetwork(CONFIG, vector(3), discrete(4), None, dueling=dueling).double()
+    obs = torch.randn(6, 3, dtype=F64)
+    named = dict(network.named_parameters())
+    x = torch.relu(obs @ named["torso.mlp.0.weight"].T)
+    if dueling:
+        parts = [
+            torch.relu(x @ named[f"head.{part}.0.weight"].T) @ named[f"head.{part}.2.weight"].T
+            for part in ("value", "advantage")
+        ]
+        expected = parts[0] + parts[1] - parts[1].mean(-1, keepdim=True)
+    else:
+        expected = torch.relu(x @ named["torso.mlp.2.weight"].T) @ named["head.weight"].T
+    found = network.q_values({"obs": obs}, NONE)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    network.epsilon.fill_(0.0)
+    mask = torch.ones(6, 4, dtype=torch.bool).scatter(1, found.argmax(-1, keepdim=True), False)
+    policy = network(PolicyInput({"obs": obs}, mask, None, None, None), NONE, False).distribution
+    assert torch.equal(policy.mode(), found.masked_fill(~mask, -torch.inf).argmax(-1))
+
+
+def test_a_dueling_network_of_images_has_the_streams_of_its_paper() -> None:
+    """Convolutions, then 512 units for the value and 512 for the advantages; or on top of a torso of one's own."""
+    spec = ObsSpec((ObsField("obs", "image", (4, 84, 84), "uint8"),), is_dict=False)
+    config = NetworkConfig(hidden_sizes=(512,), activation="relu")
+    shapes = {k: tuple(p.shape) for k, p in QNetwork(config, spec, discrete(6), None, dueling=True).named_parameters()}
+    assert shapes["head.value.0.weight"] == shapes["head.advantage.0.weight"] == (512, 3136)
+    assert (shapes["head.value.2.weight"], shapes["head.advantage.2.weight"]) == ((1, 512), (6, 512))
+    assert len(shapes) == 6 + 8
+    mine = QNetwork(CONFIG, vector(3), discrete(4), lambda _: torch.nn.Linear(3, 11), dueling=True)
+    assert mine.head.value[0].in_features == 11
+    assert mine.q_values({"obs": torch.zeros(2, 3)}, NONE).shape == (2, 4)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from helpers import F64
+from helpers import F64, discrete
 from steepest.distributions import (
     Bernoulli,
     Categorical,
@@ -15,6 +15,8 @@ from steepest.distributions import (
     Factored,
     FullGaussian,
     TanhGaussian,
+    action_noise,
+    epsilon_greedy,
     floored_log_probs,
     softened,
 )
@@ -59,3 +61,27 @@ def test_gaussians_are_widened() -> None:
 def test_epsilon_is_a_share(epsilon: float) -> None:
     with pytest.raises(ValueError, match="epsilon is"):
         softened(Categorical(floored_log_probs(LOGITS, 0.0)), epsilon)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
+def test_epsilon_greedy_by_hand(epsilon: float) -> None:
+    """Probabilities over legal actions; the mode is greedy even where everything is tried alike."""
+    policy = epsilon_greedy(LOGITS, torch.tensor(epsilon), MASK)
+    first = torch.tensor([1.0, 0.0, 0.0], dtype=F64), torch.full((3,), 1 / 3, dtype=F64)
+    second = torch.tensor([0.0, 0.0, 1.0], dtype=F64), torch.tensor([0.5, 0.0, 0.5], dtype=F64)
+    # The greedy action never loses its last millionth; epsilon travels in float32.
+    expected = torch.stack([(1.0 - epsilon) * greedy + epsilon * uniform for greedy, uniform in (first, second)])
+    torch.testing.assert_close(policy.log_probs.exp(), expected, rtol=0, atol=1.1e-6)
+    assert policy.mode().tolist() == [0, 2]
+    assert float(policy.log_probs.exp()[1, 1]) == 0.0
+    assert torch.isfinite(policy.log_probs).all()
+    assert epsilon_greedy(LOGITS, epsilon).mode().tolist() == [0, 1]
+
+
+def test_a_share_of_the_actions_is_explored() -> None:
+    """Of 60,000 draws from Gumbel noise, within five standard errors; what is illegal is never drawn."""
+    noise = action_noise(discrete(3), (60_000,), torch.Generator().manual_seed(0))
+    policy = epsilon_greedy(LOGITS[1].expand(60_000, 3), 0.4, MASK[1].expand(60_000, 3))
+    drawn = policy.sample(noise.double())
+    shares = drawn.bincount(minlength=3) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor([0.2, 0.0, 0.8]), rtol=0, atol=5 * 0.4 / 60_000**0.5)

@@ -14,7 +14,7 @@ import torch
 
 import steepest
 from steepest import cli, distributions, losses, numerics, on_policy, returns
-from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
+from steepest.algorithms import actor_critic, dqn, ppo, ppo_kl, reinforce, trpo
 from steepest.exact.theorems import Sides, Statement
 from steepest.language import rlhf, rlhf_trainer, tokens
 from steepest.losses import compatible, gradient_td
@@ -114,6 +114,11 @@ def without_the_end(function: Callable[..., Any]) -> Callable[..., Any]:
 def without_entropy(function: Callable[..., Any]) -> Callable[..., Any]:
     """A policy that climbs Q alone."""
     return lambda log_prob, q_value, temperature: function(log_prob, q_value, 0.0 * temperature)
+
+
+def with_one_network(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Double DQN whose target network picks the action that it values."""
+    return lambda reward, q_value, online, *ends: function(reward, q_value, q_value, *ends)
 
 
 def first_scaled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -226,6 +231,14 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (losses, "temperature_loss", negated, "1.7 temperature's loss: its gradient"),
     (losses, "deterministic_policy_loss", scaled, "1.11 policy's loss: the deterministic policy gradient, LQR"),
     (losses, "q_learning_target", scaled, "1.11 target at Q^mu, LQR"),
+    (losses, "dqn_target", scaled, "1.11 DQN's target at Q*, finite"),
+    (losses, "dqn_target", scaled, "1.11 DQN's overestimation, errors listed"),
+    (losses, "double_dqn_target", scaled, "1.11 double DQN's target at Q*, finite"),
+    (losses, "double_dqn_target", with_one_network, "1.11 no overestimation by double DQN"),
+    (losses, "double_dqn_target", scaled, "1.11 double DQN's target <= DQN's"),
+    (dqn, "double_dqn_target", scaled, "1.11 DQN at rest at Q*, finite"),
+    (losses, "chosen_q_value", scaled, "1.11 Q-network's loss: its semi-gradient"),
+    (losses, "huber_loss", scaled, "1.11 Q-network's loss beyond the Huber threshold"),
     (distributions.FullGaussian, "kl", scaled, "1 FullGaussian: H = -E[log p], KL = E[log p - log q]"),
     (distributions.TanhGaussian, "log_prob", scaled, "1 TanhGaussian: density and KL"),
     (distributions.TanhGaussian, "entropy", scaled, "1 TanhGaussian: H = -E[log p]"),

@@ -15,6 +15,7 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "actor_critic": ("ActorCritic", "synchronous advantage actor-critic, A2C (notes 1.5)"),
     "ddpg": ("DDPG", "deep deterministic policy gradient (notes 1.11)"),
     "dpg": ("DPG", "deterministic policy gradient with a compatible critic (notes 1.11)"),
+    "dqn": ("DQN", "deep Q-network: double, dueling, n-step, prioritised (what 2.1 makes conservative)"),
     "off_pac": ("OffPAC", "off-policy actor-critic with traces and gradient-TD critic (notes 1.6)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
     "ppo_kl": ("PPOKL", "proximal policy optimisation, adaptive KL penalty (notes 1.10)"),

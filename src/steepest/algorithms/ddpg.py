@@ -30,13 +30,13 @@ from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State
 from steepest.losses import deterministic_policy_loss, q_learning_target, value_loss
 from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import Batch, Noise, OffPolicyConfig, batch_obs, descend, sample_weight, track, unrolled
+from steepest.off_policy import Batch, Noise, PolicyAndCriticConfig, batch_obs, descend, sample_weight, track, unrolled
 from steepest.q_networks import DeterministicPolicy, QEnsemble
 from steepest.types import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPGConfig(OffPolicyConfig):
+class DDPGConfig(PolicyAndCriticConfig):
     """Deep deterministic policy gradient."""
 
     learning_rate: float = 1e-4

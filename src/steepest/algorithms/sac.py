@@ -50,7 +50,7 @@ from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
 from steepest.off_policy import (
     Batch,
     Noise,
-    OffPolicyConfig,
+    PolicyAndCriticConfig,
     batch_obs,
     descend,
     sample_weight,
@@ -65,7 +65,7 @@ _USES = ("target", "critic", "policy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig(OffPolicyConfig):
+class SACConfig(PolicyAndCriticConfig):
     """Soft actor-critic."""
 
     temperature: float | None = None

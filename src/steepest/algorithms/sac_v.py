@@ -32,13 +32,13 @@ from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State
 from steepest.losses import expected_soft_value, soft_policy_loss, soft_q_target, soft_value_target, value_loss
 from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import Batch, Noise, OffPolicyConfig, batch_obs, descend, sample_weight, track, unrolled
+from steepest.off_policy import Batch, Noise, PolicyAndCriticConfig, batch_obs, descend, sample_weight, track, unrolled
 from steepest.q_networks import QEnsemble, SquashedPolicy, unit_action
 from steepest.types import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACVConfig(OffPolicyConfig):
+class SACVConfig(PolicyAndCriticConfig):
     """Soft actor-critic with a value network."""
 
     temperature: float = 0.2

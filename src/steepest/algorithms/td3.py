@@ -32,13 +32,13 @@ from steepest.errors import require
 from steepest.learner import Gradient, Hyper, Metrics, State
 from steepest.losses import deterministic_policy_loss, q_learning_target, smoothed_action, value_loss
 from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import Batch, Noise, OffPolicyConfig, batch_obs, descend, sample_weight, track, unrolled
+from steepest.off_policy import Batch, Noise, PolicyAndCriticConfig, batch_obs, descend, sample_weight, track, unrolled
 from steepest.q_networks import DeterministicPolicy, QEnsemble, subset_minimum
 from steepest.types import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3Config(OffPolicyConfig):
+class TD3Config(PolicyAndCriticConfig):
     """Twin delayed deep deterministic policy gradient."""
 
     learning_rate: float = 1e-3

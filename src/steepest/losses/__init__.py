@@ -32,6 +32,7 @@ from steepest.losses.preference import (
     score_centring_loss,
     smoothed_dpo_loss,
 )
+from steepest.losses.q_learning import chosen_q_value, double_dqn_target, dqn_target
 from steepest.losses.soft import (
     expected_soft_value,
     soft_policy_loss,
@@ -46,13 +47,14 @@ from steepest.losses.trust_region import (
     penalised_surrogate_loss,
     surrogate_objective,
 )
-from steepest.losses.value import clipped_value_loss, value_loss
+from steepest.losses.value import clipped_value_loss, huber_loss, value_loss
 
 __all__ = [
     "adapt_kl_coef",
     "adapted_kl_coef",
     "auxiliary_direction",
     "bradley_terry_loss",
+    "chosen_q_value",
     "clipped_surrogate_loss",
     "clipped_value_loss",
     "compatible_action_gradient",
@@ -60,13 +62,16 @@ __all__ = [
     "curvature_direction",
     "deterministic_policy_direction",
     "deterministic_policy_loss",
+    "double_dqn_target",
     "dpo_loss",
+    "dqn_target",
     "eligibility_trace",
     "emphatic_weight",
     "expected_soft_value",
     "followon_trace",
     "gtd2_direction",
     "hinge_dpo_loss",
+    "huber_loss",
     "implicit_reward",
     "ipo_loss",
     "k1_estimate",

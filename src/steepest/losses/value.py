@@ -1,4 +1,4 @@
-"""Regression losses for state-value functions."""
+"""Regression losses for value functions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,22 @@ def value_loss(value: Float[Tensor, "*#shape"], target: Float[Tensor, "*#shape"]
     Verified:  tests/exact/test_value.py::test_value_loss_gradient
     """
     return 0.5 * (value - target.detach()).square()
+
+
+def huber_loss(
+    value: Float[Tensor, "*#shape"], target: Float[Tensor, "*#shape"], threshold: float | Tensor
+) -> Float[Tensor, "*shape"]:
+    """Half the squared error to a fixed target as far as the threshold, a straight line beyond: no slope is steeper.
+
+    Equation:  L = 1/2 d^2 where |d| <= c, else c (|d| - c/2),  d = V(s) - target;  grad L = clip(d, -c, c) grad V
+    Source:    Huber 1964; Mnih et al. 2015, Methods ("clip the error term"), with c = 1. Not in the notes.
+    Args:      value (...) carries gradient; target (...) detached here; threshold c > 0; all reward units
+    Returns:   (...) reward units squared
+    Verified:  tests/exact/test_value.py::test_huber_loss_gradient
+    """
+    error = (value - target.detach()).abs()
+    squared = torch.minimum(error, torch.as_tensor(threshold, dtype=error.dtype, device=error.device))
+    return squared * (error - 0.5 * squared)
 
 
 def clipped_value_loss(
