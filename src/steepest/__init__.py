@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
     from steepest.errors import UsageError as UsageError
+    from steepest.language_api import compare as compare
     from steepest.language_api import dpo as dpo
     from steepest.language_api import respond as respond
     from steepest.language_api import resume_language as resume_language
@@ -45,6 +46,7 @@ _HOME = {
     "RunError": "steepest.errors",
     "SteepestError": "steepest.errors",
     "UsageError": "steepest.errors",
+    "compare": "steepest.language_api",
     "dpo": "steepest.language_api",
     "respond": "steepest.language_api",
     "resume_language": "steepest.language_api",
@@ -63,6 +65,7 @@ __all__ = [
     "RunError",
     "SteepestError",
     "UsageError",
+    "compare",
     "dpo",
     "estimators",
     "evaluate",

@@ -31,6 +31,7 @@ usage: steepest VERB ...
   dpo MODEL DATA [options]        train a language model on preferences directly
   rlhf ALGORITHM MODEL DATA       train one on prompts and a reward, by ppo, rloo or grpo
   generate MODEL [options]        answers of a language model: to a prompt, to a file of them, or in a conversation
+  compare MODEL_A MODEL_B         two of them on the same prompts: answers, reward, win rate, KL, length, diversity
   plot RUN... [options]           learning curves of several runs and seeds in one picture
   verify [--section 1.9]          check every formula of the notes against exact solutions
   estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient
@@ -194,6 +195,7 @@ def _dispatch(argv: list[str]) -> int:
         "dpo": cli_language.dpo,
         "rlhf": cli_language.rlhf,
         "generate": cli_language.generate,
+        "compare": cli_language.compare,
         "plot": _plot,
         "verify": _verify,
         "estimators": _estimators,

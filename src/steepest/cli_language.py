@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -58,6 +60,44 @@ class GenerateOptions:
     """Prompts answered at once; changes nothing but speed and memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model lives; auto takes a GPU if there is one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Two language models on the same prompts and the same random numbers."""
+
+    prompt: tuple[str, ...] = ()
+    """Prompts to answer; the same one may come several times."""
+    file: Path | None = None
+    """Answer the prompts of this file (.jsonl, .json or .parquet with a column prompt)."""
+    judge: str | None = None
+    """What gives answers a reward: the folder of a reward model, or FILE.py:FUNCTION."""
+    reference: str | None = None
+    """A third model, from which the KL of both is measured too."""
+    out: Path | None = None
+    """Write all figures and answers into this .json file, and beside it into one in .md, for reading."""
+    json: bool = False
+    """Print the same as JSON."""
+    show: int = 3
+    """Prompts whose answers are shown side by side."""
+    raw: bool = False
+    """Give prompts to the models as they are, without their chat templates."""
+    system: str | None = None
+    """What the conversation begins with, for models with a chat template."""
+    max_new_tokens: int = 256
+    """Longest answer, in tokens."""
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most probable token, and then there is no KL."""
+    seed: int = 0
+    """Seed of the answers, the same for both models."""
+    micro_batch_size: int = 64
+    """Prompts answered at once; changes nothing but speed and memory."""
+    quiet: bool = False
+    """Show nothing but the result."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the models live; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the weights."""
 
@@ -172,6 +212,10 @@ def _report_language(run: Any) -> int:
     ):
         if path.exists():
             print(f"{label + ':':16}{path}")
+    best = summary["best"]
+    if best is not None:
+        what = best["metric"].removeprefix("eval/").replace("_", " ")
+        print(f"{'best model:':16}{run.best_path} ({what} {best['value']:.4g}, after {best['step']:,} updates)")
     then = (
         f"rlhf ppo MODEL PROMPTS.jsonl --reward {directory.path}"
         if run.algorithm == "reward"
@@ -201,7 +245,9 @@ def generate(argv: list[str]) -> int:
     )
     if options.prompt and options.file is not None:
         raise UsageError("give prompts or a file of them, not both")
-    prompts: list[Any] = list(options.prompt) if options.file is None else read_prompts(options.file)
+    prompts: list[Any] = (
+        list(options.prompt) if options.file is None else [row["prompt"] for row in read_prompts(options.file)]
+    )
     reads_lines = not options.prompt and options.file is None
     if reads_lines and not sys.stdin.isatty():
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
@@ -238,6 +284,51 @@ def generate(argv: list[str]) -> int:
     return 0
 
 
+def compare(argv: list[str]) -> int:
+    """steepest compare MODEL_A MODEL_B"""
+    from steepest.language.models import require_language
+
+    require_language()
+    if sum(1 for _ in itertools.takewhile(lambda a: not a.startswith("-"), argv)) != 2:
+        if not set(argv) & {"-h", "--help"}:
+            raise UsageError(
+                "compare takes two models, then options: steepest compare MODEL_A MODEL_B --file PROMPTS.jsonl"
+            )
+        argv = ["MODEL_A", "MODEL_B", "--help"]
+    model_a, model_b, *rest = argv
+    options: CompareOptions = parse(CompareOptions, rest, "steepest compare MODEL_A MODEL_B")
+    if bool(options.prompt) == (options.file is not None):
+        raise UsageError("which prompts? Give --prompt or --file, and not both")
+    from steepest.language.showing import as_json, terminal_lines
+    from steepest.language_api import compare as compare_two
+
+    found = compare_two(
+        model_a,
+        model_b,
+        list(options.prompt) if options.file is None else options.file,
+        judge=options.judge,
+        reference=options.reference,
+        out=options.out,
+        seed=options.seed,
+        micro_batch_size=options.micro_batch_size,
+        raw=options.raw,
+        system=options.system,
+        dtype=options.dtype,
+        device=options.device,
+        note=None if options.quiet or options.json else _say,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+    )
+    if options.json:
+        print(json.dumps(as_json(found)))
+        return 0
+    for line in terminal_lines(found, shutil.get_terminal_size().columns, options.show):
+        print(line)
+    if options.out is not None:
+        print(f"figures and answers: {options.out}, {options.out.with_suffix('.md')}")
+    return 0
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -248,13 +339,6 @@ def _show_piece(text: str) -> None:
 
 def _printable(text: str) -> str:
     """Text for standard output: on a terminal, characters that would command it are escaped."""
-    if not sys.stdout.isatty():
-        return text
-    import unicodedata
+    from steepest.language.showing import escaped
 
-    # Line ends and tabs may stay. Besides controls, some formatting characters turn the direction of what follows.
-    def commands(char: str) -> bool:
-        control = unicodedata.category(char) == "Cc" and char not in "\n\t"
-        return control or "\u202a" <= char <= "\u202e" or "\u2066" <= char <= "\u2069"
-
-    return "".join(char.encode("unicode_escape").decode("ascii") if commands(char) else char for char in text)
+    return escaped(text) if sys.stdout.isatty() else text

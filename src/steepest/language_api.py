@@ -13,10 +13,13 @@ import torch
 
 from steepest.agent import stream_seed
 from steepest.errors import SteepestError, UsageError
-from steepest.language.data import Example, Message, Renderer, RowError, show_example
-from steepest.language.generation import Response, Sampling, draw_uniforms, generate
-from steepest.language.models import LanguageModel, load_model
+from steepest.language.comparison import Comparison, compare_models
+from steepest.language.data import Example, Message, Prompt, Renderer, RowError, read_prompts, show_example
+from steepest.language.generation import Response, Sampling, draw_uniforms, generate, response_text
+from steepest.language.models import Device, Dtype, LanguageModel, load_model
 from steepest.language.reward_model import RewardModel, RewardTrainer
+from steepest.language.rewards import load_reward
+from steepest.language.showing import checked_out, write_comparison
 from steepest.runs.language_run import LanguageRun
 from steepest.runs.progress import Progress
 
@@ -192,6 +195,12 @@ def draw_responses(
     on_token: Callable[[int], None] | None = None,
 ) -> list[Response]:
     """Responses with their tokens and log-probabilities; arguments as for ``respond``."""
+    tokens = _prompt_tokens(lm, prompts)
+    uniforms = draw_uniforms(len(prompts), sampling, _generator(seed))
+    return generate(lm, tokens, sampling, uniforms, micro_batch_size=micro_batch_size, on_token=on_token)
+
+
+def _prompt_tokens(lm: LanguageModel, prompts: Sequence[str | list[Message]]) -> list[tuple[int, ...]]:
     renderer = Renderer(lm)
     tokens: list[tuple[int, ...]] = []
     for number, prompt in enumerate(prompts, start=1):
@@ -199,14 +208,12 @@ def draw_responses(
             tokens.append(renderer.prompt(prompt))
         except RowError as error:
             raise UsageError(f"prompt {number}: {error}") from error
-    generator = torch.Generator().manual_seed(stream_seed(seed, "responses"))
-    uniforms = draw_uniforms(len(prompts), sampling, generator)
-    return generate(lm, tokens, sampling, uniforms, micro_batch_size=micro_batch_size, on_token=on_token)
+    return tokens
 
 
-def response_text(lm: LanguageModel, response: Response) -> str:
-    """A response as text, without its end token."""
-    return lm.tokenizer.decode(list(response.tokens[:-1] if response.ended else response.tokens))
+def _generator(seed: int) -> torch.Generator:
+    """What answers are drawn with: the same in every verb."""
+    return torch.Generator().manual_seed(stream_seed(seed, "responses"))
 
 
 def answer_prompts(
@@ -220,7 +227,7 @@ def answer_prompts(
     system: str | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``prompt`` and ``completion``. A text is asked in the chat template, if there is one, unless ``raw``."""
-    asked = [p if raw or not isinstance(p, str) else _as_chat(lm, p, system) for p in prompts]
+    asked = _asked(lm, prompts, raw, system)
     drawn = draw_responses(lm, asked, sampling, seed=seed, micro_batch_size=micro_batch_size)
     return [
         {"prompt": prompt, "completion": response_text(lm, response), "ended": response.ended}
@@ -228,11 +235,95 @@ def answer_prompts(
     ]
 
 
-def _as_chat(lm: LanguageModel, prompt: str, system: str | None) -> str | list[Message]:
-    if not lm.tokenizer.chat_template:
-        return prompt
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": prompt}]
+def _asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | None) -> list[str | list[Message]]:
+    """Prompts as they are put to the model: a text in the chat template, if there is one, unless ``raw``."""
+    if raw or not lm.tokenizer.chat_template:
+        return list(prompts)
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+
+
+def compare(
+    model_a: LanguageModel | PathLike,
+    model_b: LanguageModel | PathLike,
+    prompts: Any,
+    *,
+    judge: Any = None,
+    reference: LanguageModel | PathLike | None = None,
+    out: PathLike | None = None,
+    seed: int = 0,
+    micro_batch_size: int = 64,
+    raw: bool = False,
+    system: str | None = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    note: Callable[[str], None] | None = None,
+    **sampling: Any,
+) -> Comparison:
+    """Compare two language models on the same prompts and the same random numbers.
+
+    Args:
+        model_a, model_b: what ``load_model`` takes, or LanguageModels.
+        prompts: texts or lists of messages; or a file, a folder, a dataset's id or rows with a column ``prompt``.
+        judge: what gives answers a reward: a RewardModel or its folder, a function as ``rlhf`` takes it, or
+            "FILE.py:FUNCTION". Without one there is no reward and no win rate.
+        reference: a third model, from which the KL of both is measured too.
+        out: a .json file for all figures and answers; the same with the ending .md, for reading, is written beside it.
+        seed: of the answers, which are those of ``respond`` and ``steepest generate`` at this seed.
+        raw, system: whether to leave out the chat template, and what conversations begin with.
+        dtype, device: of the models that are loaded here.
+        note: takes lines of text about what is being done.
+        sampling: fields of ``language.generation.Sampling``.
+    Raises:
+        UsageError for what cannot work, such as a KL from a reference with another tokenizer.
+    """
+    settings = Sampling(**sampling)
+    place = None if out is None else checked_out(Path(out))
+    rows = _prompt_rows(prompts)
+    given = [row["prompt"] for row in rows]
+    named_judge = None if judge is None else (_name_of(judge), load_reward(judge))
+
+    def load(source: LanguageModel | PathLike) -> tuple[str, LanguageModel]:
+        lm = source if isinstance(source, LanguageModel) else load_model(source, dtype=dtype, device=device)
+        return _name_of(source), lm
+
+    def render(lm: LanguageModel) -> list[Prompt]:
+        tokens = _prompt_tokens(lm, _asked(lm, given, raw, system))
+        return [Prompt(t, row) for t, row in zip(tokens, rows, strict=True)]
+
+    found = compare_models(
+        load(model_a),
+        load(model_b),
+        render,
+        settings,
+        judge=named_judge,
+        reference=None if reference is None else load(reference),
+        seed=seed,
+        generator=_generator(seed),
+        micro_batch_size=micro_batch_size,
+        note=note or (lambda _: None),
+    )
+    if place is not None:
+        write_comparison(found, place)
+    return found
+
+
+def _prompt_rows(prompts: Any) -> list[dict[str, Any]]:
+    """Prompts, however they were given, as rows with a prompt."""
+    if isinstance(prompts, (str, Path)):
+        return read_prompts(prompts)
+    items = list(prompts)
+    # A message is a dict too, but then the prompt that it belongs to is a list.
+    rows = [dict(p) if hasattr(p, "keys") else {"prompt": p} for p in items]
+    return read_prompts(rows)
+
+
+def _name_of(source: Any) -> str:
+    """What a model or a judge is called in a comparison."""
+    if isinstance(source, (LanguageModel, RewardModel)):
+        lm = source.lm if isinstance(source, RewardModel) else source
+        return lm.source or "(made in Python)"
+    return str(getattr(source, "__name__", source))
 
 
 def converse(

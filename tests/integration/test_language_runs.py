@@ -19,6 +19,7 @@ from helpers_language import demonstrations, tiny
 from steepest.cli import main
 from steepest.errors import RunError, UsageError
 from steepest.language.models import load_model, save_model
+from steepest.language.sft import SFT
 from steepest.runs.language_run import LanguageRun
 from steepest.runs.metrics import read_metrics
 
@@ -70,9 +71,52 @@ def test_a_stopped_run_resumes_to_the_same_bits(
         for _ in run:
             pass
     assert differences(tmp_path / "alone", tmp_path / "stopped") == []
-    one, other = weights(tmp_path / "alone" / "model"), weights(tmp_path / "stopped" / "model")
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    for name in ("model", "best-model"):
+        one, other = weights(tmp_path / "alone" / name), weights(tmp_path / "stopped" / name)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "alone" / "best.json").read_text() == (tmp_path / "stopped" / "best.json").read_text()
     assert stray_files(tmp_path) == []
+
+
+def test_the_best_model_is_kept_through_interruptions(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By losses that are made up: a tie is not better, and NaN is never best."""
+    losses = {2: 3.0, 4: 1.0, 6: 1.0, 8: float("nan"), 10: 2.0, 12: 0.5, 14: 0.75}
+    monkeypatch.setattr(SFT, "evaluate", lambda self: {"eval/loss": losses[self.step]})
+    out, seen = tmp_path / "run", dict[int, dict[str, torch.Tensor]]()
+    options = {**OPTIONS, "eval_every": 2, "checkpoint_every": 2, "max_steps": 14, "epochs": 3}
+
+    def train(run: LanguageRun, steps: int) -> None:
+        for row in itertools.islice(run, steps):
+            seen[row["step"]] = {k: v.clone() for k, v in run.model.model.state_dict().items()}
+
+    def kept() -> dict[str, Any]:
+        return json.loads((out / "best.json").read_text())
+
+    with LanguageRun("sft", model, data, out=out, **options) as run:
+        train(run, 1)
+        assert not (out / "best-model").exists()
+        train(run, 6)
+    assert kept() == {"step": 4, "metric": "eval/loss", "value": 1.0}
+    with pytest.raises(UsageError, match=r"has not ended.*take its best model so far, .*best-model"):
+        load_model(out)
+    found = weights(out / "best-model")
+    assert all(torch.equal(found[name], seen[4][name]) for name in found)
+    with LanguageRun.resume(out) as run:
+        train(run, 2)
+        assert kept()["step"] == 4
+        for _ in run:
+            train(run, 99)
+        assert run.summary()["best"] == {"step": 12, "metric": "eval/loss", "value": 0.5}
+    found, last = weights(out / "best-model"), weights(out / "model")
+    assert all(torch.equal(found[name], seen[12][name]) for name in found)
+    assert not all(torch.equal(found[name], last[name]) for name in found)
+    assert json.loads((out / "summary.json").read_text())["best"]["step"] == 12
+    with LanguageRun.resume(out) as run:
+        assert list(run) == []
+    assert main(["generate", str(out / "best-model"), "--prompt", "So", "--max-new-tokens", "3"]) == 0
+    assert stray_files(out) == []
 
 
 def test_a_signal_and_a_kill_leave_a_run_that_ends_in_the_same_bits(model: Path, data: Path, tmp_path: Path) -> None:
@@ -188,6 +232,27 @@ def test_the_command_trains_shows_and_answers(
     capsys.readouterr()
     assert main([*asked]) == 0
     assert "> This film was" in capsys.readouterr().out
+    assert str(out / "best-model") in printed
+    (tmp_path / "judge.py").write_text("def long(prompts, completions):\n    return [len(x) for x in completions]\n")
+    two = ["compare", str(model), str(out / "best-model"), *asked[2:], "--judge", f"{tmp_path / 'judge.py'}:long"]
+    assert main([*two, "--reference", str(model), "--out", str(tmp_path / "found.json")]) == 0
+    said = capsys.readouterr()
+    for part in (
+        "> This film was",
+        "reward ",
+        "KL to the reference",
+        "win rate of A over B",
+        f"A: {model}",
+        "found.md",
+    ):
+        assert part in said.out, part
+    assert "drawing 2 answers" in said.err
+    assert main([*two, "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    found = json.loads(said.out)
+    assert [answer["text"] for answer in found["b"]["answers"]] == [row["completion"] for row in rows]
+    assert found["a"]["to_other"]["kl"]["value"] > 0.0
 
 
 @pytest.mark.parametrize(
@@ -216,7 +281,7 @@ def test_misuse_is_said_in_a_line(
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for verb in ("sft", "generate"):
+    for verb in ("sft", "generate", "compare"):
         assert main([verb, "model", "data"]) == 2
         assert 'pip install "steepest[language]"' in capsys.readouterr().err
 

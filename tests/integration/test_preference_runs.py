@@ -92,6 +92,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert all(torch.equal(one[name], other[name]) for name in one)
     trained = any(not torch.equal(one[name], value) for name, value in weights(model).items() if name in one)
     assert trained != ("lora_rank" in more)  # the model under adapters stays
+    best = json.loads((tmp_path / "alone" / "best.json").read_text())
+    assert best["metric"] == ("eval/loss" if algorithm in ("dpo", "reward") else "eval/score")
+    values = [row[best["metric"]] for row in read_metrics(tmp_path / "alone")]
+    assert best["value"] == (min if algorithm in ("dpo", "reward") else max)(values)
+    assert best == json.loads((tmp_path / "stopped" / "best.json").read_text())
+    load = load_reward_model if algorithm == "reward" else load_model
+    load(tmp_path / "alone" / "best-model")
     assert stray_files(tmp_path) == []
 
 

@@ -100,7 +100,12 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
         raise Parsed
 
     work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
-    language = ((language_api, "drive_language"), (language_run, "LanguageRun"), (models, "load_model"))
+    language = (
+        (language_api, "drive_language"),
+        (language_api, "compare"),
+        (language_run, "LanguageRun"),
+        (models, "load_model"),
+    )
     for module, name in (*work, *language):
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import language_mistakes as lm
 import pytest
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -1095,6 +1096,14 @@ RLHF_TRAINER: Mistakes = {
         "for i in rows for _ in range(self.config.group_size)]",
         "for _ in range(self.config.group_size) for i in rows]",
     ),
+    "an evaluation by new random numbers every time": (
+        'self._draw(self.eval_prompts, "evaluation")',
+        'self._draw(self.eval_prompts, f"evaluation {self.step}")',
+    ),
+    "the score before the penalty of a missing end": (
+        "not response.ended for response in drawn]",
+        "False for response in drawn]",
+    ),
 }
 
 DPO: Mistakes = {
@@ -1241,9 +1250,26 @@ SUSPECTS: dict[str, Suspect] = {
     "language/training.py": Suspect(
         TRAINING, ("unit/test_language_sft.py", "exact/test_dpo.py", "unit/test_reward_model.py")
     ),
-    "language/scoring.py": Suspect(SCORING, ("unit/test_language_scoring.py", "exact/test_rlhf.py")),
+    "language/scoring.py": Suspect(
+        SCORING | lm.DIVERGENCE,
+        ("exact/test_language_divergence.py", "unit/test_language_scoring.py", "exact/test_rlhf.py"),
+    ),
     "language/rlhf_trainer.py": Suspect(RLHF_TRAINER, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
     "language/reward_model.py": Suspect(REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")),
+    "language/data.py": Suspect(lm.DATA, ("unit/test_language_data.py",)),
+    "language/batching.py": Suspect(lm.BATCHING, ("unit/test_language_batching.py",)),
+    "language/generation.py": Suspect(
+        lm.GENERATION, ("unit/test_language_generation.py", "unit/test_rewards.py", "unit/test_comparison.py")
+    ),
+    "language/models.py": Suspect(
+        lm.MODELS,
+        ("unit/test_language_models.py", "unit/test_language_generation.py", "unit/test_language_batching.py"),
+    ),
+    "language/reference.py": Suspect(lm.REFERENCE, ("unit/test_dpo.py", "unit/test_rlhf.py", "exact/test_rlhf.py")),
+    "language/sft.py": Suspect(lm.SFT, ("unit/test_language_sft.py",)),
+    "language/rewards.py": Suspect(lm.REWARDS, ("unit/test_rewards.py", "unit/test_rlhf.py")),
+    "language/measures.py": Suspect(lm.MEASURES, ("unit/test_comparison.py",)),
+    "language/comparison.py": Suspect(lm.COMPARISON, ("unit/test_comparison.py",)),
 }
 
 IMPORTS = re.compile(

@@ -18,7 +18,7 @@ from steepest.language.data import load_preferences
 from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
 from steepest.language.models import LanguageModel
 from steepest.language.pairs import joined
-from steepest.language.reference import reference_key
+from steepest.language.reference import load_cached, reference_key, save_cached
 from steepest.language.scoring import token_log_probs
 from steepest.types import PreferenceBatch
 
@@ -163,6 +163,10 @@ def test_the_cache_is_used_and_anything_changed_recomputes(tmp_path: Path, monke
     with torch.no_grad():
         next(iter(lm.model.parameters()))[0, 0] += 1e-6
     assert len(keys | {reference_key(lm, "x", precision="float32")}) == 3
+    assert reference_key(lm, "x", precision="float32") != reference_key(lm, "y", precision="float32")
+    save_cached(tmp_path, "key", [torch.zeros(3, 2)])
+    assert load_cached(tmp_path, "key", [(3, 2)]) is not None
+    assert load_cached(tmp_path, "key", [(4, 2)]) is None
 
 
 def test_state_comes_back_to_the_bit() -> None:

@@ -10,7 +10,15 @@ import pytest
 
 from helpers_language import demonstrations, tiny, tokenizer
 from steepest.errors import UsageError
-from steepest.language.data import Example, Report, load_preferences, load_prompts, load_sft, show_example
+from steepest.language.data import (
+    Example,
+    Report,
+    fingerprint,
+    load_preferences,
+    load_prompts,
+    load_sft,
+    show_example,
+)
 from steepest.language.models import LanguageModel
 from steepest.language.reading import read_rows
 
@@ -45,6 +53,12 @@ def test_a_completion_is_learned_with_its_end() -> None:
     assert example.tokens == (*encode("This film was"), *encode(" dull."), lm.end_token)
     assert example.response == tuple(i >= len(encode("This film was")) for i in range(len(example.tokens)))
     assert report.merges == 0
+
+
+def test_an_end_that_is_there_is_not_written_twice() -> None:
+    lm = tiny()
+    ended, plain = (one(lm, {"prompt": "So", "completion": text})[0] for text in (" dull.<|endoftext|>", " dull."))
+    assert ended == plain
 
 
 def test_every_assistant_turn_is_learned() -> None:
@@ -179,6 +193,22 @@ def test_truncation_is_counted_and_leaves_no_end() -> None:
     text = "\n".join(report.lines())
     assert f"{report.truncated} truncated" in text
     assert "1 left out: the prompt alone" in text
+
+
+def test_a_sequence_as_long_as_the_limit_is_whole() -> None:
+    lm = tiny()
+    (example,), _ = load_sft(lm, demonstrations(1))
+    for spare, truncated in ((0, 0), (-1, 1)):
+        (found,), report = load_sft(lm, demonstrations(1), max_length=len(example.tokens) + spare)
+        assert report.truncated == truncated
+        assert found.tokens == example.tokens[: len(example.tokens) + spare]
+
+
+def test_the_fingerprint_tells_rows_and_their_parts_apart() -> None:
+    rows = [[[1, 2], [3]], [[1], [2, 3]], [[1, 2, 3], []], [[1, 2], [4]]]
+    assert len({fingerprint([row]) for row in rows}) == 4
+    assert fingerprint([[[1], [2]]]) == fingerprint(iter([((1,), (2,))]))
+    assert fingerprint([[[1]], [[2]]]) != fingerprint([[[2]], [[1]]])
 
 
 def test_a_length_that_the_model_cannot_take_is_refused() -> None:

@@ -74,6 +74,29 @@ def test_generation_and_scoring_agree(architecture: str, temperature: float) -> 
     assert (generated - wrong).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    "sampling", [Sampling(max_new_tokens=12), Sampling(max_new_tokens=12, temperature=1.5, top_k=40)]
+)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_every_token_is_the_inverse_of_its_own_uniform(architecture: str, sampling: Sampling) -> None:
+    """A row at a time, without cache and padding; some responses end early, and their rows leave the batch."""
+    lm = dataclasses.replace(model_of(architecture), end_tokens=tuple(range(0, 320, 16)))
+    uniforms = draw_uniforms(len(PROMPTS), sampling, torch.Generator().manual_seed(2))
+    drawn = generate(lm, PROMPTS, sampling, uniforms)
+    assert len({len(response.tokens) for response in drawn}) > 1  # some leave the batch before others
+    for prompt, response, u in zip(PROMPTS, drawn, uniforms, strict=True):
+        tokens = list(prompt)
+        for step, token in enumerate(response.tokens):
+            with torch.no_grad():
+                logits = lm.network(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].double()
+            p = torch.softmax(logits / sampling.temperature, 0)
+            if sampling.top_k:
+                p = torch.where(p >= p.sort(descending=True).values[sampling.top_k - 1], p, 0.0)
+            below = float(p[:token].sum() / p.sum())
+            assert below - 1e-5 <= float(u[step]) <= below + float(p[token] / p.sum()) + 1e-5
+            tokens.append(token)
+
+
 def test_samples_do_not_depend_on_the_micro_batches() -> None:
     lm = tiny()
     sampling = Sampling(max_new_tokens=16)
@@ -174,6 +197,8 @@ def test_what_cannot_be_generated_is_said_so() -> None:
     sampling = Sampling(max_new_tokens=100)
     with pytest.raises(UsageError, match="context of 128"):
         generate(lm, [range(40)], sampling, torch.zeros(1, 100, dtype=torch.float64))
+    with pytest.raises(UsageError, match="a prompt of 128 tokens fills the model's context of 128; shorten it"):
+        generate(lm, [range(128)], sampling, torch.zeros(1, 100, dtype=torch.float64))
     with pytest.raises(UsageError, match="empty"):
         generate(lm, [()], sampling, torch.zeros(1, 100, dtype=torch.float64))
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_new_tokens": 0}):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -99,8 +100,26 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     path = save_model(tiny(), tmp_path / "model")
     (path / "model.safetensors").unlink()
     torch.save(tiny().network.state_dict(), path / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match="cannot be loaded: its weights are pickled"):
         load_model(path)
+
+
+def test_missing_weights_are_not_drawn_at_random(tmp_path: Path) -> None:
+    path = save_model(tiny(), tmp_path / "model")
+    weights = load_file(path / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks 1 of its weights, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(path)
+
+
+def test_what_is_not_on_the_hub_is_named_as_a_folder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no connection")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
+    with pytest.raises(UsageError, match=r"there is no such folder here, and on the Hugging Face hub .* no connection"):
+        load_model("models/gone")
 
 
 def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:

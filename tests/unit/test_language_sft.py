@@ -128,6 +128,24 @@ def test_it_learns_and_evaluation_sees_it() -> None:
     assert made.evaluate()["eval/loss"] < 1.0  # the same nouns in other sentences
 
 
+def test_evaluation_is_without_dropout() -> None:
+    losses: list[float] = []
+    for dropout in (0.0, 0.5):
+        made = trainer(tiny(scale=1.0, dropout=dropout))
+        made.eval_examples = EXAMPLES
+        made.lm.model.train()
+        losses.append(made.evaluate()["eval/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_packing_is_tried_on_the_model_first() -> None:
+    lm = tiny()
+    forward = lm.backbone.forward
+    lm.backbone.forward = lambda **kw: forward(**{**kw, "attention_mask": torch.ones_like(kw["input_ids"])})
+    with pytest.raises(UsageError, match="packing does not work"):
+        trainer(lm, packing=True)
+
+
 def test_evaluation_is_the_mean_over_tokens() -> None:
     made = trainer()
     made.eval_examples = EXAMPLES

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers_language import demonstrations, shout, tiny
-from steepest.errors import UsageError
+from steepest.errors import RunError, UsageError
 from steepest.language.batching import pad, responses
 from steepest.language.data import load_prompts
 from steepest.language.generation import Response
@@ -58,3 +58,27 @@ def test_what_is_no_reward_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             make_scorer(lm, reward, micro_batch_size=2)
+
+
+def test_rewards_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    lm = tiny()
+    prompts = load_prompts(lm, demonstrations(2))[0]
+    drawn = [Response((300, 301), (), False), Response((302, lm.end_token), (), True)]
+
+    def fails(_: list[str], texts: list[str]) -> list[float]:
+        return [float(len(texts[5]))]
+
+    for reward, message in (
+        (lambda _, texts: [1.0], "gave 1 numbers for 2 responses"),
+        (lambda _, texts: [1.0, float("inf")], "gave inf to the response"),
+        (fails, r"the reward failed: IndexError: list index out of range \(test_rewards\.py, line \d+\)"),
+    ):
+        with pytest.raises(RunError, match=message):
+            make_scorer(lm, reward, micro_batch_size=2)(prompts, drawn)
+    for text, message in (
+        ("def f(:", r"SyntaxError: .*\(judge\.py, line 1\)"),
+        ("import nowhere_at_all", "No module named"),
+    ):
+        (tmp_path / "judge.py").write_text(text)
+        with pytest.raises(UsageError, match=rf"judge\.py cannot be imported: .*{message}"):
+            make_scorer(lm, f"{tmp_path}/judge.py:f", micro_batch_size=2)

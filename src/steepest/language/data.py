@@ -86,10 +86,13 @@ class Report:
         return out
 
 
-def read_prompts(source: Any) -> list[Any]:
-    """The prompts of a dataset as they are: texts, or lists of messages."""
+def read_prompts(source: Any) -> list[dict[str, Any]]:
+    """The rows of a dataset of prompts as they are, each with its prompt: a text, or a list of messages."""
     rows, _, _ = _open(source, (("prompt",),), "prompt")
-    return [row["prompt"] for row in rows]
+    lacking = next((number for number, row in enumerate(rows, start=1) if "prompt" not in row), None)
+    if lacking is not None:
+        raise UsageError(f"row {lacking} of the dataset {_name(source)} has no prompt")
+    return rows
 
 
 class RowError(Exception):
@@ -280,7 +283,7 @@ def _convert(
         raise UsageError(f"{len(report.bad)} of {len(rows)} rows cannot be used: {shown}{more}. Mend them, or leave "
                          "them out with drop_bad_rows")  # fmt: skip
     if not out:
-        raise UsageError("no row of the dataset can be used: " + " ".join(line.strip() for line in report.lines()))
+        raise UsageError("no row of the dataset can be used: " + "; ".join(x.strip() for x in report.lines()[1:]))
     report.used = len(out)
     return out
 
@@ -439,7 +442,9 @@ class Renderer:
 def _messages(value: Any, what: str) -> list[Message]:
     """A list of messages, checked."""
     if not isinstance(value, (list, tuple, np.ndarray)):
-        raise RowError(f"{what} is a {type(value).__name__}; expected a list of messages, or strings throughout")
+        kind = type(value).__name__
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise RowError(f"{what} is {article} {kind}; expected a list of messages, or strings throughout")
     messages = [cast(Message, m) for m in cast(Sequence[Any], value)]
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -47,6 +47,11 @@ class Response(NamedTuple):
     ended: bool  # by an end token, not by max_new_tokens
 
 
+def response_text(lm: LanguageModel, response: Response) -> str:
+    """A response as text, without its end token."""
+    return lm.tokenizer.decode(list(response.tokens[:-1] if response.ended else response.tokens))
+
+
 def draw_uniforms(count: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """The randomness of ``count`` responses: (count, max_new_tokens), float64 in [0, 1).
 
@@ -79,6 +84,8 @@ def generate(
     longest = max((len(p) for p in prompts), default=0)
     if any(len(p) == 0 for p in prompts):
         raise UsageError("a prompt is empty; there is nothing to answer")
+    if lm.context is not None and longest >= lm.context:
+        raise UsageError(f"a prompt of {longest} tokens fills the model's context of {lm.context}; shorten it")
     if lm.context is not None and longest + sampling.max_new_tokens > lm.context:
         raise UsageError(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the model's context of "

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError
+from steepest.language.mishaps import explained, refuse_missing
 from steepest.types import TokenBatch
 
 Dtype = Literal["float32", "bfloat16"]
@@ -210,12 +211,13 @@ def load_model(
         raise UsageError(f"{source} is a GGUF file; save it as a folder first, to hold its weights in 4 bits")
     if quantization == "4bit":
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": str(on)}}
-    with _quiet():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **extra)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(place, **options, **extra)
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(f"the model {source} cannot be loaded: {' '.join(str(error).split())}") from error
+    with _quiet(), explained(f"the model {source}", where):
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
+        model, loading = load(place, **options, **extra, output_loading_info=True)
+    if not extra:  # a GGUF file that is cut off cannot be read at all
+        refuse_missing(f"the model {source}", loading)
+    with _quiet(), explained(f"the tokenizer of {source}", where):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False, **extra)
     if quantization == "none":
         model = model.to(on)
     else:
@@ -285,7 +287,11 @@ def _locate(source: str) -> str | Path:
             if has_model or (folder / "adapter_config.json").is_file():
                 return folder
         if _is_run(path):
-            raise UsageError(f"{source} is a run that has not ended: it holds no model yet. Finish it with --resume")
+            best = path / "best-model"
+            so_far = f", or take its best model so far, {best}" if best.is_dir() else ""
+            raise UsageError(
+                f"{source} is a run that has not ended: it holds no model yet. Finish it with --resume{so_far}"
+            )
         raise UsageError(f"no model in {source}: expected a folder with the config.json of a Hugging Face model in it")
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith("."):
         return source
@@ -396,12 +402,13 @@ def _load_adapters(
 ) -> LanguageModel:
     """The base model that adapters were trained on, with them in place and trainable."""
     peft = _import_peft()
-    base_source = peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    with explained(f"the adapters {folder}", folder):
+        base_source = peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base_source:
         raise UsageError(f"the adapters in {folder} do not say which model they belong to")
     base = load_model(base_source, dtype=dtype, device=device, quantization=quantization, chat_template=chat_template)
     tokenizer = base.tokenizer
-    with _quiet():
+    with _quiet(), explained(f"the adapters {folder}", folder):
         if (folder / "tokenizer_config.json").is_file():
             import transformers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from torch import Tensor
 from steepest.errors import RunError, UsageError
 from steepest.language.batching import pad, responses
 from steepest.language.data import Prompt
-from steepest.language.generation import Response
+from steepest.language.generation import Response, response_text
 from steepest.language.models import LanguageModel
 from steepest.language.reward_model import RewardModel, load_reward_model
 
@@ -37,15 +38,19 @@ def make_scorer(lm: LanguageModel, reward: Any, *, micro_batch_size: int) -> Sco
     Raises:    UsageError where it is none of these, or a reward model reads other tokens than the policy writes
     Verified:  tests/unit/test_rewards.py::test_every_kind_of_reward
     """
+    reward = load_reward(reward)
+    return _by_model(lm, reward, micro_batch_size) if isinstance(reward, RewardModel) else _by_text(lm, reward)
+
+
+def load_reward(reward: Any) -> RewardModel | TextReward:
+    """A reward model or a function of texts, from whatever was given as reward; arguments and errors as make_scorer."""
     if isinstance(reward, (str, Path)):
         file, colon, name = str(reward).rpartition(":")
         reward = (
             _function(Path(file).expanduser(), name) if colon and file.endswith(".py") else load_reward_model(reward)
         )
-    if isinstance(reward, RewardModel):
-        return _by_model(lm, reward, micro_batch_size)
-    if callable(reward):
-        return _by_text(lm, cast(TextReward, reward))
+    if isinstance(reward, RewardModel) or callable(reward):
+        return cast(RewardModel | TextReward, reward)
     raise UsageError(f"reward is {reward!r}; expected a reward model's folder, a Python function, or FILE.py:FUNCTION")
 
 
@@ -57,7 +62,10 @@ def _function(file: Path, name: str) -> TextReward:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # it is the user's program
+        raise UsageError(f"{file} cannot be imported: {_said(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{file} has no function {name}")
@@ -69,16 +77,28 @@ def _by_text(lm: LanguageModel, reward: TextReward) -> Scorer:
 
     def score(prompts: Sequence[Prompt], drawn: Sequence[Response]) -> Tensor:
         asked = [prompt.row["prompt"] for prompt in prompts]
-        texts = [lm.tokenizer.decode(list(r.tokens[:-1] if r.ended else r.tokens)) for r in drawn]
+        texts = [response_text(lm, r) for r in drawn]
         given = (asked, texts, [prompt.row for prompt in prompts]) if takes_rows else (asked, texts)
-        found = [float(x) for x in reward(*given)]
-        if len(found) != len(drawn) or not all(math.isfinite(x) for x in found):
-            raise RunError(
-                f"the reward gave {len(found)} numbers for {len(drawn)} responses, or one that is not finite"
-            )
+        try:
+            found = [float(x) for x in reward(*given)]
+        except Exception as error:  # it is the user's program
+            raise RunError(f"the reward failed: {_said(error)}") from error
+        if len(found) != len(drawn):
+            raise RunError(f"the reward gave {len(found)} numbers for {len(drawn)} responses; expected one for each")
+        bad = next((i for i, x in enumerate(found) if not math.isfinite(x)), None)
+        if bad is not None:
+            raise RunError(f"the reward gave {found[bad]} to the response {texts[bad][:60]!r}; expected finite numbers")
         return torch.tensor(found)
 
     return score
+
+
+def _said(error: Exception) -> str:
+    """An exception of a user's program, with the line that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error}"  # it names the line itself
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _by_model(lm: LanguageModel, model: RewardModel, micro_batch_size: int) -> Scorer:

@@ -125,6 +125,7 @@ class RLHF(Trainer[Experience], Generic[C]):
 
     Config = RLHFConfig
     terms = "responses"
+    best_by = ("eval/score", "highest")
     takes_reward = True
     config: C
 

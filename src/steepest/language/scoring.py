@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from steepest.language.models import LanguageModel, hidden_states
+from steepest.distributions import Categorical
+from steepest.language.models import LanguageModel, hidden_states, without_dropout
 from steepest.language.tokens import float32_at_least, selected_log_probs
+from steepest.losses import k1_estimate
 from steepest.types import TokenBatch
 
 CHUNK_ELEMENTS = 2**24
@@ -139,3 +141,45 @@ def _head(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
             return head(hidden.to(dtype)).float()
 
     return apply
+
+
+class TokenDivergences(NamedTuple):
+    """How far a policy is from another one at the tokens of responses; 0 at every other token."""
+
+    kl: Tensor  # (B, L) nats, over the whole vocabulary: never negative
+    k1: Tensor  # (B, L) nats, of the token alone
+
+
+@torch.no_grad()
+def token_divergences(
+    lm: LanguageModel, ref: LanguageModel, batch: TokenBatch, *, temperature: float = 1.0
+) -> TokenDivergences:
+    """The KL of one policy from another at every response token, and k1; without gradient and without dropout.
+
+    Equation:  KL_t = sum_v pi(v | x, y_<t) (log pi(v | x, y_<t) - log ref(v | x, y_<t)),
+               k1_t = log pi(y_t | x, y_<t) - log ref(y_t | x, y_<t)
+    Source:    the chain rule: over responses drawn from pi, the sums over t of both have the mean KL(pi || ref) of
+               whole responses; that of KL_t usually varies less.
+    Args:      lm, ref: models of one vocabulary, on one device; batch of responses of lm
+    Returns:   (B, L) each, in float32 at least
+    Raises:    ValueError where the models have different numbers of logits
+    Verified:  tests/exact/test_language_divergence.py::test_means_are_the_kl_of_whole_responses
+    """
+    if lm.vocabulary != ref.vocabulary:
+        raise ValueError(f"there is no KL between distributions over {lm.vocabulary} and {ref.vocabulary} tokens")
+    answered = batch.response_mask[:, 1:]
+    with without_dropout(lm), without_dropout(ref):
+        reads = [_read(of, batch, hidden_too=False) for of in (lm, ref)]
+        rows = [read.states[:, :-1][answered] for read in reads]
+        size = max(1, CHUNK_ELEMENTS // lm.vocabulary)
+        parts: list[Tensor] = []
+        for *states, target in zip(
+            *(x.split(size) for x in rows), batch.tokens[:, 1:][answered].split(size), strict=True
+        ):
+            logits = [read.to_logits(x) / temperature for read, x in zip(reads, states, strict=True)]
+            new, old = (Categorical(x.log_softmax(-1)) for x in logits)
+            parts.append(torch.stack([new.kl(old), k1_estimate(new.log_prob(target), old.log_prob(target))], -1))
+    scored = torch.cat(parts)
+    out = scored.new_zeros((*batch.tokens.shape, 2))
+    out[torch.nn.functional.pad(answered, (1, 0))] = scored
+    return TokenDivergences(out[..., 0], out[..., 1])

@@ -157,6 +157,8 @@ class Trainer(ABC, Generic[B]):
     Config: ClassVar[type[TrainingConfig]]
     terms: ClassVar[str] = "tokens"
     """What the loss is a mean over."""
+    best_by: ClassVar[tuple[str, Literal["lowest", "highest"]]] = ("eval/loss", "lowest")
+    """By which figure of ``evaluate`` the best model of a run is kept."""
     takes_reward: ClassVar[bool] = False
     """Whether ``from_data`` takes a reward."""
 

@@ -6,6 +6,7 @@ run goes on with the same bits.
 
     RUN/config.json  metrics.jsonl  summary.json  curve.png  checkpoints/  tensorboard/     as in every run
     RUN/model/                                       the trained model, a plain Hugging Face folder
+    RUN/best-model/  best.json                       the one of the best evaluation, and which that was
     RUN/interrupted-model/                           the model as it was when the run was interrupted
     RUN/base/                                        what the run started from, if that was made in Python
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import shlex
 import shutil
 import sys
@@ -414,12 +416,41 @@ class LanguageRun:
             self.evaluation = self.trainer.evaluate()
             self.evaluated_at = self.step
             row |= self.evaluation
+            self._keep_best()
         if self.log is not None:
             self.log.write(row)
         self.wall_seconds += time.perf_counter() - began - seconds
         if self.store is not None and (self.done or _due(self.step, self.settings.checkpoint_every)):
             self.store.save(self.step, self.trainer.tensors(), self._metadata())
         return row
+
+    def _keep_best(self) -> None:
+        """Save the model if its evaluation is the best of the run.
+
+        What is on disk is what it is compared with. So a resumed run, which repeats evaluations, changes nothing.
+        """
+        name, which = self.trainer.best_by
+        value = self.evaluation.get(name)
+        if self.directory is None or value is None or not math.isfinite(value):
+            return
+        best, sign = self.best, 1.0 if which == "highest" else -1.0
+        if best is not None and sign * value <= sign * best["value"]:
+            return
+        self.trainer.save(self.best_path, merge=self.settings.merge_adapters)
+        # After the model: killed between the two, a resumed run comes here again and saves both.
+        self.directory.write_json("best.json", {"step": self.step, "metric": name, "value": value})
+
+    @property
+    def best_path(self) -> Path:
+        assert self.directory is not None
+        return self.directory.path / "best-model"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Step, metric and value of the best evaluation whose model is kept; None where there is none."""
+        if self.directory is None or not self.best_path.is_dir() or not (self.directory.path / "best.json").is_file():
+            return None
+        return self.directory.read_json("best.json")
 
     def _is_summed_up(self) -> bool:
         """Whether the run's folder holds the summary of this very state already."""
@@ -453,6 +484,7 @@ class LanguageRun:
             "wall_seconds": round(self.wall_seconds, 3),
             "evaluation_step": self.evaluated_at if self.evaluation else None,
             "evaluation": self.evaluation,
+            "best": self.best,
         }
 
     @property
