@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -38,6 +39,7 @@ from steepest.runs.loops import Loop
 from steepest.runs.metrics import MetricsLog
 from steepest.runs.off_policy import OffPolicyLoop
 from steepest.runs.on_policy import OnPolicyLoop
+from steepest.runs.saved import read_agent
 from steepest.runs.settings import name_of, read_description, resolve_options, resolve_settings
 
 WINDOW = 100
@@ -183,6 +185,7 @@ class Run:
                 device=self.settings.device,
                 note=self.note,
             )
+            self.agent.read_others(partial(read_agent, device=self.settings.device))
         except BaseException:
             self.env.close()
             raise
