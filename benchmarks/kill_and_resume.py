@@ -3,8 +3,8 @@
     python benchmarks/kill_and_resume.py [--kills 10] [--cases cartpole-native ...]
 
 Every case trains once in peace, then again under SIGKILL at moments drawn uniformly, start-up included. Parameters,
-optimiser, statistics and generators of the last checkpoint, metrics.jsonl (but for time) and the best agent are
-compared. Results go to benchmarks/results/kill_and_resume.json.
+optimiser, statistics and generators of the last checkpoint, metrics.jsonl (but for time), the best agent and what is
+left in the replay buffer's files are compared. Results go to benchmarks/results/kill_and_resume.json.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from helpers_runs import differences, start_command, steepest_command, stray_fil
 
 from steepest.runs.directory import environment_report  # noqa: E402
 
+SMALL_REPLAY: list[Any] = [
+    *("--hidden-sizes", 32, 32, "--batch-size", 32, "--learning-starts", 300, "--steps-per-iteration", 100),
+    *("--total-steps", 2400, "--checkpoint-every", 300, "--buffer-size", 900),
+]
+"""The buffer is overwritten twice and a half."""
+
 COMMON = ["--seed", 3, "--eval-episodes", 2, "--no-tensorboard"]
 CASES: dict[str, list[Any]] = {
     "cartpole-native": ["ppo", "CartPole-v1", "--total-steps", 60_000, "--checkpoint-every", 3000],
@@ -41,6 +47,17 @@ CASES: dict[str, list[Any]] = {
     "cheetah-envpool": [
         *("ppo", "HalfCheetah-v5", "--vectorization", "envpool", "--total-steps", 20_000, "--checkpoint-every", 2000),
         *("--rollout-steps", 64, "--minibatches", 8, "--normalize-obs", "--normalize-reward"),
+    ],
+    "replay-sac": ["sac", "Pendulum-v1", *SMALL_REPLAY, "--prioritized", "--n-steps", 3],
+    "replay-sac-compiled": ["sac", "HalfCheetah-v5", *SMALL_REPLAY, "--compile", "on"],
+    "replay-sac-discrete": ["sac", "CartPole-v1", *SMALL_REPLAY, "--num-envs", 4],
+    "replay-sac-asynchronous": ["sac", "Pendulum-v1", *SMALL_REPLAY, "--num-envs", 2, "--asynchronous"],
+    "replay-td3": [
+        *("td3", "Pendulum-v1", *SMALL_REPLAY, "--num-envs", 3, "--noise-correlation", 0.8, "--normalize-obs"),
+    ],
+    "replay-sac-images": [
+        *("sac", "ALE/Pong-v5", *SMALL_REPLAY, "--num-envs", 2, "--train-every", 4, "--update-ratio", 0.1),
+        *("--atari.size", 36, "--atari.frame-stack", 4, "--eval-every", 1200, "--max-episode-steps", 200),
     ],
 }
 

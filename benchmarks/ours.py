@@ -1,7 +1,8 @@
 """Our side of every case, through the public API and the command, as a user would run them.
 
 Throughput cases iterate over a run. The first iterations, which compile the update, are timed apart; what follows runs
-every environment step and every update. Nothing is evaluated, logged or saved meanwhile, as on the peers' side.
+every environment step and every update. Nothing is evaluated, logged or saved meanwhile, as on the peers' side. The
+off-policy cases say besides how much of a gradient step its matrix products alone would take.
 The ``solve`` case runs ``steepest train`` and takes the wall time of the whole command.
 """
 
@@ -131,6 +132,53 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 
+OFF_POLICY: dict[str, Any] = {
+    "normalize_obs": False,
+    "hidden_sizes": (256, 256),
+    "activation": "relu",
+    "learning_rate_schedule": "constant",
+    "max_gradient_norm": None,
+    "gamma": 0.99,
+    "num_envs": 1,
+    "batch_size": 256,
+    "buffer_size": 1_000_000,
+    "learning_starts": 1_000,
+    "train_every": 1,
+    "update_ratio": 1.0,
+    "steps_per_iteration": 100,
+    "target_update_rate": 0.005,
+}
+"""One gradient step on 256 transitions for every environment step, as all off-policy peers take."""
+
+DETERMINISTIC: dict[str, Any] = {
+    **OFF_POLICY,
+    "learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "exploration_std": 0.1,
+    "noise_correlation": 0.0,
+}
+
+CASES |= {
+    "sac_halfcheetah": {
+        "algorithm": "sac",
+        "env_id": "HalfCheetah-v5",
+        "total_steps": 5_000,
+        "settings": {**OFF_POLICY, "learning_rate": 3e-4, "critic_learning_rate": 3e-4, "updates_per_call": 1},
+    },
+    "td3_halfcheetah": {
+        "algorithm": "td3",
+        "env_id": "HalfCheetah-v5",
+        "total_steps": 5_000,
+        "settings": {**DETERMINISTIC, "policy_delay": 2, "updates_per_call": 2},
+    },
+    "ddpg_halfcheetah": {
+        "algorithm": "ddpg",
+        "env_id": "HalfCheetah-v5",
+        "total_steps": 5_000,
+        "settings": {**DETERMINISTIC, "updates_per_call": 1},
+    },
+}
+
 SOLVED_RETURN = 475
 SOLVED_EPISODES = 100
 
@@ -140,9 +188,12 @@ def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) 
 
     algorithm = case.get("algorithm", "ppo")
     settings = {**COMMON, **case["settings"]} if algorithm == "ppo" else case["settings"]
-    per_iteration = settings["num_envs"] * settings["rollout_steps"]
+    off_policy = "learning_starts" in settings
+    per_iteration = settings["steps_per_iteration" if off_policy else "rollout_steps"] * settings["num_envs"]
+    # Only steps with gradient steps are timed.
+    warm_up = WARM_UP_ITERATIONS + (settings["learning_starts"] // per_iteration if off_policy else 0)
     timed_steps = total_steps or case["total_steps"]
-    planned = timed_steps + WARM_UP_ITERATIONS * per_iteration
+    planned = timed_steps + warm_up * per_iteration
 
     start = time.perf_counter()
     run = steepest.Run(
@@ -159,14 +210,22 @@ def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) 
         **settings,
     )
     first_step, last_step, timed_from, timed_to = 0, 0, start, start
+    cpu_from = cpu_to = time.process_time()
     for iteration, row in enumerate(run, start=1):
-        timed_to, last_step = time.perf_counter(), int(row["step"])
-        if iteration == WARM_UP_ITERATIONS:
-            timed_from, first_step = timed_to, last_step
+        timed_to, last_step, cpu_to = time.perf_counter(), int(row["step"]), time.process_time()
+        if iteration == warm_up:
+            timed_from, first_step, cpu_from = timed_to, last_step, cpu_to
 
     steps, seconds = last_step - first_step, timed_to - timed_from
-    evaluations = steepest.evaluate(run.agent, case["env_id"], episodes=20, seed=seed)
+    evaluations = steepest.evaluate(run.agent, case["env_id"], episodes=5 if off_policy else 20, seed=seed)
+    figures: dict[str, Any] = {}
+    if off_policy:
+        from matrix_products import share_of_products
+
+        figures = share_of_products(run, threads)
+        figures |= {"step_ms": 1e3 * seconds / steps, "step_cpu_ms": 1e3 * (cpu_to - cpu_from) / steps}
     return {
+        **figures,
         "steps": steps,
         "seconds": seconds,
         "steps_per_second": steps / seconds,

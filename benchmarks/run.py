@@ -87,6 +87,17 @@ CASES = [
         peer="sb3",
         peer_case="trpo_halfcheetah",
     ),
+    *(
+        Case(
+            name=f"{algorithm}_halfcheetah_{peer}",
+            measures="env steps/s",
+            ours=f"{algorithm}_halfcheetah",
+            peer=peer,
+            peer_case=f"{algorithm}_halfcheetah",
+            threads=2,
+        )
+        for algorithm, peer in (("sac", "sb3"), ("sac", "sbx"), ("td3", "sb3"), ("ddpg", "sb3"))
+    ),
     Case(
         name="time_to_solved_cartpole",
         measures="seconds",
@@ -179,6 +190,8 @@ def summarise(case: Case, ours: list[dict[str, Any]], peers: list[dict[str, Any]
     if theirs:
         result["peer"] = spread(theirs)
         result["ratio"] = spread([m / t for m, t in zip(mine, theirs, strict=True)])
+    if any("products_share" in run for run in ours):
+        result["products_share"] = spread([run["products_share"] for run in ours])
     if any("solved" in run for run in ours):
         result["solved"] = sum(bool(run["solved"]) for run in ours)
         result["of"] = len(ours)
@@ -194,6 +207,12 @@ def table(results: list[dict[str, Any]]) -> str:
         low, middle, high = (f"{figures[k]:,.{digits}f}" for k in ("min", "median", "max"))
         return f"{middle} ({low} to {high})"
 
+    def remark(summary: dict[str, Any]) -> str:
+        if "solved" in summary:
+            return f"solved {summary['solved']} of {summary['of']}"
+        share = summary.get("products_share")
+        return f"gradient step at {share['median']:.0%} of its matrix products" if share else ""
+
     rows = [("case", "unit", "threads", "ours", "peer", "ours / peer", "")]
     for result in results:
         summary = result["summary"]
@@ -206,7 +225,7 @@ def table(results: list[dict[str, Any]]) -> str:
                 cell(summary["ours"], digits),
                 f"{result['peer']}: {cell(summary.get('peer'), digits)}" if result["peer"] else "-",
                 cell(summary.get("ratio"), 2),
-                f"solved {summary['solved']} of {summary['of']}" if "solved" in summary else "",
+                remark(summary),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -260,6 +260,13 @@ class Agent(ABC):
         """The policy that collects experience: the agent's own, unless the algorithm learns off-policy."""
         return self.actor(fused=fused)
 
+    def read_others(self, read: Callable[[Path], Agent]) -> None:
+        """Take in the saved agents that learning needs besides this one, before a run begins; most need none.
+
+        Raises:    UsageError if one is not there or does not fit
+        """
+        del read
+
     def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, ...]]:
         """Acting as a pure function of one member's state."""
 

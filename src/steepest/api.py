@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steepest.agent import Agent, stream_seed
-from steepest.algorithms import find
 from steepest.errors import SteepestError, UsageError
 from steepest.networks import NetworkFactory
 from steepest.runs.checkpoint import CheckpointStore
@@ -20,6 +19,7 @@ from steepest.runs.evaluation import Evaluation, evaluate_members, make_evaluati
 from steepest.runs.plots import plot_runs
 from steepest.runs.progress import Progress
 from steepest.runs.run import Run
+from steepest.runs.saved import read_agent
 from steepest.tensor_files import CheckpointError, load_metadata, load_tensors
 from steepest.types import ActionSpec, ObsSpec
 
@@ -198,14 +198,7 @@ def load(
                factory of a custom network, again
     Raises:    UsageError if there is nothing there; CheckpointError if it is damaged or foreign
     """
-    file = saved_file(path, which)
-    tensors, metadata = load_tensors(file)
-    try:
-        return find(metadata["algorithm"]).from_saved(tensors, metadata, network=network, device=device)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} does not hold an agent that this version of steepest reads: {error!r}"
-        ) from error
+    return read_agent(saved_file(path, which), network=network, device=device)
 
 
 def evaluate(

@@ -71,7 +71,7 @@ class ReplayBuffer:
         self.written = 0
         self.repeats_first_frame = False  # how a stack is filled up at the beginning of an episode; else with zeros
         self.arrays: dict[str, Array] = {}
-        self.flat: dict[str, Tensor] = {}
+        self.flat: dict[str, Array] = {}  # the same memory, rows and environments along one axis
         self._reopens = reopen and self._file("row").exists()
         self.obs_fields = obs_spec.fields
         self.stacked = {f.name for f in obs_spec.fields if f.kind == "image" and frame_stack > 1}
@@ -109,7 +109,7 @@ class ReplayBuffer:
             array = _map_file(self._file(name), full, np.dtype(dtype), new=not self._reopens)
         self.arrays[name] = array
         if per_environment:
-            self.flat[name] = torch.from_numpy(array).flatten(0, 1)
+            self.flat[name] = np.asarray(array).reshape(-1, *shape)
 
     def _file(self, name: str) -> Path:
         return Path() if self.folder is None else self.folder / f"{name.replace('/', '.')}.bin"
@@ -302,51 +302,49 @@ class ReplayBuffer:
                    tests/unit/test_buffers.py::test_next_observations_are_the_true_ones
         """
         here = (row % self.length) * self.envs + env
-        reward = torch.zeros(len(row))
-        discount = torch.ones(len(row))
-        terminated = torch.zeros(len(row), dtype=torch.bool)
-        going = torch.ones(len(row), dtype=torch.bool)
-        following = row.copy()
+        reward, discount = np.zeros(len(row), np.float32), np.ones(len(row), np.float32)
+        terminated, going = np.zeros(len(row), np.bool_), np.ones(len(row), np.bool_)
+        following = row
         for k in range(n_steps):
-            exists = torch.from_numpy(row + k < self.written)
-            at = torch.from_numpy((np.minimum(row + k, self.written - 1) % self.length) * self.envs + env)
-            going = going & exists
+            at = (np.minimum(row + k, self.written - 1) % self.length) * self.envs + env
+            going = going & (row + k < self.written)
+            ended = self.flat["terminated"][at]
             decided = going & self.flat["valid"][at]  # a pause decides nothing and passes on what comes after it
-            reward = torch.where(decided, reward + discount * self.flat["reward"][at], reward)
-            discount = torch.where(decided, discount * gamma, discount)
-            terminated = terminated | (decided & self.flat["terminated"][at])
-            following = np.where(going.numpy(), row + k + 1, following)
-            going = going & ~(self.flat["terminated"][at] | self.flat["truncated"][at])
+            reward = np.where(decided, reward + discount * self.flat["reward"][at], reward)
+            discount = np.where(decided, discount * np.float32(gamma), discount)
+            terminated = terminated | (decided & ended)
+            following = np.where(going, row + k + 1, following)
+            going = going & ~(ended | self.flat["truncated"][at])
         after = (following % self.length) * self.envs + env
-        out = {"action": self.flat["action"][torch.from_numpy(here)], "reward": reward}
+        out = {"action": self.flat["action"][here], "reward": reward}
         out |= {"terminated": terminated, "discount": discount}
         for field in self.obs_fields:
             out[f"obs/{field.name}"] = self._obs(field.name, row, env)
             out[f"next_obs/{field.name}"] = self._obs(field.name, following, env)
         if "action_mask" in self.flat:
             masks = self.flat["action_mask"]
-            out["action_mask"] = masks[torch.from_numpy(here)]
-            out["next_action_mask"] = masks[torch.from_numpy(after)]
-        return out
+            out["action_mask"] = masks[here]
+            out["next_action_mask"] = masks[after]
+        return {name: torch.from_numpy(x) for name, x in out.items()}
 
-    def _obs(self, name: str, row: Array, env: Array) -> Tensor:
+    def _obs(self, name: str, row: Array, env: Array) -> Array:
         """Observations at these rows; of a stack of frames, the frames that led there, oldest first."""
         stored = self.flat[f"obs/{name}"]
-        newest = stored[torch.from_numpy((row % self.length) * self.envs + env)]
+        newest = stored[(row % self.length) * self.envs + env]
         if name not in self.stacked:
             return newest
         step = self.arrays["episode_step"][row % self.length, env]
-        frames, row = [newest], row.copy()
+        frames = [newest]
         for back in range(1, self.frame_stack):
             inside = step >= back
             row = row - inside
             # After a pause the observation is still that before it.
             row = row - (inside & ~self.arrays["valid"][row % self.length, env])
-            frame = stored[torch.from_numpy((row % self.length) * self.envs + env)]
+            frame = stored[(row % self.length) * self.envs + env]
             if not self.repeats_first_frame:
-                frame = frame * torch.from_numpy(inside).view(-1, *[1] * (frame.ndim - 1))
+                frame[~inside] = 0
             frames.append(frame)
-        return torch.cat(frames[::-1], dim=1)
+        return np.concatenate(frames[::-1], axis=1)
 
     def set_priorities(self, index: Tensor, error: Tensor, *, exponent: float, floor: float = 1e-6) -> None:
         """Priorities (error + floor)^exponent of what was drawn; does nothing in a uniform buffer.

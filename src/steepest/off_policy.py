@@ -50,6 +50,9 @@ class OffPolicyConfig(NetworkConfig):
     """Gradient steps per environment step."""
     updates_per_call: int = 1
     """Gradient steps fused into one call, from one set of samples; they wait until so many are due."""
+    asynchronous: bool = False
+    """Take gradient steps while the environments step, each in a process of its own (vectorization async). They are
+    those due from the steps before, so that learning lags ``train_every`` steps behind, by the same bits every time."""
     target_update_rate: float = 0.005
     """Weight of the new in the moving average that the target networks are."""
     n_steps: int = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +23,8 @@ class Environments(Protocol):
 
     def reset(self, seed: int | None) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_] | None]: ...
     def step(self, action: NDArray[Any]) -> Any: ...
+    def step_async(self, action: NDArray[Any]) -> None: ...
+    def step_wait(self) -> Any: ...
 
 
 class Episode(NamedTuple):
@@ -96,8 +99,11 @@ class Collector:
         episodes = self.play(agent.behaviour(fused=agent.learner.compile), noise)
         return self._rollout(), episodes
 
-    def play(self, act: Actor, noise: Tensor) -> list[Episode]:
-        """Fill the buffers with ``steps`` steps of any policy; noise (T, M, N, ...) is what it draws from."""
+    def play(self, act: Actor, noise: Tensor, meanwhile: Callable[[int], None] | None = None) -> list[Episode]:
+        """Fill the buffers with ``steps`` steps of any policy; noise (T, M, N, ...) is what it draws from.
+
+        ``meanwhile(t)`` is called between the beginning and the end of every step t.
+        """
         agent, env, steps = self.agent, self.env, self.steps
         for x in (*self.obs.values(), self.mask):
             if x is not None:
@@ -126,7 +132,12 @@ class Collector:
                 raw = action.numpy() if on_host else action.cpu().numpy()
                 raw = raw.reshape(self.action_rows[t].shape)
                 self.action_rows[t] = raw
-                result = env.step(agent.to_env(raw))
+                if meanwhile is None:
+                    result = env.step(agent.to_env(raw))
+                else:
+                    env.step_async(agent.to_env(raw))
+                    meanwhile(t)
+                    result = env.step_wait()
                 for name, value in result.obs.items():
                     self.obs_arrays[name][t + 1] = value
                 self.reward_rows[t] = result.reward

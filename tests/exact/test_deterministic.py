@@ -37,5 +37,5 @@ def test_smoothing_by_cases() -> None:
     """Inside the clip range; cut by it on either side; cut by the bounds of the action."""
     action = torch.tensor([0.1, 0.1, 0.1, 0.9, -0.9], dtype=F64)
     noise = torch.tensor([1.0, 9.0, -9.0, 2.0, -2.0], dtype=F64)
-    expected = torch.tensor([0.3, 0.6, -0.4, 1.0, -1.0], dtype=F64)
-    torch.testing.assert_close(smoothed_action(action, noise, 0.2, 0.5), expected, rtol=1e-12, atol=0.0)
+    expected = torch.tensor([0.3, 0.4, -0.2, 1.0, -1.0], dtype=F64)
+    torch.testing.assert_close(smoothed_action(action, noise, 0.2, 0.3), expected, rtol=1e-12, atol=0.0)

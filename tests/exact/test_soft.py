@@ -89,9 +89,10 @@ def test_temperature_rises_where_entropy_is_too_low(entropy: float, sign: float)
 
 
 def test_targets_carry_no_gradient() -> None:
-    """Nor does the temperature in a policy's loss."""
+    """Nor does the temperature in a policy's loss, nor the entropy in the temperature's."""
     x = torch.ones(3, dtype=F64, requires_grad=True)
     never = torch.zeros(3, dtype=torch.bool)
     assert not soft_value_target(x, x, x).requires_grad
     assert not soft_q_target(x, x, never, 0.9).requires_grad
     assert not soft_policy_loss(torch.ones(3, dtype=F64), torch.ones(3, dtype=F64), x).requires_grad
+    assert not temperature_loss(torch.ones((), dtype=F64), x, 0.0).requires_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import subprocess
@@ -93,7 +94,14 @@ def differences(one: Path, other: Path) -> list[str]:
     elif best[0].exists():
         tensors, others = (load_tensors(path)[0] for path in best)
         found += [f"best {k}" for k in tensors if not torch.equal(tensors[k], others[k])]
+    replay = [{p.name: p for p in (run / "replay").glob("*")} for run in (one, other)]
+    names = replay[0].keys() | replay[1].keys()
+    found += [f"replay {k}" for k in sorted(names) if not _same_bytes(replay[0].get(k), replay[1].get(k))]
     return found
+
+
+def _same_bytes(one: Path | None, other: Path | None) -> bool:
+    return one is not None and other is not None and filecmp.cmp(one, other, shallow=False)
 
 
 def stray_files(folder: Path) -> list[str]:

@@ -124,8 +124,10 @@ def test_a_policy_acts_without_the_file_of_its_behaviour(tmp_path: Path) -> None
     other.unlink()
     agent = steepest.load(tmp_path / "agent.safetensors")
     assert agent.act(np.zeros(2, dtype=np.float32))[0] in (0, 1)
-    with pytest.raises(UsageError, match="which is no file"):
+    with pytest.raises(UsageError, match="which was not read"):
         agent.behaviour()
+    with pytest.raises(UsageError, match="which is no file"):
+        Run("off_pac", Contexts, behaviour_agent=str(other), **QUICK)
 
 
 # COPDAC

@@ -315,6 +315,14 @@ DISTRIBUTIONS: Mistakes = {
 }
 
 NUMERICS: Mistakes = {
+    "fresh noise unscaled": ("math.sqrt(1.0 - correlation**2) * fresh", "fresh"),
+    "fresh noise scaled by its variance": ("math.sqrt(1.0 - correlation**2) * fresh", "(1.0 - correlation**2) * fresh"),
+    "what stays and what goes exchanged": ("else correlation * previous +", "else (1.0 - correlation) * previous +"),
+    "the first noise scaled": (
+        "previous = fresh if previous is None",
+        "previous = math.sqrt(1.0 - correlation**2) * fresh if previous is None",
+    ),
+    "noise forgets what was": ("rows.append(previous)", "rows.append(fresh)"),
     "mean over the undecided rows too": (
         "weight.sum().clamp(min=1.0)\n\n\ndef weighted_var",
         "weight.numel()\n\n\ndef weighted_var",
@@ -1203,6 +1211,160 @@ REWARD_MODEL: Mistakes = {
 }
 
 
+SOFT: Mistakes = {
+    "entropy costs in the value": (
+        "(q_value - temperature * log_prob).detach()",
+        "(q_value + temperature * log_prob).detach()",
+    ),
+    "no temperature in the value": ("(q_value - temperature * log_prob).detach()", "(q_value - log_prob).detach()"),
+    "no entropy in the value": ("(q_value - temperature * log_prob).detach()", "q_value.detach()"),
+    "the value carries gradient": ("(q_value - temperature * log_prob).detach()", "(q_value - temperature * log_prob)"),
+    "entropy costs in the expectation": ("(q_value - temperature * log_probs)", "(q_value + temperature * log_probs)"),
+    "no temperature in the expectation": ("(q_value - temperature * log_probs)", "(q_value - log_probs)"),
+    "weighted by log-probabilities": ("(log_probs.exp() *", "(log_probs *"),
+    "all actions weigh the same": ("(log_probs.exp() * (q_value", "((q_value"),
+    "a mean over actions": ("temperature * log_probs)).sum(-1)", "temperature * log_probs)).mean(-1)"),
+    "soft values past the end": (
+        "next_value, terminated, gamma).detach()",
+        "next_value, terminated & False, gamma).detach()",
+    ),
+    "soft values at the end alone": (
+        "next_value, terminated, gamma).detach()",
+        "next_value, ~terminated, gamma).detach()",
+    ),
+    "soft values undiscounted": ("next_value, terminated, gamma).detach()", "next_value, terminated, 1.0).detach()"),
+    "the target carries gradient": ("next_value, terminated, gamma).detach()", "next_value, terminated, gamma)"),
+    "the policy descends Q": ("return temperature * log_prob - q_value", "return temperature * log_prob + q_value"),
+    "the policy flees entropy": ("return temperature * log_prob - q_value", "return -temperature * log_prob - q_value"),
+    "no temperature in the policy's loss": ("return temperature * log_prob - q_value", "return log_prob - q_value"),
+    "the policy's loss moves the temperature": (
+        "temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature\n"
+        "    return temperature * log_prob",
+        "return temperature * log_prob",
+    ),
+    "the temperature falls where entropy is too low": (
+        "log_temperature * (entropy - target_entropy)",
+        "log_temperature * (target_entropy - entropy)",
+    ),
+    "the temperature's loss moves the policy": ("(entropy - target_entropy).detach()", "(entropy - target_entropy)"),
+    "steps shrink with the temperature": (
+        "return log_temperature * (entropy",
+        "return log_temperature.exp() * (entropy",
+    ),
+}
+
+DETERMINISTIC: Mistakes = {
+    "the policy descends Q": ("return -q_value", "return q_value"),
+    "bootstraps past the end": (
+        "next_q_value, terminated, gamma).detach()",
+        "next_q_value, terminated & False, gamma).detach()",
+    ),
+    "bootstraps at the end alone": (
+        "next_q_value, terminated, gamma).detach()",
+        "next_q_value, ~terminated, gamma).detach()",
+    ),
+    "the target undiscounted": ("next_q_value, terminated, gamma).detach()", "next_q_value, terminated, 1.0).detach()"),
+    "the target carries gradient": ("next_q_value, terminated, gamma).detach()", "next_q_value, terminated, gamma)"),
+    "noise unscaled": ("torch.maximum(noise_std * noise, -clip)", "torch.maximum(noise, -clip)"),
+    "noise unbounded above": (
+        "torch.minimum(torch.maximum(noise_std * noise, -clip), clip)",
+        "torch.maximum(noise_std * noise, -clip)",
+    ),
+    "noise unbounded below": ("torch.maximum(noise_std * noise, -clip)", "noise_std * noise"),
+    "the smoothed action out of bounds": ("return (action + blur).clamp(-1.0, 1.0)", "return action + blur"),
+    "noise subtracted": ("return (action + blur)", "return (action - blur)"),
+    "the clip rounded to float32": ("torch.as_tensor(noise_clip, dtype=action.dtype)", "torch.as_tensor(noise_clip)"),
+}
+
+REPLAY: Mistakes = {
+    "spare rows drawn too": (
+        "max(0, self.written - self.rows)\n        # Behind",
+        "max(0, self.written - self.rows - self.spare_rows)\n        # Behind",
+    ),
+    "stacks from what is overwritten": (
+        "oldest + 2 * (self.frame_stack - 1) if",
+        "oldest + 0 * (self.frame_stack - 1) if",
+    ),
+    "the first row forever": ("row = self.first + leaf // self.num_envs", "row = leaf // self.num_envs"),
+    "a leaf taken for a row": (
+        "row = self.written - 1 - (self.written - 1 - leaf // self.num_envs) % self.length",
+        "row = leaf // self.num_envs",
+    ),
+    "everybody draws the first member's": (
+        "self.num_envs * np.arange(self.members)[:, None]",
+        "0 * np.arange(self.members)[:, None]",
+    ),
+    "rows drawn in which nothing was decided": ("missing = missing[~valid[", "missing = missing[False & valid["),
+    "the weights' exponent of the other sign": ("** (-importance_exponent)", "** importance_exponent"),
+    "weights not scaled": ("(weight / weight.amax(-1, keepdim=True))", "weight"),
+    "n rewards undiscounted": ('reward + discount * self.flat["reward"][at]', 'reward + self.flat["reward"][at]'),
+    "no discount for the bootstrap": (
+        "np.where(decided, discount * np.float32(gamma), discount)",
+        "np.where(decided, discount, discount)",
+    ),
+    "a pause is one of the n steps": ('decided = going & self.flat["valid"][at]', "decided = going"),
+    "a truncation terminates": ("(decided & ended)", '(decided & self.flat["truncated"][at])'),
+    "n steps run on across truncation": (
+        '~(ended | self.flat["truncated"][at])',
+        "~ended",
+    ),
+    "n steps run on across termination": (
+        '~(ended | self.flat["truncated"][at])',
+        '~self.flat["truncated"][at]',
+    ),
+    "the next observation is the present one": (
+        "np.where(going, row + k + 1, following)",
+        "np.where(going, row + k, following)",
+    ),
+    "n steps run on past the newest row": ("going = going & (row + k < self.written)", "going = going"),
+    "the next observation's mask is the present one's": (
+        "masks[after]",
+        "masks[here]",
+    ),
+    "a restart is no end": ('self.arrays["truncated"][last] |= ~self.arrays["terminated"][last]', "pass"),
+    "a restart makes ended episodes go on": (
+        '|= ~self.arrays["terminated"][last]',
+        '|= self.arrays["terminated"][last]',
+    ),
+    "the oldest frame stored": ("newest = stacks[:, :, -channels:]", "newest = stacks[:, :, :channels]"),
+    "stacks begin a frame late": ("inside = step >= back", "inside = step > back"),
+    "a pause's frame in the stack": (
+        'row = row - (inside & ~self.arrays["valid"][row % self.length, env])',
+        "row = row - 0",
+    ),
+    "newest frame first": ("np.concatenate(frames[::-1], axis=1)", "np.concatenate(frames, axis=1)"),
+    "stacks filled up in the other way": ("if not self.repeats_first_frame:", "if self.repeats_first_frame:"),
+    "priorities without their exponent": (".abs().numpy() + floor) ** exponent", ".abs().numpy() + floor)"),
+    "what left comes back": ("np.where(tree.get(leaf) > 0, priority, 0.0)", "priority"),
+    "new rows get the last priority": (
+        "max(self.highest_priority[m], float(priority.max()))",
+        "float(priority.max())",
+    ),
+    "new rows get priority one": ("(mine * self.highest_priority[m]).ravel()", "mine.astype(np.float64).ravel()"),
+    "old rows keep their priority": ("np.zeros(gone.size * self.num_envs))", "np.ones(gone.size * self.num_envs))"),
+    "a priority of zero drawn": ("(mass >= left) & (self.sums[2 * node + 1] > 0.0)", "mass >= left"),
+    "the left half's mass not subtracted": ("np.where(right, mass - left, mass)", "mass"),
+    "shares not apart": ("(share + np.arange(batch_size))", "(batch_size * share)"),
+    "sums of half a level": (
+        "node = np.arange(1 << level, 2 << level)",
+        "node = np.arange(1 << level, 3 << level >> 1)",
+    ),
+    "a lost row not noticed": ("[needed % self.length] != needed + 1)", "[needed % self.length] < 0)"),
+    "rows numbered from the last checkpoint": ("self.written + np.arange(steps) + 1", "np.arange(steps) + 1"),
+    "a file of any size will do": ("elif path.stat().st_size != size:", "elif False:"),
+}
+
+OFF_POLICY: Mistakes = {
+    "the target stands still": ("torch.lerp(state[target], state[source],", "torch.lerp(state[target], state[target],"),
+    "the source moves to the target": (
+        "torch.lerp(state[target], state[source],",
+        "torch.lerp(state[source], state[target],",
+    ),
+    "the acting network's moments for all": ('{k: state[f"{prefix}{k}"] for k in', "{k: state[k] for k in"),
+    "Adam's epsilon of the on-policy algorithms": ("epsilon=1e-8", "epsilon=1e-5"),
+}
+
+
 class Suspect(NamedTuple):
     """A source file, the mistakes in it, and the tests that should notice them (the others run where they do not)."""
 
@@ -1241,6 +1403,10 @@ SUSPECTS: dict[str, Suspect] = {
     "algorithms/off_pac.py": Suspect(OFF_PAC, ("exact/test_off_pac_update.py",)),
     "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
     "algorithms/dqn.py": Suspect(DQN, ("exact/test_q_learning.py",)),
+    "losses/soft.py": Suspect(SOFT, ("exact/test_soft.py",)),
+    "losses/deterministic.py": Suspect(DETERMINISTIC, ("exact/test_deterministic.py",)),
+    "buffers.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
+    "off_policy.py": Suspect(OFF_POLICY, ("unit/test_off_policy.py",)),
     "logged.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
     "language/tokens.py": Suspect(TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")),

@@ -153,7 +153,7 @@ def test_only_decided_rows_are_drawn() -> None:
     for pause in (False, True):
         history = filled(pause, members=1)
         batch = history.buffer.sample([torch.Generator().manual_seed(1)], 4, 500, gamma=GAMMA)
-        valid = history.buffer.flat["valid"][batch["index"].flatten()]
+        valid = history.buffer.flat["valid"][batch["index"].flatten().numpy()]
         assert valid.all()
         assert not history.buffer.flat["valid"].all()
         assert batch["obs/obs"].shape == (1, 4, 500, 3)
@@ -327,9 +327,10 @@ def test_priorities_are_drawn_in_proportion() -> None:
     share = error.sqrt() / error.sqrt().sum()
     np.testing.assert_allclose(counts[index] / draws, share, atol=5 * np.sqrt(0.02 / draws))
     assert int(counts.sum()) == int(counts[index].sum()), "nothing else is drawn"
+    assert float(batch["weight"].amax()) == 1.0
     # Weighted by 1 / (n P), any mean over draws is the plain mean: of rewards, for instance.
     weight = batch["weight"].double().flatten()
-    rewards = buffer.flat["reward"].double()
+    rewards = torch.from_numpy(buffer.flat["reward"]).double()
     found = float((weight * rewards[batch["index"].flatten()]).sum() / weight.sum())
     assert found == pytest.approx(float(rewards[index].mean()), rel=0.02)  # 400,000 draws of rewards that vary by 50%
     wrong = float(rewards[batch["index"].flatten()].mean())
@@ -337,6 +338,13 @@ def test_priorities_are_drawn_in_proportion() -> None:
     history.play(3)
     fresh = buffer.trees[0].get(np.arange((buffer.written - 3) % buffer.length * 3, buffer.written % buffer.length * 3))
     assert fresh.max() == buffer.highest_priority[0]
+    batch = buffer.sample([generator], 1, 20_000, gamma=GAMMA, n_steps=3)
+    place = batch["index"].flatten().numpy()
+    row = buffer.written - 1 - (buffer.written - 1 - place // 3) % buffer.length
+    assert buffer.written > buffer.length
+    assert row.max() > buffer.written - 3
+    wanted = buffer.transitions(row, place % 3, gamma=GAMMA, n_steps=3)
+    assert torch.equal(batch["reward"].flatten(), wanted["reward"])
 
 
 # Files

@@ -1,4 +1,6 @@
+import subprocess
 import sys
+import time
 from functools import partial
 
 import gymnasium as gym
@@ -123,6 +125,50 @@ def test_async_gives_the_same_rows(mode):
     for stream, factory in zip(streams, factories, strict=True):
         assert len(stream) > 5
         assert stream == scalar_stream(factory, len(stream))
+
+
+@pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("mode", MODES, ids=lambda m: m.name)
+def test_a_step_in_two_halves_is_the_step(mode, vector):
+    whole, halves = (batch_of(counting("info")[:2], mode, vector) for _ in range(2))
+    whole.reset(0)
+    halves.reset(0)
+    for _ in range(12):
+        action = np.ones(2, int)
+        result = whole.step(action)
+        halves.step_async(action)
+        other = halves.step_wait()
+        np.testing.assert_array_equal(result.obs["obs"], other.obs["obs"])
+        for one, two in zip(result[1:], other[1:], strict=True):
+            np.testing.assert_array_equal(one, two)
+    whole.close()
+    halves.close()
+
+
+class Footprint(Counting):
+    """Leaves a file at every step."""
+
+    def __init__(self, path):
+        super().__init__(index=0, lengths=(5,))
+        self.path = path
+
+    def step(self, action):
+        self.path.touch()
+        return super().step(action)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_only_processes_step_between_the_halves(vectorization, tmp_path):
+    batch = make_env(partial(Footprint, tmp_path / "here"), 1, vectorization=vectorization)
+    batch.reset(0)
+    batch.step_async(np.ones(1, int))
+    patience = time.monotonic() + (60 if vectorization == "async" else 0.1)
+    while not (tmp_path / "here").exists() and time.monotonic() < patience:
+        time.sleep(0.01)
+    assert (tmp_path / "here").exists() == (vectorization == "async")
+    batch.step_wait()
+    assert (tmp_path / "here").exists()
+    batch.close()
 
 
 def test_next_step_rows_restart_only_their_own_environment():
@@ -798,14 +844,32 @@ def test_unsupported_spaces_are_refused_at_once():
 
 
 def test_importing_leaves_heavy_packages_alone():
-    import subprocess
-
     code = (
         "import sys, steepest.environments;"
         "print([m for m in ('envpool', 'ale_py', 'mujoco', 'Box2D', 'cv2', 'pygame') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_mujoco_says_nothing_of_a_model_that_is_not_the_users(tmp_path):
+    """In a process of its own, since C writes past Python's streams; what it says of anything else is still said."""
+    pytest.importorskip("mujoco")
+    code = """
+import gymnasium as gym, mujoco
+from steepest.environments import make_env
+make_env("HalfCheetah-v5", 2).reset(0)
+class Talking(gym.envs.mujoco.half_cheetah_v5.HalfCheetahEnv):
+    def __init__(self, **kwargs):
+        mujoco.MjModel.from_xml_string('<mujoco><statistic meaninertia="1"/><worldbody/></mujoco>')
+        super().__init__(**kwargs)
+gym.envs.mujoco.half_cheetah_v5.HalfCheetahEnv = Talking
+make_env("HalfCheetah-v5", 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    said = done.stdout + done.stderr
+    assert "settotalmass" not in said
+    assert said.count("'meaninertia' is deprecated") == 1
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])

@@ -25,6 +25,7 @@ they drop. From the papers: N environments share one set of weights, which move 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,7 +37,6 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
 
 from steepest.agent import Actor, Agent
-from steepest.algorithms import find
 from steepest.distributions import softened
 from steepest.errors import UsageError, require
 from steepest.learner import Hyper, Metrics, State, to_host
@@ -62,7 +62,6 @@ from steepest.per_step import (
     step_batch,
 )
 from steepest.returns import td_error
-from steepest.tensor_files import load_tensors
 from steepest.types import Obs, Rollout
 
 CRITIC, CURVATURE, ACTOR = "critic_trace", "curvature_trace", "actor_trace"
@@ -137,7 +136,7 @@ class OffPAC(Agent):
             self.state[name] = weights.new_zeros((self.members, self.num_envs, weights.shape[-1]))
         for name in (FOLLOWON, RATIO):
             self.state[name] = weights.new_zeros((self.members, self.num_envs))
-        self.other = self._load_behaviour()
+        self.other: Agent | None = None
         self._behave = {fused: self.learner.lift(self.behave, compile=fused) for fused in (False, True)}
         self._prepare = self.learner.lift(self.prepare)
         self._steps = self.learner.lift(self.time_steps)
@@ -149,18 +148,18 @@ class OffPAC(Agent):
 
     # Behaving
 
-    def _load_behaviour(self) -> Agent | None:
-        """The agent that behaves instead; none where its file is gone, since a trained policy acts without it."""
+    def read_others(self, read: Callable[[Path], Agent]) -> None:
         path = self.config.behaviour_agent
-        if path is None or not Path(path).is_file():
-            return None
-        tensors, metadata = load_tensors(Path(path))
-        other = find(metadata["algorithm"]).from_saved(tensors, metadata, device=self.device)
+        if path is None:
+            return
+        if not Path(path).is_file():
+            raise UsageError(f"behaviour_agent is {path!r}, which is no file; give that of a saved agent")
+        other = read(Path(path))
         if other.members != 1 or other.memory_size:
             raise UsageError("behaviour_agent must be a single agent without a recurrent cell; take one with member(i)")
         if (other.obs_spec, other.action_spec) != (self.obs_spec, self.action_spec):
-            raise UsageError(f"{self.config.behaviour_agent} was trained on other observations or actions than these")
-        return other
+            raise UsageError(f"{path} was trained on other observations or actions than these")
+        self.other = other
 
     def behave(
         self, state: State, obs: Obs, noise: Tensor, mask: Tensor | None, start: None, memory: None, hyper: None
@@ -174,7 +173,8 @@ class OffPAC(Agent):
         """Who behaves instead of the softened policy, if anybody is to."""
         if self.other is None and self.config.behaviour_agent is not None:
             raise UsageError(
-                f"behaviour_agent is {self.config.behaviour_agent!r}, which is no file; give that of a saved agent"
+                f"behaviour_agent is {self.config.behaviour_agent!r}, which was not read: train in a steepest.Run, or "
+                "give read_others(...) what reads it"
             )
         return self.other
 

@@ -78,6 +78,7 @@ class EnvBatch:
         self._mode = self._autoreset_mode()
         self._rebuild = rebuild
         self._copy = shares_memory
+        self._begins = isinstance(venv, AsyncVectorEnv)  # whether a step can be begun now and ended later
         self._first_seed: int | None = check_seed(seed)
 
         self.action_spec = action_spec(self.action_space)
@@ -91,6 +92,7 @@ class EnvBatch:
 
         self._seeded = False
         self._steps = 0
+        self._action: Array | None = None  # of a step that was begun
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_done = False
         self._shown: Obs = {}  # the last observations of a step that ended an episode (SAME_STEP: those held back)
@@ -142,13 +144,43 @@ class EnvBatch:
                  turns out not valid
         Raises:  EnvFailure if an environment raises or returns what its spaces do not allow
         """
+        self.step_async(action)
+        return self.step_wait()
+
+    def step_async(self, action: Array) -> None:
+        """Begin the step that ``step_wait`` ends. Environments in processes of their own take it meanwhile.
+
+        Raises:  as ``step``
+        """
         if not self._seeded:
             raise UsageError(f"{self.name}: call reset(seed) before the first step.")
         self._steps += 1
-        if self._any_done and self._mode is not AutoresetMode.NEXT_STEP:
+        self._action = action
+        if self._begins and not self._pauses:
+            try:
+                self._venv.step_async(action)  # pyright: ignore[reportAttributeAccessIssue]
+            except Exception as error:
+                raise self._raised("step", error) from error
+
+    @property
+    def _pauses(self) -> bool:
+        """Whether the next row is a pause row."""
+        return bool(self._any_done) and self._mode is not AutoresetMode.NEXT_STEP
+
+    def step_wait(self) -> StepResult:
+        """End the step that ``step_async`` has begun; together they are ``step``.
+
+        Raises:    as ``step``
+        Verified:  tests/unit/test_environments.py::test_a_step_in_two_halves_is_the_step
+        """
+        if self._pauses:
             return self._pause()
         try:
-            raw, reward, terminated, truncated, info = self._venv.step(action)
+            if self._begins:
+                raw, reward, terminated, truncated, info = self._venv.step_wait()  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                assert self._action is not None
+                raw, reward, terminated, truncated, info = self._venv.step(self._action)
         except Exception as error:
             raise self._raised("step", error) from error
         obs = self._convert(raw)

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, cast, get_args
@@ -202,7 +203,33 @@ def _registered(
         )
         return _batch(venv, name=spec.id, backend="native", seed=seed)
     # Observations are checked at every step here, which Gymnasium's own checker does only at the first.
-    return _loop(spec.id, lambda: gym.make(spec, disable_env_checker=True, **options), num_envs, seed, vectorization)
+    return _loop(spec.id, lambda: _make_one(spec, options), num_envs, seed, vectorization)
+
+
+def _make_one(spec: EnvSpec, options: dict[str, Any]) -> AnyEnv:
+    """One registered environment. MuJoCo is kept from saying, once for each, that Gymnasium's model of HalfCheetah has
+    a deprecated attribute: nobody who trains on it can change that. All else that it says is passed on."""
+    if not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        return gym.make(spec, disable_env_checker=True, **options)
+    try:
+        mujoco: Any = importlib.import_module("mujoco")
+    except ImportError:  # which Gymnasium puts into words
+        return gym.make(spec, disable_env_checker=True, **options)
+    before = mujoco.get_mju_user_warning()
+
+    def say(text: str) -> None:
+        if "'settotalmass' is deprecated" in text:
+            return
+        if callable(before):
+            before(text)
+        else:
+            print(f"WARNING: {text}", file=sys.stderr)
+
+    mujoco.set_mju_user_warning(say)
+    try:
+        return gym.make(spec, disable_env_checker=True, **options)
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _atari(

@@ -6,6 +6,10 @@
       2. gradient steps are due at ``update_ratio`` per environment step; as long as ``updates_per_call`` of them are,
          they are taken in one call, on minibatches drawn for all of them at once
 
+``asynchronous``: the gradient steps due from earlier rows are taken in 1, spread over its steps, each while the
+environments take theirs. The policy of these steps is that of before, and their rows are learned from in the next
+round: a lag of ``train_every`` rows. One thread does it all in one order, whichever side is faster.
+
 What is drawn, minibatches too, comes from the members' own generators, so that a checkpoint of these, of the number of
 rows in the buffer and of the gradient steps still due is all that is needed to go on with the same bits.
 """
@@ -37,7 +41,8 @@ class OffPolicyLoop:
     """An iteration is about ``steps_per_iteration`` environment steps; see ``loops.Loop``.
 
     Verified:  tests/integration/test_off_policy_runs.py::test_gradient_steps_keep_their_ratio,
-               tests/integration/test_off_policy_runs.py::test_killed_runs_resume_to_the_same_bits
+               tests/integration/test_off_policy_runs.py::test_killed_runs_resume_to_the_same_bits,
+               tests/integration/test_off_policy_runs.py::test_asynchronous_learning_lags_by_what_is_played
     """
 
     def __init__(self, env: Environments, agent: Agent, settings: RunConfig) -> None:
@@ -89,9 +94,21 @@ class OffPolicyLoop:
         episodes: list[Episode] = []
         steps = np.zeros(agent.members, np.int64)
         totals: list[Metrics] = []
+        calls = 0  # due when a cycle begins
+
+        def learn(calls: int) -> None:
+            for _ in range(calls):
+                self.due -= config.updates_per_call
+                totals.append(self._learn(hyper, progress))
+
+        def meanwhile(t: int) -> None:
+            learn(calls * (t + 1) // config.train_every - calls * t // config.train_every)
+
         for _ in range(self.cycles):
             warming = self.buffer.written * agent.num_envs < config.learning_starts
-            episodes += self.collector.play(self._actor(warming), self._draw())
+            calls = self.calls_due
+            between = meanwhile if config.asynchronous else None
+            episodes += self.collector.play(self._actor(warming), self._draw(), between)
             rows = self.collector.rows()
             steps += rows.valid.view(-1, *self.collector.shape).sum((0, 2)).numpy()
             self.buffer.append(rows)
@@ -99,11 +116,15 @@ class OffPolicyLoop:
                 agent.state = self.merge(agent.state, _members(rows, self.collector.shape), {})
             if not warming:
                 self.due += config.update_ratio * config.train_every * agent.num_envs
-                while self.due >= config.updates_per_call:
-                    self.due -= config.updates_per_call
-                    totals.append(self._learn(hyper, progress))
+                if not config.asynchronous:
+                    learn(self.calls_due)
         health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]}) if totals else {}
         return Iteration(episodes, steps, health)
+
+    @property
+    def calls_due(self) -> int:
+        """Calls of ``updates_per_call`` gradient steps that are due."""
+        return int(self.due // self.config.updates_per_call)
 
     def _learn(self, hyper: dict[str, Tensor], progress: float) -> Metrics:
         """One call of ``updates_per_call`` gradient steps."""

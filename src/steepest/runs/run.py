@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -39,6 +40,7 @@ from steepest.runs.loops import Loop
 from steepest.runs.metrics import MetricsLog
 from steepest.runs.off_policy import OffPolicyLoop
 from steepest.runs.on_policy import OnPolicyLoop
+from steepest.runs.saved import read_agent
 from steepest.runs.settings import name_of, read_description, resolve_options, resolve_settings
 
 WINDOW = 100
@@ -184,6 +186,7 @@ class Run:
                 device=self.settings.device,
                 note=self.note,
             )
+            self.agent.read_others(partial(read_agent, device=self.settings.device))
         except BaseException:
             self.env.close()
             raise

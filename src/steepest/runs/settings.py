@@ -50,6 +50,9 @@ def resolve_options(
     elif isinstance(given, Mapping):
         given = {**(preprocessing or {}), **given}
     merged = {**tuned, **(dataclasses.asdict(base) if base else {}), **options, "atari": given}
+    made = isinstance(env, gym.vector.VectorEnv)
+    if merged.get("asynchronous") and merged.get("vectorization", "auto") == "auto" and not made:
+        merged["vectorization"] = "async"  # only processes of their own take steps while this one learns
     settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
     config = checked_options(agent_class.Config, {k: v for k, v in merged.items() if k in config_fields})
     return RunConfig(**settings), agent_class.Config(**config)
