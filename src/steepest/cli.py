@@ -5,6 +5,7 @@ torch is imported only by the verbs that need it: ``--help`` and ``list`` answer
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -19,6 +20,7 @@ from typing import Any, Literal, cast
 from steepest import cli_language
 from steepest.cli_options import fields_of, parse, pop_flag, read_config, unprefixed, with_positional
 from steepest.errors import SteepestError, UsageError
+from steepest.launch import launch
 
 USAGE = """\
 usage: steepest VERB ...
@@ -122,9 +124,23 @@ class EstimatorsOptions:
     """The picture (.png, .pdf or .svg); by default estimators.png, and none with --json."""
 
 
+TOGETHER = ("sft", "reward", "dpo", "rlhf")
+"""Verbs that several processes can work on together."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Of several processes that torchrun started, the main one alone writes on standard output; and one alone says why
+    they ended.
+    """
+    if launch().rank == 0:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(argv: list[str]) -> int:
     terminated = False
 
     def on_terminate(*_: object) -> None:
@@ -144,30 +160,30 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as stop:  # how the option parser ends
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
     except UsageError as error:
-        print(f"steepest: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except SteepestError as error:
-        print(f"steepest: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
-        print(f"steepest: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
+        if launch().rank == 0:
+            _complain("terminated" if terminated else "interrupted")
         return 143 if terminated else 130
     except BrokenPipeError:  # whoever read our output has seen enough; what is left of it has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError as error:
-        print(f"steepest: out of memory{': ' if str(error) else ''}{error}", file=sys.stderr)
+        _complain(f"out of memory{': ' if str(error) else ''}{error}")
         return 1
     except Exception as error:
         if os.environ.get("STEEPEST_DEBUG"):
             raise
         if "allocate memory" in str(error) or "out of memory" in str(error):
-            print(f"steepest: out of memory: {_first_line(error)}", file=sys.stderr)
+            _complain(f"out of memory: {_first_line(error)}")
             return 1
-        print(
-            f"steepest: internal error, {type(error).__name__}: {error}\n"
-            "This is a bug in steepest. Run again with STEEPEST_DEBUG=1 for the traceback, and report it.",
-            file=sys.stderr,
+        _complain(
+            f"internal error, {type(error).__name__}: {error}\n"
+            "This is a bug in steepest. Run again with STEEPEST_DEBUG=1 for the traceback, and report it."
         )
         return 1
     finally:
@@ -176,13 +192,20 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, previous)
 
 
+def _complain(text: str) -> None:
+    """Say why the command ends; of several processes, one says it."""
+    distributed = sys.modules.get("steepest.language.distributed")  # which loads torch: there if they have met
+    if launch().rank == 0 if distributed is None else distributed.has_the_last_word():
+        print(f"steepest: {text}", file=sys.stderr)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Warnings as one line, without the file and line of library code that mean nothing to the user."""
-    if not issubclass(category, DeprecationWarning):
+    if not issubclass(category, DeprecationWarning) and launch().rank == 0:
         print(f"steepest: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
@@ -213,6 +236,10 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(argv[0], verbs, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UsageError(f"no verb is called {argv[0]!r}{hint} Known: {', '.join(verbs)} (steepest --help)")
+    if launch().world_size > 1 and argv[0] not in TOGETHER:
+        raise UsageError(
+            f"{argv[0]} runs in one process; start it without torchrun, which is for {', '.join(TOGETHER)}"
+        )
     return verbs[argv[0]](argv[1:])
 
 

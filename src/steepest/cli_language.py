@@ -199,6 +199,8 @@ def _resume_language(verb: str, path: Path, argv: list[str]) -> int:
 def _report_language(run: Any) -> int:
     """The last lines of a run on a language model: how good, and where everything is."""
     summary, directory = run.summary(), run.directory
+    if directory is None:  # a process that is not the main one
+        return 0
     figures = ", ".join(
         f"{k.removeprefix('eval/').replace('_', ' ')} {v:.4g}" for k, v in summary["evaluation"].items()
     )

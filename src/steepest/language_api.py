@@ -13,6 +13,7 @@ import torch
 
 from steepest.agent import stream_seed
 from steepest.errors import SteepestError, UsageError
+from steepest.language import distributed
 from steepest.language.comparison import Comparison, compare_models
 from steepest.language.data import Example, Message, Prompt, Renderer, RowError, read_prompts, show_example
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate, response_text
@@ -32,15 +33,21 @@ def drive_language(make_run: Callable[[Callable[[str], None]], LanguageRun], *, 
     """Make a run and train it to its end under a progress display. Interrupted, it saves the model and re-raises."""
     notes: list[str] = []
     run = make_run(notes.append)
+    main = distributed.is_main()
     with run:
         title = f"{run.algorithm} on {run.name}, seed {run.settings.seed}"
-        with Progress(run.total_steps, title=title, start_step=run.step, quiet=quiet) as progress:
+        with (
+            Progress(run.total_steps, title=title, start_step=run.step, quiet=quiet or not main) as progress,
+            distributed.interrupts_together() as stop,
+        ):
             for text in notes:
                 logger.info(text) if quiet else progress.note(text)
-            run.note = logger.info if quiet else progress.note
+            if main:
+                run.note = logger.info if quiet else progress.note
             try:
                 for row in run:
                     progress.update(row)
+                    stop()
             except KeyboardInterrupt:
                 try:
                     path = run.save_interrupted()

@@ -1084,8 +1084,8 @@ RLHF_TRAINER: Mistakes = {
         "        with torch.autocast(self.lm.device.type, enabled=False):\n            if self.head",
     ),
     "parts of steps out of order": (
-        "torch.cat([x.log_prob for x in found])",
-        "torch.cat([x.log_prob for x in reversed(found)])",
+        "torch.cat(found) if found",
+        "torch.cat(found[::-1]) if found",
     ),
     "the order of minibatches fixed": ("torch.randperm(len(score), generator=generator)", "torch.arange(len(score))"),
     "the objective forgets kl_coef": ("(score - self.kl_coef * k1).mean()", "(score - k1).mean()"),
@@ -1096,8 +1096,8 @@ RLHF_TRAINER: Mistakes = {
         "self.reference.log_probs(rows)",
     ),
     "no cost of a missing end": (
-        "self.score(prompts, drawn) - self.config.missing_eos_penalty * cut",
-        "self.score(prompts, drawn)",
+        " - self.config.missing_eos_penalty * cut",
+        "",
     ),
     "every update draws the same": ('f"responses {step}"', '"responses"'),
     "groups apart": (
@@ -1142,7 +1142,7 @@ DPO: Mistakes = {
         'self.ref_log_probs = rest.pop("reference/log_probs", None)',
         'rest.pop("reference/log_probs", None)',
     ),
-    "references in the order of their length": ("out[rows] = ref", "out[start : start + len(rows)] = ref"),
+    "references in the order of their length": ("None, order, len(pairs))", "None, sorted(order), len(pairs))"),
     "a trained policy for its reference": ("            if self.step:\n", "            if False:\n"),
     "the sft term per response": ("torch.ones_like(of.chosen)) / of.chosen_length", "torch.ones_like(of.chosen))"),
     "the KL's sign": (
@@ -1154,6 +1154,16 @@ DPO: Mistakes = {
 PAIRS: Mistakes = {
     "chosen below rejected": ("torch.cat([fill(a), fill(b)])", "torch.cat([fill(b), fill(a)])"),
     "padded on the left": ("(0, length - x.shape[1])", "(length - x.shape[1], 0)"),
+}
+
+DISTRIBUTED: Mistakes = {
+    "groups torn apart": ("i // together % world_size() == rank()", "i % world_size() == rank()"),
+    "rows as they come": ("out[where] = rows", "out[: len(rows)] = rows"),
+    "a list as it comes": ("sorted(pairs, key=lambda pair: pair[0])", "pairs"),
+    "types mixed on their way": (
+        "(tensor.dtype, tensor.device) != (bucket[0].dtype, bucket[0].device)",
+        "tensor.device != bucket[0].device",
+    ),
 }
 
 TRAINING: Mistakes = {
@@ -1420,6 +1430,7 @@ SUSPECTS: dict[str, Suspect] = {
         SCORING | lm.DIVERGENCE,
         ("exact/test_language_divergence.py", "unit/test_language_scoring.py", "exact/test_rlhf.py"),
     ),
+    "language/distributed.py": Suspect(DISTRIBUTED, ("unit/test_distributed.py",)),
     "language/rlhf_trainer.py": Suspect(RLHF_TRAINER, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
     "language/reward_model.py": Suspect(REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")),
     "language/data.py": Suspect(lm.DATA, ("unit/test_language_data.py",)),

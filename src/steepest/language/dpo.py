@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from steepest.agent import stream_seed
-from steepest.errors import require
+from steepest.errors import UsageError, require
+from steepest.language import distributed
 from steepest.language.batching import epoch_order, pad_pairs
 from steepest.language.data import Pair, fingerprint, load_preferences
 from steepest.language.models import LanguageModel, without_dropout
@@ -132,6 +133,7 @@ class DPO(Trainer[ScoredPairs]):
     """A policy that learns from pairs. Dropout is off: with it, the margin of a policy to itself would not be 0."""
 
     algorithm = "dpo"
+    can_be_sharded = True
     Config = DPOConfig
     terms = "pairs"
     config: DPOConfig
@@ -185,9 +187,12 @@ class DPO(Trainer[ScoredPairs]):
         return self._cut(self._epoch[1][place])
 
     def _cut(self, rows: Sequence[int]) -> list[ScoredPairs]:
-        """Pairs, by their number among all, in parts that fit memory and are of similar length."""
+        """This process's share of pairs, by their number among all, in parts that fit memory, of similar length."""
         everything = self.pairs + self.eval_pairs
+        if self.config.reference == "precomputed":
+            self._precomputed()  # by all processes, be their share empty or not
         rows = sorted(rows, key=lambda i: (pair_length(everything[i]), i))
+        rows = [rows[i] for i in distributed.share(len(rows))]
         size = self.config.micro_batch_size
         parts = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [self._batch([everything[i] for i in part], part) for part in parts]
@@ -198,6 +203,9 @@ class DPO(Trainer[ScoredPairs]):
             return ScoredPairs(batch, None)
         ref = self._precomputed()[list(rows)].to(self.lm.device)
         return ScoredPairs(batch, (ref[:, 0], ref[:, 1]))
+
+    def spare(self) -> ScoredPairs:
+        return self._batch(self.pairs[:1], [0])
 
     def shown(self) -> list[TokenBatch]:
         rows = order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=0)[0]
@@ -215,27 +223,29 @@ class DPO(Trainer[ScoredPairs]):
             folder = None if self.config.reference_cache is None else Path(self.config.reference_cache).expanduser()
             found = None
             if folder is not None:
-                lm = self.lm if self.reference is None else self.reference.lm
-                key = reference_key(lm, fingerprint(everything), precision=self.config.precision)
-                found = load_cached(folder, key, [(len(everything), 2)])
+                lm, weights = self.lm if self.reference is None else self.reference.lm, self.weights()
+                key = reference_key(lm, fingerprint(everything), precision=self.config.precision, weights=weights)
+                found = distributed.decided(load_cached(folder, key, [(len(everything), 2)]))
                 if found is None:
                     found = [self._score_all(everything)]
-                    save_cached(folder, key, found)
+                    if distributed.is_main():
+                        save_cached(folder, key, found)
             self.ref_log_probs = self._score_all(everything) if found is None else found[0]
         return self.ref_log_probs
 
     @torch.no_grad()
     def _score_all(self, pairs: Sequence[Pair]) -> Tensor:
-        out: Tensor | None = None
         order = sorted(range(len(pairs)), key=lambda i: (pair_length(pairs[i]), i))
-        for start in range(0, len(order), self.config.micro_batch_size):
-            rows = order[start : start + self.config.micro_batch_size]
+        order = [order[i] for i in distributed.share(len(order))]
+        size = self.config.micro_batch_size
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        found: list[Tensor] = []
+        for rows, counts in self.in_step(parts, lambda: [0]):
             batch = pad_pairs([pairs[i] for i in rows], self.lm.pad_token).to(self.lm.device)
-            ref = torch.stack(self.reference_log_probs(batch), -1).cpu()
-            out = ref.new_empty((len(pairs), 2)) if out is None else out
-            out[rows] = ref
-        assert out is not None
-        return out
+            ref = torch.stack(self.through(self.reference_log_probs, batch), -1)
+            if counts:
+                found.append(ref)
+        return distributed.whole_rows(torch.cat(found) if found else None, order, len(pairs))
 
     @torch.no_grad()
     def reference_log_probs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
@@ -274,12 +284,19 @@ class DPO(Trainer[ScoredPairs]):
         if not self.eval_pairs:
             return {}
         totals: dict[str, float] = {}
-        for batch in self._cut(range(len(self.pairs), len(self.pairs) + len(self.eval_pairs))):
+        batches = self._cut(range(len(self.pairs), len(self.pairs) + len(self.eval_pairs)))
+        for batch, counts in self.in_step(batches, self.spare):
             with self.autocast():
-                loss, figures = self.loss(batch)
-            for name, value in {"loss": loss, **figures}.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return {f"eval/{name}": value / len(self.eval_pairs) for name, value in totals.items()}
+                loss, figures = self.through(self.loss, batch)
+            if counts:
+                for name, value in {"loss": loss, **figures}.items():
+                    totals[name] = totals.get(name, 0.0) + float(value)
+        return {f"eval/{name}": value / len(self.eval_pairs) for name, value in distributed.totals(totals).items()}
+
+    def shard(self, device: torch.device) -> None:
+        if self.reference is not None:
+            raise UsageError('with fsdp, the reference has to be "precomputed": scored before training')
+        super().shard(device)
 
     def tensors(self) -> dict[str, Tensor]:
         ref = {} if self.ref_log_probs is None else {"reference/log_probs": self.ref_log_probs}

@@ -206,7 +206,7 @@ def load_model(
     if isinstance(where, Path) and where.suffix == ".gguf":
         place, extra = str(where.parent), {"gguf_file": where.name}
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    on = _device(device)
+    on = find_device(device)
     if extra and quantization == "4bit":
         raise UsageError(f"{source} is a GGUF file; save it as a folder first, to hold its weights in 4 bits")
     if quantization == "4bit":
@@ -302,7 +302,11 @@ def _is_run(folder: Path) -> bool:
     return (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
 
 
-def _device(device: Device) -> torch.device:
+def find_device(device: Device) -> torch.device:
+    """The device that a setting means.
+
+    Raises:    UsageError for a GPU where there is none
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -438,6 +442,7 @@ def save_model(
     folder: str | os.PathLike[str],
     *,
     merge: bool = False,
+    weights: dict[str, Tensor] | None = None,
     write_more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Save a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load, with generation config and chat template.
@@ -445,7 +450,8 @@ def save_model(
     A model with adapters is saved as its adapters, which name the model they belong to; or, with ``merge``, as one
     model with them added to its weights. The folder appears whole; one that was there is replaced.
 
-    Args:      write_more is given the folder before it appears, to write what else belongs in it
+    Args:      weights: in place of those that the model holds, by their names; write_more is given the folder before it
+               appears, to write what else belongs in it
     Raises:    RunError when the system refuses the write
     Verified:  tests/unit/test_language_models.py::test_saving_and_loading_gives_the_same_logits,
                tests/unit/test_language_models.py::test_merged_adapters_give_the_same_logits
@@ -461,7 +467,7 @@ def save_model(
                 raise UsageError(
                     "the adapters belong to a model made in Python, which no file holds: save that first, or merge them"
                 )
-            model.save_pretrained(str(temporary))
+            model.save_pretrained(str(temporary), **({} if weights is None else {"state_dict": weights}))
             lm.tokenizer.save_pretrained(str(temporary))
         if write_more is not None:
             write_more(temporary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -43,16 +43,23 @@ def frozen_copy(lm: LanguageModel) -> LanguageModel:
 
 
 def reference_key(
-    lm: LanguageModel, data_fingerprint: str, *, precision: Literal["float32", "bfloat16"], temperature: float = 1.0
+    lm: LanguageModel,
+    data_fingerprint: str,
+    *,
+    precision: Literal["float32", "bfloat16"],
+    temperature: float = 1.0,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> str:
     """A hash of all that the reference's log-probabilities depend on.
 
     Weights, adapters among them; tokenizer and chat template; the token ids; number types and temperature.
 
+    Args:      weights: in place of those that the model holds, by their names
+
     Verified:  tests/unit/test_dpo.py::test_the_cache_is_used_and_anything_changed_recomputes
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(lm.model.state_dict().items()):
+    for name, tensor in sorted((lm.model.state_dict() if weights is None else weights).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}|".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     tokenizer: Any = lm.tokenizer

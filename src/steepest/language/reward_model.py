@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from steepest.agent import stream_seed
 from steepest.errors import UsageError, require
+from steepest.language import distributed
 from steepest.language.batching import pad_pairs
 from steepest.language.data import Pair, fingerprint
 from steepest.language.dpo import order_of_pairs, pair_length, read_pairs
@@ -203,7 +204,9 @@ class RewardTrainer(Trainer[PreferenceBatch]):
         return self._cut([self.pairs[i] for i in self._epoch[1][place]])
 
     def _cut(self, pairs: Sequence[Pair]) -> list[PreferenceBatch]:
+        """This process's share of pairs, in parts that fit memory and are of similar length."""
         pairs, size = sorted(pairs, key=pair_length), self.config.micro_batch_size
+        pairs = [pairs[i] for i in distributed.share(len(pairs))]
         parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
         return [pad_pairs(part, self.lm.pad_token).to(self.lm.device) for part in parts]
 
@@ -222,20 +225,20 @@ class RewardTrainer(Trainer[PreferenceBatch]):
         """Accuracy, loss and calibration on the held-out pairs."""
         if not self.eval_pairs:
             return {}
-        scores: list[tuple[Tensor, Tensor]] = []
+        scores: list[Tensor] = []
         for batch in self._cut(self.eval_pairs):
             with self.autocast():
-                scores.append(pair_scores(self.model, batch))
-        found = calibration(
-            torch.cat([chosen for chosen, _ in scores]), torch.cat([rejected for _, rejected in scores])
-        )
+                scores.append(torch.stack(pair_scores(self.model, batch), -1))
+        count = len(self.eval_pairs)
+        every = distributed.whole_rows(torch.cat(scores) if scores else None, distributed.share(count), count)
+        found = calibration(every[:, 0], every[:, 1])
         return {
             "eval/loss": found.loss,
             "eval/accuracy": found.accuracy,
             "eval/calibration_error": found.expected_error,
         }
 
-    def save(self, folder: Path, *, merge: bool) -> Path:
+    def save(self, folder: Path, *, merge: bool, weights: dict[str, Tensor] | None = None) -> Path:
         return save_reward_model(self.model, folder, merge=merge)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from steepest.agent import stream_seed
 from steepest.errors import UsageError, require
+from steepest.language import distributed
 from steepest.language.batching import epoch_order, pad, responses
 from steepest.language.data import Prompt, fingerprint, load_prompts
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate
@@ -215,29 +216,37 @@ class RLHF(Trainer[Experience], Generic[C]):
         seed = stream_seed(self.seed, "order")
         rows = epoch_order(lengths, size, seed=seed, epoch=epoch, group=False)[place]
         asked = [self.prompts[i] for i in rows for _ in range(self.config.group_size)]
-        return self._draw(asked, f"responses {step}")
+        return self._draw(asked, f"responses {step}", self.config.group_size)
 
-    def _draw(self, prompts: Sequence[Prompt], stream: str) -> Drawn:
+    def _draw(self, prompts: Sequence[Prompt], stream: str, group_size: int) -> Drawn:
+        """Responses to all prompts, of uniform numbers for all of them; each process draws and scores some groups."""
         generator = torch.Generator().manual_seed(stream_seed(self.seed, stream))
         uniforms = draw_uniforms(len(prompts), self.sampling, generator)
         tokens = [prompt.tokens for prompt in prompts]
+        mine = distributed.share(len(prompts), group_size)
         with self.autocast():
-            drawn = generate(
-                self.lm, tokens, self.sampling, uniforms, micro_batch_size=self.config.generation_batch_size
+            own = generate(
+                self.lm,
+                [tokens[i] for i in mine],
+                self.sampling,
+                uniforms[mine],
+                micro_batch_size=self.config.generation_batch_size,
             )
+        own_score = self.score([prompts[i] for i in mine], own) if mine else None
+        drawn = distributed.whole_list(own, mine)
         cut = torch.tensor([not response.ended for response in drawn])
-        score = self.score(prompts, drawn) - self.config.missing_eos_penalty * cut
+        score = distributed.whole_rows(own_score, mine, len(prompts)) - self.config.missing_eos_penalty * cut
         batch = pad(responses(tokens, [response.tokens for response in drawn]), self.lm.pad_token)
         return Drawn(batch.to(self.lm.device), score, drawn)
 
     def micro_batches(self, step: int) -> list[Experience]:
-        """Freshly drawn responses, cut up in the order of their prompts."""
+        """This process's share of freshly drawn responses, cut up in the order of their prompts."""
         drawn = self.collect(step)
         experience = self.experience(drawn.batch, drawn.score)
         return self._cut(experience, torch.arange(len(drawn.score), device=drawn.batch.tokens.device))
 
     def shown(self) -> list[TokenBatch]:
-        return [experience.batch for experience in self.micro_batches(0)]
+        return [self.collect(0).batch]
 
     # Learning from them
 
@@ -250,22 +259,18 @@ class RLHF(Trainer[Experience], Generic[C]):
 
     @torch.no_grad()
     def steps(self, batch: TokenBatch) -> Steps:
-        """One pass of policy and reference over a batch."""
-        found: list[Steps] = []
-        everything = torch.arange(len(batch.tokens), device=batch.tokens.device)
-        for part in everything.split(self.config.micro_batch_size):
+        """One pass of policy and reference over a batch, of which each process does its share."""
+        found: list[Tensor] = []
+        count, device = len(batch.tokens), batch.tokens.device
+        for part in self._parts(torch.arange(count, device=device)):
             rows = batch.rows(part)
             with self.autocast():
                 log_prob, value = self.forward(rows)
                 ref_log_prob = self.reference.log_probs(rows, self.config.temperature)
-            found.append(Steps(rows.response_mask, log_prob, ref_log_prob, value))
-        values = [x.value for x in found if x.value is not None]
-        return Steps(
-            torch.cat([x.valid for x in found]),
-            torch.cat([x.log_prob for x in found]),
-            torch.cat([x.ref_log_prob for x in found]),
-            torch.cat(values) if values else None,
-        )
+            found.append(torch.stack([log_prob, ref_log_prob] if value is None else [log_prob, ref_log_prob, value], 1))
+        every = distributed.whole_rows(torch.cat(found) if found else None, distributed.share(count), count)
+        log_prob, ref_log_prob, *value = every.to(device).unbind(1)
+        return Steps(batch.response_mask, log_prob, ref_log_prob, value[0] if value else None)
 
     def _rewards(self, steps: Steps, score: Tensor, *, scaled: bool) -> Tensor:
         """(L, B): time first, as in returns."""
@@ -286,11 +291,16 @@ class RLHF(Trainer[Experience], Generic[C]):
         steps = self.steps(batch)
         return Experience(batch, steps, self.targets(steps, score.to(steps.log_prob)))
 
+    def _parts(self, index: Tensor) -> list[Tensor]:
+        """This process's share of some rows, in parts that fit memory."""
+        mine = index[distributed.share(len(index))]
+        return [part for part in mine.split(self.config.micro_batch_size) if len(part)]
+
     def _cut(self, of: Experience, index: Tensor) -> list[Experience]:
-        """Some of the responses, in parts that fit memory."""
+        """This process's share of some of the responses, in parts that fit memory."""
         return [
             Experience(of.batch.rows(part), of.steps.rows(part), {k: x[part] for k, x in of.fixed.items()})
-            for part in index.split(self.config.micro_batch_size)
+            for part in self._parts(index)
         ]
 
     def count(self, batch: Experience) -> int:
@@ -350,7 +360,7 @@ class RLHF(Trainer[Experience], Generic[C]):
         """The same figures of responses to the held-out prompts, drawn with the same random numbers every time."""
         if not self.eval_prompts:
             return {}
-        drawn = self._draw(self.eval_prompts, "evaluation")
+        drawn = self._draw(self.eval_prompts, "evaluation", 1)
         steps = self.steps(drawn.batch)
         figures = {name: float(x) for name, x in self._figures(steps, drawn.score.to(steps.log_prob)).items()}
         return {f"eval/{name}": x for name, x in {**figures, **response_figures(drawn.responses)}.items()}

@@ -138,7 +138,7 @@ def _head(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
 
     def apply(hidden: Tensor) -> Tensor:
         with torch.autocast(kind, enabled=False):
-            return head(hidden.to(dtype)).float()
+            return float32_at_least(head(hidden.to(dtype)))
 
     return apply
 

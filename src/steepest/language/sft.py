@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from steepest.agent import stream_seed
+from steepest.language import distributed
 from steepest.language.batching import check_isolation, epoch_order, pack, pack_rows, pad
 from steepest.language.data import Example, fingerprint, load_sft
 from steepest.language.models import LanguageModel, without_dropout
@@ -46,6 +47,7 @@ class SFT(Trainer[TokenBatch]):
     """Supervised fine-tuning of a language model; dropout is on wherever the model has any."""
 
     algorithm = "sft"
+    can_be_sharded = True
     Config = SFTConfig
     config: SFTConfig
 
@@ -102,7 +104,7 @@ class SFT(Trainer[TokenBatch]):
         return -(-len(self.rows) // self.config.batch_size)
 
     def micro_batches(self, step: int) -> list[TokenBatch]:
-        """The batch of an update, cut up into rows of similar length."""
+        """This process's share of the batch of an update, cut up into rows of similar length."""
         epoch, place = divmod(step, self.epoch_steps)
         if self._epoch[0] != epoch:
             group = self.config.group_by_length and not self.config.packing
@@ -110,6 +112,7 @@ class SFT(Trainer[TokenBatch]):
             order = epoch_order(self.lengths, self.config.batch_size, seed=seed, epoch=epoch, group=group)
             self._epoch = (epoch, order)
         rows = sorted(self._epoch[1][place], key=lambda row: (self.lengths[row], row))
+        rows = [rows[i] for i in distributed.share(len(rows))]
         size = self.config.micro_batch_size
         return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
@@ -119,6 +122,9 @@ class SFT(Trainer[TokenBatch]):
             packed = [[self.examples[i] for i in self.rows[row]] for row in rows]
             return pack(packed, pad_token, self.capacity).to(self.lm.device)
         return pad([self.examples[self.rows[row][0]] for row in rows], pad_token).to(self.lm.device)
+
+    def spare(self) -> TokenBatch:
+        return self._batch([0])
 
     def count(self, batch: TokenBatch) -> int:
         return int(batch.response_mask.sum())
@@ -137,11 +143,14 @@ class SFT(Trainer[TokenBatch]):
             return {}
         size = self.config.micro_batch_size
         ordered = sorted(self.eval_examples, key=lambda e: len(e.tokens))
+        ordered = [ordered[i] for i in distributed.share(len(ordered))]
+        batches = [pad(ordered[i : i + size], self.lm.pad_token) for i in range(0, len(ordered), size)]
         total, count = 0.0, 0
         with without_dropout(self.lm), self.autocast():
-            for start in range(0, len(ordered), size):
-                batch = pad(ordered[start : start + size], self.lm.pad_token).to(self.lm.device)
-                total -= float(token_log_probs(self.lm, batch).double().sum())
-                count += self.count(batch)
-        loss = total / count
+            for batch, counts in self.in_step(batches, self.spare):
+                log_prob = self.through(token_log_probs, self.lm, batch.to(self.lm.device))
+                if counts:
+                    total -= float(log_prob.double().sum())
+                    count += self.count(batch)
+        loss = distributed.total(total) / distributed.total(count)
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}

@@ -1,18 +1,19 @@
 """What every language trainer shares: adapters, AdamW, accumulation over micro-batches, schedules, state.
 
-Ordinary autograd and ``torch.optim``. One update takes one batch, however it is cut into micro-batches: the loss is a
-sum over tokens (or pairs) divided by their number in the whole batch, so that the gradient is the same for every cut.
+Ordinary autograd and ``torch.optim``. One update takes one batch, however it is cut into micro-batches and shared among
+processes: the loss is a sum over tokens (or pairs) divided by their number in the whole batch, so that the gradient is
+the same for every cut.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,8 +21,12 @@ from torch import Tensor, nn
 
 from steepest.agent import stream_seed
 from steepest.errors import RunError, UsageError, require
+from steepest.language import distributed
 from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations, save_model
 from steepest.types import TokenBatch
+
+if TYPE_CHECKING:
+    from steepest.language.sharding import Sharded
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -44,7 +49,7 @@ class TrainingConfig:
     batch_size: int = 16
     """Sequences (packed rows, pairs) per update."""
     micro_batch_size: int = 8
-    """Sequences (packed rows, pairs) in memory at once; changes nothing but speed and memory."""
+    """Sequences (packed rows, pairs) in a process's memory at once; changes nothing but speed and memory."""
     max_length: int | None = None
     """Longest sequence in tokens, prompt and response; by default the model's context, and at most 1024."""
     learning_rate: float | None = None
@@ -161,6 +166,8 @@ class Trainer(ABC, Generic[B]):
     """By which figure of ``evaluate`` the best model of a run is kept."""
     takes_reward: ClassVar[bool] = False
     """Whether ``from_data`` takes a reward."""
+    can_be_sharded: ClassVar[bool] = False
+    """Whether it can train with its model spread over processes."""
 
     def __init__(self, lm: LanguageModel, config: TrainingConfig, *, seed: int, head: nn.Module | None = None) -> None:
         """``head`` is trained with the model, and reads its hidden states."""
@@ -172,15 +179,41 @@ class Trainer(ABC, Generic[B]):
         self.named = self.lm.parameters()
         if head is not None:
             self.named |= {f"head.{name}": p for name, p in head.named_parameters()}
-        matrices = [p for p in self.named.values() if p.ndim >= 2]
-        vectors = [p for p in self.named.values() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=0.0,  # set at every update
-            betas=(0.9, config.adam_beta2),
-        )
+        self.optimizer = self._adamw()
+        self.sharded: Sharded | None = None
         if config.gradient_checkpointing:
             checkpoint_activations(self.lm)
+
+    def _adamw(self) -> torch.optim.AdamW:
+        matrices = [p for p in self.named.values() if p.ndim >= 2]
+        vectors = [p for p in self.named.values() if p.ndim < 2]
+        decay = self.config.weight_decay
+        return torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=0.0,  # set at every update
+            betas=(0.9, self.config.adam_beta2),
+        )
+
+    def shard(self, device: torch.device) -> None:
+        """Spread the model over the processes' devices (FSDP2), before the first update.
+
+        From then on all processes have to call ``update``, ``evaluate``, ``tensors``, ``weights`` together.
+
+        Raises:    UsageError where the trainer or the model does not allow it
+        Verified:  tests/integration/test_distributed.py::test_two_processes_train_as_one
+        """
+        if not self.can_be_sharded:
+            raise UsageError(f"{self.algorithm} cannot be trained with fsdp; sft and dpo can")
+        if self.lm.has_adapters:
+            raise UsageError(
+                "fsdp is for training all of a model; adapters are small, and their model can be held in 4 bits "
+                "(quantization). Leave out fsdp: every process then has all of it"
+            )
+        from steepest.language.sharding import Sharded
+
+        self.sharded = Sharded(self.lm, device)
+        self.named = self.lm.parameters()
+        self.optimizer = self._adamw()
 
     @classmethod
     @abstractmethod
@@ -210,7 +243,7 @@ class Trainer(ABC, Generic[B]):
 
     @abstractmethod
     def micro_batches(self, step: int) -> Sequence[B]:
-        """The batch of an update, cut up; a function of the step and the seed."""
+        """This process's share of the batch of an update, cut up; a function of the step and the seed."""
 
     @abstractmethod
     def count(self, batch: B) -> int:
@@ -228,9 +261,13 @@ class Trainer(ABC, Generic[B]):
         """The sequences of the first batch, for a reader."""
         return cast(Sequence[TokenBatch], self.micro_batches(0))
 
-    def save(self, folder: Path, *, merge: bool) -> Path:
-        """Save what was trained as a folder that loads by itself."""
-        return save_model(self.lm, folder, merge=merge)
+    def spare(self) -> B:
+        """Some micro-batch, for a trainer that can be sharded."""
+        raise NotImplementedError
+
+    def save(self, folder: Path, *, merge: bool, weights: dict[str, Tensor] | None = None) -> Path:
+        """Save what was trained as a folder that loads by itself; ``weights`` as of ``weights()``."""
+        return save_model(self.lm, folder, merge=merge, weights=weights)
 
     # What they share
 
@@ -260,23 +297,45 @@ class Trainer(ABC, Generic[B]):
     def gradient(self, micro_batches: Sequence[B]) -> tuple[dict[str, float], int]:
         """Leave the gradient of the mean loss of a whole batch in the parameters; means of its figures, and the count.
 
-        Equation:  g = sum over micro-batches of grad(sum of losses) / number of terms in the whole batch
-        Verified:  tests/unit/test_language_sft.py::test_micro_batches_do_not_change_the_gradient
+        Equation:  g = sum over micro-batches of grad(sum of losses) / number of terms in the whole batch,
+                   those of all processes
+        Verified:  tests/unit/test_language_sft.py::test_micro_batches_do_not_change_the_gradient,
+                   tests/integration/test_distributed.py::test_two_processes_train_as_one
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = sum(self.count(batch) for batch in micro_batches)
+        total = int(distributed.total(sum(self.count(batch) for batch in micro_batches)))
         sums: dict[str, float] = {}
         # Whatever draws within the model (dropout) does so from the run's seed and the step, and leaves no trace.
         devices = [self.lm.device] if self.lm.device.type == "cuda" else []
+        stream = f"dropout {self.step}" + (f" of process {distributed.rank()}" if distributed.rank() else "")
         with torch.random.fork_rng(devices):
-            torch.manual_seed(stream_seed(self.seed, f"dropout {self.step}"))
-            for batch in micro_batches:
+            torch.manual_seed(stream_seed(self.seed, stream))
+            for batch, counts in self.in_step(micro_batches, self.spare):
                 with self.autocast():
-                    loss, figures = self.loss(batch)
+                    loss, figures = self.through(self.loss, batch)
+                if not counts:
+                    (0.0 * loss).backward()
+                    continue
                 (loss / total).backward()
                 for name, value in {"loss": loss, **figures}.items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach())
-        return {name: value / total for name, value in sums.items()}, total
+        if self.sharded is None:
+            distributed.sum_gradients(list(self.named.values()))
+        return {name: value / total for name, value in distributed.totals(sums).items()}, total
+
+    def through(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what runs the model, where the model is whole."""
+        return function(*arguments) if self.sharded is None else self.sharded(function, *arguments)
+
+    def in_step(self, batches: Sequence[T], spare: Callable[[], T]) -> Iterator[tuple[T, bool]]:
+        """Batches, which count; and, of a model in parts, spare ones, which do not, until every process had as many.
+
+        All processes have to take part in each pass, or the others could not put the model together.
+        """
+        most = len(batches) if self.sharded is None else max(distributed.gather(len(batches)))
+        yield from ((batch, True) for batch in batches)
+        for _ in range(most - len(batches)):
+            yield spare(), False
 
     def descend(self, micro_batches: Sequence[B]) -> tuple[dict[str, float], int]:
         """One step of AdamW on a whole batch, its gradient limited by its norm; figures, with that norm, and the count.
@@ -285,7 +344,8 @@ class Trainer(ABC, Generic[B]):
         Verified:  tests/exact/test_dpo.py::test_updates_descend_the_population_loss
         """
         figures, count = self.gradient(micro_batches)
-        norm = float(nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm))
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.max_gradient_norm)
+        norm = float(norm if self.sharded is None else self.sharded.whole(norm))
         bad = [name for name, value in {**figures, "gradient norm": norm}.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
@@ -314,8 +374,12 @@ class Trainer(ABC, Generic[B]):
             f"train/{self.terms}": float(count),
         }
 
+    def weights(self) -> dict[str, Tensor] | None:
+        """A sharded model's weights put together, in the main process; None where the model holds them itself."""
+        return None if self.sharded is None else self.sharded.weights()
+
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes in training: parameters, and AdamW's moments and step."""
+        """All that changes in training: parameters, and AdamW's moments and step. Sharded, in the main process only."""
         out: dict[str, Tensor] = {}
         for name, p in self.named.items():
             out[f"params/{name}"] = p.detach()
@@ -323,7 +387,7 @@ class Trainer(ABC, Generic[B]):
             for moment in ("exp_avg", "exp_avg_sq", "step"):
                 if moment in state:
                     out[f"{moment}/{name}"] = state[moment]
-        return out
+        return out if self.sharded is None else self.sharded.gathered(out)
 
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on from ``tensors()``.
@@ -338,9 +402,15 @@ class Trainer(ABC, Generic[B]):
                 saved = tensors[f"params/{name}"]
                 if saved.shape != p.shape:
                     raise ValueError(f"{name} is {tuple(saved.shape)}, here {tuple(p.shape)}")
-                p.copy_(saved)
+                p.copy_(self._placed(saved, p))
                 moments = {m: tensors[f"{m}/{name}"] for m in ("exp_avg", "exp_avg_sq") if f"{m}/{name}" in tensors}
                 if moments:
-                    placed = {m: value.to(p.device, p.dtype) for m, value in moments.items()}
+                    placed = {m: self._placed(value, p) for m, value in moments.items()}
                     self.optimizer.state[p] = {"step": tensors[f"step/{name}"], **placed}
         self.step = step
+
+    def _placed(self, tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+        """A saved tensor where, and in the parts in which, a parameter is."""
+        if self.sharded is None:
+            return tensor.to(parameter.device, parameter.dtype)
+        return self.sharded.like(tensor, parameter)

@@ -2,7 +2,8 @@
 
 A trainer makes updates and knows nothing of files; this loop writes metrics, evaluates, saves checkpoints, resumes. A
 trainer's batch is a function of the seed and the step, so a checkpoint needs only what training changes, and a resumed
-run goes on with the same bits.
+run goes on with the same bits. Where torchrun started several processes they are one run: all of them make this loop
+and train together, and the main one alone has a folder.
 
     RUN/config.json  metrics.jsonl  summary.json  curve.png  checkpoints/  tensorboard/     as in every run
     RUN/model/                                       the trained model, a plain Hugging Face folder
@@ -27,11 +28,13 @@ from typing import Any, Self, cast
 import torch
 
 from steepest.errors import RunError, SteepestError, UsageError, require
+from steepest.language import distributed
 from steepest.language.models import (
     Device,
     Dtype,
     LanguageModel,
     Quantization,
+    find_device,
     load_model,
     name_base,
     require_language,
@@ -45,6 +48,7 @@ from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.config import checked_options, refuse_unknown
 from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
 from steepest.runs.metrics import MetricsLog
+from steepest.tensor_files import load_tensors
 
 Row = dict[str, Any]
 
@@ -71,6 +75,9 @@ class LanguageRunConfig:
     """Hold the frozen weights in 4 bits (QLoRA); needs lora_rank."""
     device: Device = "auto"
     """Where the model lives; auto takes a GPU if there is one."""
+    fsdp: bool = False
+    """Spread weights, gradients and AdamW's moments over the processes that torchrun started (FSDP2), for models that a
+    GPU cannot hold; sft and dpo, of whole models."""
     threads: int | None = None
     """CPU threads of PyTorch; by default all cores."""
     eval_every: int | None = None
@@ -148,10 +155,11 @@ class LanguageRun:
         if isinstance(options.get("reward"), (str, Path)):
             options = {**options, "reward": _path_of_reward(options["reward"])}
         settings, config = resolve_language_options(algorithm, options)
+        distributed.join()
         name = f"{_label(data)} ({_label(model)})"
         self._start(algorithm, model, data, eval_data, reward, name, settings, config, note)
         try:
-            if out is not None:
+            if out is not None and distributed.is_main():
                 label = f"{algorithm}-{_label(model)}-seed{settings.seed}"
                 self._create(Path(out) if str(out) else None, label)
         except BaseException:
@@ -174,7 +182,8 @@ class LanguageRun:
         Raises:    UsageError if there is no run, it is in use, or its data is missing or has changed
         """
         require_language()
-        directory = RunDirectory.open(Path(path))
+        distributed.join()
+        directory = RunDirectory.open(Path(path), lock=distributed.is_main())
         try:
             saved = _read_description(directory)
             for name, given in (("data", data), ("eval_data", eval_data), ("reward", reward)):
@@ -221,7 +230,7 @@ class LanguageRun:
     ) -> None:
         require_language()
         keep_freed_memory()
-        self.note = note or (lambda _: None)
+        self.note = note if note is not None and distributed.is_main() else lambda _: None
         self.algorithm = algorithm
         self.name = name
         self.sources = {"model": _source(model), "data": _source(data), "eval_data": _source(eval_data)}
@@ -235,6 +244,14 @@ class LanguageRun:
         self.wall_seconds = 0.0
         self.evaluation: dict[str, float] = {}
         self.evaluated_at = -1
+        processes = distributed.world_size()
+        require(config.batch_size % processes == 0, "batch_size", config.batch_size,
+                f"a multiple of the {processes} processes that torchrun started")  # fmt: skip
+        if settings.fsdp and processes == 1:
+            raise UsageError("fsdp spreads a model over several processes; start them: torchrun --nproc-per-node 2 ...")
+        device = find_device(settings.device)
+        if device.type == "cuda":
+            distributed.take_gpu()
         settings = dataclasses.replace(settings, chat_template=template_text(settings.chat_template))
         for source in (data, eval_data):
             check_source(source)  # a model may take a minute to load, only to learn that the data is not there
@@ -244,13 +261,17 @@ class LanguageRun:
             lm = load_model(
                 model,
                 dtype=settings.dtype,
-                device=settings.device,
+                device="cpu" if settings.fsdp else settings.device,  # there may be no room for all of it on one device
                 quantization=settings.quantization,
                 chat_template=settings.chat_template,
             )
+        distributed.copy_from_main(lm.model)
         self.base = lm
         more = {"reward": reward} if kind.takes_reward else {}
         self.trainer = kind.from_data(lm, config, data, eval_data=eval_data, seed=settings.seed, note=self.note, **more)
+        distributed.check_same(self.trainer.data_fingerprint, "the data")
+        if settings.fsdp:
+            self.trainer.shard(device)
         tenth = max(1, self.trainer.total_steps // 10)
         self.settings = dataclasses.replace(
             settings,
@@ -280,31 +301,36 @@ class LanguageRun:
 
     def _reopen(self, directory: RunDirectory, saved: dict[str, Any]) -> None:
         """Take an old run's folder and load its newest checkpoint."""
-        self._use(directory)
-        assert self.store is not None
+        if distributed.is_main():
+            self._use(directory)
         if self.trainer.data_fingerprint != saved["fingerprint"]:
             raise UsageError(
                 f"the data, or its tokenizer, has changed since {directory.path} began: it cannot go on from the same "
                 "place. Restore it, or start a new run from the model so far"
             )
-        found = self.store.load_latest()
-        if found is None:
+        found = None if self.store is None else self.store.load_latest()
+        path = distributed.decided(None if found is None else found[0])
+        if path is None:
             self.note("no checkpoint was saved yet; starting from the beginning")
         else:
-            path, tensors, metadata = found
+            tensors, metadata = load_tensors(path, kind="checkpoint") if found is None else found[1:]
             try:
                 self.trainer.load_tensors(tensors, int(metadata["step"]))
                 self.wall_seconds = float(metadata["wall_seconds"])
                 self.evaluation, self.evaluated_at = metadata["evaluation"], int(metadata["evaluated_at"])
             except (KeyError, TypeError, ValueError) as error:
                 raise RunError(f"{path} was not saved by a run that can be resumed: {error!r}") from error
-        self._open_log(self.step)
+        if self.directory is not None:
+            self._open_log(self.step)
         if self.done:
             self.note(f"{directory.path} is finished, at step {self.step:,}")
             return
-        if found is not None:
-            self.note(f"resuming from {found[0].name}")
+        if path is not None:
+            self.note(f"resuming from {path.name}")
         changed = changed_since(saved["environment"], environment_report())
+        processes = saved.get("processes", 1)
+        if processes != distributed.world_size():
+            changed.append(f"processes were {processes}, are {distributed.world_size()}")
         if changed:
             self.note(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
 
@@ -331,6 +357,7 @@ class LanguageRun:
             "fingerprint": self.trainer.data_fingerprint,
             "config": dataclasses.asdict(self.trainer.config),
             "run": dataclasses.asdict(self.settings),
+            "processes": distributed.world_size(),
             "command": shlex.join(["steepest", *sys.argv[1:]]),
             "environment": environment_report(),
         }
@@ -380,7 +407,7 @@ class LanguageRun:
         """Train; yields the figures of every update. Leaving early is fine: iterate again."""
         while not self.done:
             yield self.iterate()
-        if not self._is_summed_up():
+        if not distributed.decided(self._is_summed_up()):
             self.finish()
 
     def iterate(self) -> Row:
@@ -420,8 +447,10 @@ class LanguageRun:
         if self.log is not None:
             self.log.write(row)
         self.wall_seconds += time.perf_counter() - began - seconds
-        if self.store is not None and (self.done or _due(self.step, self.settings.checkpoint_every)):
-            self.store.save(self.step, self.trainer.tensors(), self._metadata())
+        if self.done or _due(self.step, self.settings.checkpoint_every):
+            tensors = self.trainer.tensors()  # by all processes: each may have a part of them
+            if self.store is not None:
+                self.store.save(self.step, tensors, self._metadata())
         return row
 
     def _keep_best(self) -> None:
@@ -431,12 +460,15 @@ class LanguageRun:
         """
         name, which = self.trainer.best_by
         value = self.evaluation.get(name)
-        if self.directory is None or value is None or not math.isfinite(value):
+        if value is None or not math.isfinite(value):
+            return
+        weights = self.trainer.weights()  # by all processes: each may have a part of them
+        if self.directory is None:
             return
         best, sign = self.best, 1.0 if which == "highest" else -1.0
         if best is not None and sign * value <= sign * best["value"]:
             return
-        self.trainer.save(self.best_path, merge=self.settings.merge_adapters)
+        self.trainer.save(self.best_path, merge=self.settings.merge_adapters, weights=weights)
         # After the model: killed between the two, a resumed run comes here again and saves both.
         self.directory.write_json("best.json", {"step": self.step, "metric": name, "value": value})
 
@@ -462,9 +494,10 @@ class LanguageRun:
     def finish(self) -> None:
         """Write model, curve and summary of a finished run; the summary comes last, and so marks it complete."""
         self.model.model.eval()
+        weights = self.trainer.weights()
         if self.directory is None:
             return
-        self.trainer.save(self.directory.path / "model", merge=self.settings.merge_adapters)
+        self.trainer.save(self.directory.path / "model", merge=self.settings.merge_adapters, weights=weights)
         shutil.rmtree(self.interrupted_path, ignore_errors=True)
         from steepest.runs.plots import plot_curve
 
@@ -494,9 +527,10 @@ class LanguageRun:
 
     def save_interrupted(self) -> Path | None:
         """Save the model as it is, off the schedule: usable, while ``resume`` goes on from the last checkpoint."""
+        weights = self.trainer.weights()
         if self.directory is None:
             return None
-        return self.trainer.save(self.interrupted_path, merge=self.settings.merge_adapters)
+        return self.trainer.save(self.interrupted_path, merge=self.settings.merge_adapters, weights=weights)
 
 
 IN_MEMORY = "(made in Python)"

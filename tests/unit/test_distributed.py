@@ -1,0 +1,93 @@
+"""Several processes: what can be said of them in one. Two of them work together in the integration tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from steepest.cli import main
+from steepest.errors import UsageError
+from steepest.language import distributed
+from steepest.launch import Launch, launch
+
+TOLD = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def third_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TOLD.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("third_of_four")
+def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch() == Launch(rank=3, local_rank=1, world_size=4)
+    monkeypatch.delenv("MASTER_PORT")
+    assert launch() == Launch(rank=0, local_rank=0, world_size=1)
+
+
+@pytest.mark.parametrize(("count", "processes", "together"), [(7, 3, 1), (12, 2, 4), (12, 5, 2), (2, 4, 1), (0, 2, 1)])
+def test_shares_are_disjoint_and_complete(
+    count: int, processes: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    shares = []
+    for rank in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share(count, together))
+    assert sorted(i for rows in shares for i in rows) == list(range(count))
+    groups = [{i // together for i in rows} for rows in shares]
+    assert sum(len(g) for g in groups) == len(set().union(*groups))  # a group is in one share
+    assert max(len(g) for g in groups) - min(len(g) for g in groups) <= 1
+
+
+def test_alone_nothing_changes() -> None:
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.share(4) == [0, 1, 2, 3]
+    assert distributed.total(2.5) == 2.5
+    assert distributed.totals({"loss": 1.0}) == {"loss": 1.0}
+    assert distributed.decided("x") == "x"
+    distributed.check_same(1, "the data")
+    assert distributed.whole_list(["b", "a", "c"], [1, 0, 2]) == ["a", "b", "c"]
+    rows = torch.arange(6.0).reshape(3, 2)
+    assert torch.equal(distributed.whole_rows(rows[[2, 0, 1]], [2, 0, 1], 3), rows)
+    module = nn.Linear(2, 1)
+    module.weight.grad = torch.ones(1, 2)
+    distributed.copy_from_main(module)
+    distributed.sum_gradients(list(module.parameters()))
+    assert torch.equal(module.weight.grad, torch.ones(1, 2))
+    assert module.bias.grad is None
+    with distributed.interrupts_together() as stop:
+        stop()
+
+
+def test_gradients_travel_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "BUCKET_ELEMENTS", 10)
+    sizes = [4, 5, 2, 30, 1, 1]
+    tensors = [torch.zeros(n, dtype=torch.float64 if i == 5 else torch.float32) for i, n in enumerate(sizes)]
+    assert [[len(t) for t in bucket] for bucket in distributed._buckets(tensors)] == [[4, 5], [2], [30], [1], [1]]
+
+
+@pytest.mark.usefixtures("third_of_four")
+def test_a_python_without_gloo_and_a_machine_without_enough_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
+    with pytest.raises(UsageError, match="built without gloo"):
+        distributed.join()
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match=r"process 2 of this machine has no GPU: there is 1\."):
+        distributed.take_gpu()
+
+
+@pytest.mark.usefixtures("third_of_four")
+def test_verbs_of_one_process_are_refused_by_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "ppo", "CartPole-v1"]) == 2
+    assert main(["sft", "--help"]) == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", "ppo", "CartPole-v1"]) == 2
+    assert "train runs in one process; start it without torchrun" in capsys.readouterr().err
