@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from steepest.agent import stream_seed
 from steepest.errors import RunError, UsageError, require
 from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations, save_model
+from steepest.language.products import fast_products
 from steepest.types import TokenBatch
 
 B = TypeVar("B")
@@ -176,6 +177,7 @@ class Trainer(ABC, Generic[B]):
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=0.0,  # set at every update
             betas=(0.9, config.adam_beta2),
+            fused=True,  # one pass over the weights instead of a dozen
         )
         if config.gradient_checkpointing:
             checkpoint_activations(self.lm)
@@ -249,11 +251,12 @@ class Trainer(ABC, Generic[B]):
         warmup = round(self.config.warmup * self.total_steps)
         return base * schedule_factor(self.config.schedule, self.step, self.total_steps, warmup)
 
-    def autocast(self) -> Any:
+    @contextmanager
+    def autocast(self) -> Generator[None]:
         """The arithmetic that the config asks for."""
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.lm.device.type, dtype=torch.bfloat16)
+        half = self.config.precision == "bfloat16"
+        with fast_products(), torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=half):
+            yield
 
     def gradient(self, micro_batches: Sequence[B]) -> tuple[dict[str, float], int]:
         """Leave the gradient of the mean loss of a whole batch in the parameters; means of its figures, and the count.
