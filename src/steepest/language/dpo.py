@@ -4,7 +4,7 @@ Source: notes 2.2.2; Rafailov et al. 2023.
 
     once:  log ref(y_w|x), log ref(y_l|x) of every pair                                    reference.Reference
     repeat, for every batch of pairs (x, y_w preferred to y_l)
-      1. log pi(y_w|x), log pi(y_l|x), summed over the response's tokens                   scoring.token_log_probs
+      1. log pi(y_w|x), log pi(y_l|x), summed over the response's tokens                   pairs.pair_log_probs
       2. one step of AdamW on the mean of -log sigmoid(beta h)                             losses.dpo_loss
          h = (log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x))
 
@@ -29,9 +29,8 @@ from steepest.language import distributed
 from steepest.language.batching import epoch_order, pad_pairs
 from steepest.language.data import Pair, fingerprint, load_preferences
 from steepest.language.models import LanguageModel, without_dropout
-from steepest.language.pairs import joined
+from steepest.language.pairs import pair_log_probs, why_not_shared
 from steepest.language.reference import Reference, load_cached, reference_key, save_cached
-from steepest.language.scoring import token_log_probs
 from steepest.language.training import Sums, Trainer, TrainingConfig, hold_out, sequence_limit
 from steepest.losses import (
     dpo_loss,
@@ -123,12 +122,6 @@ def pair_losses(config: DPOConfig, of: PairLogProbs) -> tuple[Tensor, Sums]:
     return loss, figures
 
 
-def pair_log_probs(token_log_probs: Callable[[TokenBatch], Tensor], batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the chosen and the rejected responses (B,), in one forward pass."""
-    log_prob = token_log_probs(joined(batch)).sum(-1)
-    return log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]
-
-
 class DPO(Trainer[ScoredPairs]):
     """A policy that learns from pairs. Dropout is off: with it, the margin of a policy to itself would not be 0."""
 
@@ -155,6 +148,7 @@ class DPO(Trainer[ScoredPairs]):
         self.reference = reference
         if reference is None and config.reference == "on_the_fly":
             self.reference = Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
+        self.why_not_shared = why_not_shared(self.lm)
         self.ref_log_probs: Tensor | None = None  # (pairs and then eval_pairs, 2) nats
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -170,7 +164,10 @@ class DPO(Trainer[ScoredPairs]):
         note: Callable[[str], None],
     ) -> Self:
         pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
-        return cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
+        trainer = cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
+        if trainer.why_not_shared is not None:
+            note(f"each prompt is computed for both of its responses: {trainer.why_not_shared}")
+        return trainer
 
     @property
     def data_fingerprint(self) -> str:
@@ -252,7 +249,7 @@ class DPO(Trainer[ScoredPairs]):
         """Log-probabilities of the chosen and the rejected responses (B,) under the reference."""
         with self.autocast():
             if self.reference is not None:
-                return pair_log_probs(self.reference.log_probs, batch)
+                return self.reference.pair_log_probs(batch)
             if self.step:
                 raise RuntimeError("the policy is no longer its reference: precompute before the first update")
             return self.policy_log_probs(batch)
@@ -262,7 +259,7 @@ class DPO(Trainer[ScoredPairs]):
     def policy_log_probs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the chosen and the rejected responses (B,)."""
         with without_dropout(self.lm):
-            return pair_log_probs(lambda both: token_log_probs(self.lm, both), batch)
+            return pair_log_probs(self.lm, batch, share_prompts=self.why_not_shared is None)
 
     def count(self, batch: ScoredPairs) -> int:
         return len(batch.pairs.chosen.tokens)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError
 from steepest.language.mishaps import explained, refuse_missing
+from steepest.language.products import as_computed
 from steepest.types import TokenBatch
 
 Dtype = Literal["float32", "bfloat16"]
@@ -158,7 +159,7 @@ def checkpoint_activations(lm: LanguageModel) -> None:
     network = lm.network
     # Transformers before 5.2x has it under its old name only.
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "context_fn": as_computed})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

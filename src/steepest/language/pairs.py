@@ -1,10 +1,22 @@
-"""Batches of preference pairs."""
+"""Batches of preference pairs, and the log-probabilities of their responses.
+
+Both responses to a prompt are scored in one pass of the model. Where the model allows it the prompt is read once: its
+keys and values, with their gradient, serve both responses.
+"""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from steepest.language.batching import pad_pairs
+from steepest.language.data import Pair
+from steepest.language.models import LanguageModel, without_dropout
+from steepest.language.scoring import row_log_probs, token_log_probs
+from steepest.language.tokens import last_token, position_ids
 from steepest.types import PreferenceBatch, TokenBatch
 
 
@@ -21,3 +33,138 @@ def joined(batch: PreferenceBatch) -> TokenBatch:
     pairs = zip(batch.chosen, batch.rejected, strict=True)
     fields = [None if a is None or b is None else torch.cat([fill(a), fill(b)]) for a, b in pairs]
     return TokenBatch(*fields)  # pyright: ignore[reportArgumentType]
+
+
+def pair_log_probs(lm: LanguageModel, batch: PreferenceBatch, *, share_prompts: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen and of the rejected responses.
+
+    Equation:  log pi(y|x) = sum over the response's tokens of log pi(y_t | x, y_<t)
+    Args:      batch on the model's device; share_prompts: read each prompt once, if that is fewer tokens; only for a
+               model that ``why_not_shared`` has nothing against
+    Returns:   (B,) and (B,) nats, carry gradient
+    Verified:  tests/unit/test_shared_prompts.py::test_shared_prompts_change_neither_value_nor_gradient
+    """
+    if share_prompts:
+        shared = share(batch)
+        if shared is not None and shared.size < batch.chosen.tokens.numel() + batch.rejected.tokens.numel():
+            return _shared_log_probs(lm, shared)
+    log_prob = token_log_probs(lm, joined(batch)).sum(-1)
+    return log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]
+
+
+class SharedPairs(NamedTuple):
+    """B pairs, their prompts once. Rows of the responses alternate: chosen, rejected, chosen, ..."""
+
+    prompt: Tensor  # (B, P) int64
+    prompt_mask: Tensor  # (B, P) bool, True at the prompt's tokens
+    prompt_position_ids: Tensor  # (B, P) int64
+    last: Tensor  # (B,) int64: where the prompt's last token stands
+    response: Tensor  # (2B, R) int64, the first token of each at 0
+    attention_mask: Tensor  # (2B, R) bool
+    response_mask: Tensor  # (2B, R) bool, True at the tokens to be scored
+    position_ids: Tensor  # (2B, R) int64
+
+    @property
+    def size(self) -> int:
+        """Tokens to compute, padding included; after a response's last token there is nothing to predict."""
+        return self.prompt.numel() + self.response[:, 1:].numel()
+
+
+def share(batch: PreferenceBatch) -> SharedPairs | None:
+    """Prompts apart from the responses; None where the two sides of a pair do not begin with the same prompt."""
+    chosen, rejected = batch
+    device = chosen.tokens.device
+    start = chosen.response_mask.long().argmax(1)
+    width = int(start.max())
+    before = torch.arange(width, device=device) < start.unsqueeze(1)
+    prompts = [
+        (side.tokens[:, :width] * before, side.attended[:, :width] & before, _positions(side)[:, :width] * before)
+        for side in batch
+    ]
+    same = torch.equal(start, rejected.response_mask.long().argmax(1)) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(*prompts, strict=True)
+    )
+    tokens, mask, positions = prompts[0]
+    rows = torch.arange(len(start), device=device)
+    if not same or not bool((start > 0).all()) or not bool(mask[rows, start - 1].all()):
+        return None
+    ends = [last_token(side.attended) for side in batch]
+    length = int(torch.stack(ends).sub(start).max()) + 1
+    sides: list[tuple[Tensor, ...]] = []
+    for side, end in zip(batch, ends, strict=True):
+        place = start.unsqueeze(1) + torch.arange(length, device=device)
+        inside = place <= end.unsqueeze(1)
+        place = place.clamp(max=side.tokens.shape[1] - 1)
+        attended, scored = (x.gather(1, place) & inside for x in (side.attended, side.response_mask))
+        sides.append((side.tokens.gather(1, place), attended, scored, _positions(side).gather(1, place)))
+    responses = [torch.stack(both, 1).flatten(0, 1) for both in zip(*sides, strict=True)]
+    return SharedPairs(tokens, mask, positions, start - 1, *responses)
+
+
+def _positions(batch: TokenBatch) -> Tensor:
+    return position_ids(batch.attended) if batch.position_ids is None else batch.position_ids
+
+
+def _shared_log_probs(lm: LanguageModel, pairs: SharedPairs) -> tuple[Tensor, Tensor]:
+    """As ``pair_log_probs``: a pass over the prompts that fills a cache, and one over the responses that reads it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=lm.network.config)
+    prompt = cast(Any, lm.backbone)(
+        input_ids=pairs.prompt,
+        attention_mask=pairs.prompt_mask,
+        position_ids=pairs.prompt_position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    first = prompt[torch.arange(len(prompt), device=prompt.device), pairs.last]  # decides the response's first token
+    states = first.repeat_interleave(2, 0).unsqueeze(1)
+    if pairs.response.shape[1] > 1:
+        cache.batch_repeat_interleave(2)
+        seen = torch.cat([pairs.prompt_mask.repeat_interleave(2, 0), pairs.attention_mask[:, :-1]], 1)
+        rest = cast(Any, lm.backbone)(
+            input_ids=pairs.response[:, :-1],
+            attention_mask=seen,
+            position_ids=pairs.position_ids[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        states = torch.cat([states, rest], 1)
+    place = pairs.response_mask.flatten().nonzero().squeeze(1)
+    token_log_prob = row_log_probs(lm, states.flatten(0, 1).index_select(0, place), pairs.response.flatten()[place])
+    each = token_log_prob.new_zeros(pairs.response.numel()).index_copy(0, place, token_log_prob)
+    log_prob = each.view_as(pairs.response).sum(-1)
+    return log_prob[0::2], log_prob[1::2]
+
+
+def why_not_shared(lm: LanguageModel) -> str | None:
+    """Why the model has to read a prompt once for each response; None where once will do.
+
+    Whether a model continues from a cache as it reads a whole sequence depends on its architecture. Asked by trying:
+    both ways, on two pairs of unequal lengths.
+
+    Verified:  tests/unit/test_shared_prompts.py::test_models_that_cannot_share_say_why
+    """
+    if not lm.splits:
+        return "its logits are not just its head applied to hidden states"
+    if any(getattr(module, "gradient_checkpointing", False) for module in lm.model.modules()):
+        return "gradient checkpointing keeps no cache"
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=lm.network.config).layers):
+        return "some of its layers keep only a part of what they have read"
+    rng = np.random.default_rng(0)
+    draws = [
+        [tuple(int(t) for t in rng.integers(0, lm.vocabulary, size=n)) for n in row] for row in ((4, 3, 2), (2, 1, 3))
+    ]
+    batch = pad_pairs([Pair(*row) for row in draws], lm.pad_token).to(lm.device)
+    shared = share(batch)
+    assert shared is not None
+    with torch.no_grad(), without_dropout(lm):
+        apart = torch.cat(pair_log_probs(lm, batch))
+        together = torch.cat(_shared_log_probs(lm, shared))
+    tolerance = 1e-3 if next(lm.model.parameters()).dtype == torch.float32 else 5e-2
+    if bool((together - apart).abs().max() > tolerance * apart.abs().max()):
+        return "it reads a response after a cached prompt differently"
+    return None

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from steepest.errors import RunError
 from steepest.language.models import LanguageModel, reference, without_dropout
+from steepest.language.pairs import pair_log_probs, why_not_shared
 from steepest.language.scoring import token_log_probs
 from steepest.tensor_files import load_tensors, save_tensors
-from steepest.types import TokenBatch
+from steepest.types import PreferenceBatch, TokenBatch
 
 
 class Reference:
@@ -34,6 +36,17 @@ class Reference:
         """(B, L) nats at the response's tokens, 0 elsewhere; dropout is off."""
         with without_dropout(self.lm), reference(self.lm) if self.switches else nullcontext():
             return token_log_probs(self.lm, batch, temperature=temperature)
+
+    @torch.no_grad()
+    def pair_log_probs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the chosen and of the rejected responses (B,), nats; dropout is off."""
+        with without_dropout(self.lm), reference(self.lm) if self.switches else nullcontext():
+            return pair_log_probs(self.lm, batch, share_prompts=self.why_not_shared is None)
+
+    @cached_property
+    def why_not_shared(self) -> str | None:
+        """Why each prompt is computed for both of its responses; None where it is computed once."""
+        return why_not_shared(self.lm)
 
 
 def frozen_copy(lm: LanguageModel) -> LanguageModel:

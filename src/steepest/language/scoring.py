@@ -7,11 +7,13 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from steepest.distributions import Categorical
 from steepest.language.models import LanguageModel, hidden_states, without_dropout
-from steepest.language.tokens import float32_at_least, selected_log_probs
+from steepest.language.products import as_computed
+from steepest.language.tokens import float32_at_least
 from steepest.losses import k1_estimate
 from steepest.types import TokenBatch
 
@@ -77,7 +79,8 @@ def token_scores(lm: LanguageModel, batch: TokenBatch, *, temperature: float | T
 
 def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
     """(rows, V), (rows,) -> (rows, 1)"""
-    return selected_log_probs(logits, targets).unsqueeze(1)
+    # Its gradient is one pass over the log-softmax, which is kept in place of the logits.
+    return -cross_entropy(logits, targets, reduction="none").unsqueeze(1)
 
 
 def _log_probs_and_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -113,25 +116,48 @@ def _score(lm: LanguageModel, batch: TokenBatch, read: _Rows, temperature: float
     """Figures of every response token, (B, L, figures); the head is applied where they are needed alone."""
     wanted = batch.response_mask[:, 1:]
     targets = batch.tokens[:, 1:][wanted]
-    rows, to_logits = read.states[:, :-1][wanted], read.to_logits
-
-    def figures(rows: Tensor, targets: Tensor) -> Tensor:
-        return of(to_logits(rows) / temperature, targets)
-
-    size = max(1, CHUNK_ELEMENTS // lm.vocabulary)
-    if len(rows) <= size:
-        scored = figures(rows, targets)
-    else:
-        # Each chunk's logits are computed again in the backward pass, rather than kept for it.
-        parts = zip(rows.split(size), targets.split(size), strict=True)
-        scored = torch.cat([cast(Tensor, checkpoint(figures, r, t, use_reentrant=False)) for r, t in parts])
+    scored = _in_chunks(lm, read.states[:, :-1][wanted], targets, read.to_logits, temperature, of)
     out = scored.new_zeros((*batch.tokens.shape, scored.shape[1]))
     place = torch.nn.functional.pad(wanted, (1, 0)).nonzero(as_tuple=True)
     return out.index_put(place, scored)
 
 
+def row_log_probs(lm: LanguageModel, states: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of one token after each of some hidden states, of a model that splits.
+
+    Args:      states (rows, D), carries gradient; tokens (rows,) int64
+    Returns:   (rows,) nats, in float32 at least
+    Verified:  tests/unit/test_shared_prompts.py::test_shared_prompts_change_neither_value_nor_gradient
+    """
+    return _in_chunks(lm, states, tokens, _head(lm), 1.0, _log_probs).squeeze(1)
+
+
+def _in_chunks(
+    lm: LanguageModel,
+    rows: Tensor,
+    targets: Tensor,
+    to_logits: Callable[[Tensor], Tensor],
+    temperature: float | Tensor,
+    of: Of,
+) -> Tensor:
+    """Figures (rows, figures) of one token after each row, of which there are (rows, D or V)."""
+
+    def figures(rows: Tensor, targets: Tensor) -> Tensor:
+        logits = to_logits(rows)
+        return of(logits if isinstance(temperature, float) and temperature == 1.0 else logits / temperature, targets)
+
+    size = max(1, CHUNK_ELEMENTS // lm.vocabulary)
+    if len(rows) <= size:
+        return figures(rows, targets)
+    # Each chunk's logits are computed again in the backward pass, rather than kept for it.
+    parts = zip(rows.split(size), targets.split(size), strict=True)
+    return torch.cat(
+        [cast(Tensor, checkpoint(figures, r, t, use_reentrant=False, context_fn=as_computed)) for r, t in parts]
+    )
+
+
 def _head(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
-    """The head with float32 logits: outside of autocast, and in the precision that its own weights have."""
+    """The head with logits in float32 at least: outside of autocast, and in the precision that its own weights have."""
     head = lm.head
     dtype = next(head.parameters()).dtype
     kind = lm.device.type

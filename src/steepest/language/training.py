@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
@@ -23,6 +23,7 @@ from steepest.agent import stream_seed
 from steepest.errors import RunError, UsageError, require
 from steepest.language import distributed
 from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations, save_model
+from steepest.language.products import fast_products
 from steepest.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -179,8 +180,8 @@ class Trainer(ABC, Generic[B]):
         self.named = self.lm.parameters()
         if head is not None:
             self.named |= {f"head.{name}": p for name, p in head.named_parameters()}
-        self.optimizer = self._adamw()
         self.sharded: Sharded | None = None
+        self.optimizer = self._adamw()
         if config.gradient_checkpointing:
             checkpoint_activations(self.lm)
 
@@ -192,6 +193,7 @@ class Trainer(ABC, Generic[B]):
             [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=0.0,  # set at every update
             betas=(0.9, self.config.adam_beta2),
+            fused=self.sharded is None,  # one pass over the weights instead of a dozen
         )
 
     def shard(self, device: torch.device) -> None:
@@ -288,11 +290,12 @@ class Trainer(ABC, Generic[B]):
         warmup = round(self.config.warmup * self.total_steps)
         return base * schedule_factor(self.config.schedule, self.step, self.total_steps, warmup)
 
-    def autocast(self) -> Any:
+    @contextmanager
+    def autocast(self) -> Generator[None]:
         """The arithmetic that the config asks for."""
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.lm.device.type, dtype=torch.bfloat16)
+        half = self.config.precision == "bfloat16"
+        with fast_products(), torch.autocast(self.lm.device.type, dtype=torch.bfloat16, enabled=half):
+            yield
 
     def gradient(self, micro_batches: Sequence[B]) -> tuple[dict[str, float], int]:
         """Leave the gradient of the mean loss of a whole batch in the parameters; means of its figures, and the count.

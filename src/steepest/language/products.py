@@ -1,0 +1,111 @@
+"""Matrix products of float32 layers by oneDNN, where that is the faster library.
+
+On x86 PyTorch gives float32 products to MKL, which leaves the AVX-512 units of AMD's processors idle; oneDNN, which is
+in the same build, uses them and takes half the time. Both compute in full float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+FEWEST_ROWS = 16
+"""With fewer rows the product is bounded by reading the weights, and the default is as good."""
+
+_state = threading.local()
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this processor is one that MKL holds back. Asked by its maker, not by timing: a run repeats its bits."""
+    try:
+        maker = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    built = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    has_product = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return maker and built and has_product and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@contextmanager
+def fast_products() -> Generator[None]:
+    """Inside, float32 linear layers on the CPU compute by oneDNN if it is faster here; all else is as ever.
+
+    The backward pass may be outside. What checkpointing is to compute again in it needs ``as_computed``.
+
+    Verified:  tests/unit/test_language_products.py::test_products_and_gradients_are_those_of_the_default
+    """
+    if not onednn_is_faster() or getattr(_state, "active", False):
+        yield
+        return
+    _state.active = True
+    try:
+        with OneDNNLinear():
+            yield
+    finally:
+        _state.active = False
+
+
+def as_computed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For ``torch.utils.checkpoint`` (context_fn): what is computed again is computed by the same library.
+
+    Verified:  tests/unit/test_language_products.py::test_training_takes_the_same_step
+    """
+    return nullcontext(), OneDNNLinear() if getattr(_state, "active", False) else nullcontext()
+
+
+class OneDNNLinear(TorchFunctionMode):
+    """Takes over ``torch.nn.functional.linear`` where oneDNN can compute it; see ``fast_products``."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is linear and not kwargs and _takes(*args):
+            return _Linear.apply(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _takes(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    plain = type(x) is Tensor and type(weight) in (Tensor, torch.nn.Parameter)  # neither quantised nor distributed
+    return (
+        plain
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and weight.ndim == 2
+        and x.numel() >= FEWEST_ROWS * weight.shape[1]
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias, any strides; gives no gradient of itself."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b, and its gradients, each one product of oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        rows = grads[0].reshape(-1, weight.shape[0])
+        needed = ctx.needs_input_grad
+        return (
+            _product(rows, weight.t()).view_as(x) if needed[0] else None,
+            _product(rows.t(), x.reshape(-1, weight.shape[1]).t()) if needed[1] else None,
+            rows.sum(0) if len(needed) > 2 and needed[2] else None,
+        )[: len(needed)]

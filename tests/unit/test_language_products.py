@@ -1,0 +1,111 @@
+"""Linear layers by oneDNN: the same numbers as by default, and only where they are meant to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from helpers_language import demonstrations, tiny
+from steepest.language import products
+from steepest.language.data import load_sft
+from steepest.language.products import OneDNNLinear, fast_products
+from steepest.language.sft import SFT, SFTConfig
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="no oneDNN in this build")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the products that oneDNN is asked for."""
+    seen: list[tuple[int, ...]] = []
+    product = products._product
+    monkeypatch.setattr(products, "_product", lambda *a: (seen.append(tuple(a[0].shape)), product(*a))[1])
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(40,), (5, 8), (2, 3, 16)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_and_gradients_are_those_of_the_default(
+    shape: tuple[int, ...], has_bias: bool, monkeypatch: Any
+) -> None:
+    seen = counted(monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((*shape, 24), generator=generator).requires_grad_()
+    weight = torch.randn((17, 24), generator=generator).requires_grad_()
+    bias = torch.randn(17, generator=generator).requires_grad_() if has_bias else None
+    slope = torch.randn((*shape, 17), generator=generator)
+    leaves = [x, weight, *([] if bias is None else [bias])]
+    expected = linear(x.double(), weight.double(), None if bias is None else bias.double())
+    slopes = torch.autograd.grad(expected, leaves, slope.double())
+    assert not seen
+    with OneDNNLinear():
+        found = linear(x, weight, bias)
+    assert len(seen) == 1
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(torch.autograd.grad(found, leaves, slope), slopes, strict=True):
+        torch.testing.assert_close(mine, theirs.float(), rtol=1e-5, atol=1e-5)
+    assert len(seen) == 3
+
+
+def test_only_float32_layers_of_many_rows_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = counted(monkeypatch)
+    x, weight = torch.ones(32, 8), torch.ones(4, 8)
+
+    def tried(x: Tensor, weight: Tensor) -> int:
+        before = len(seen)
+        with OneDNNLinear():
+            assert float(linear(x, weight).float().mean()) == 8.0
+        return len(seen) - before
+
+    assert tried(x, weight) == 1
+    assert tried(x[:15], weight) == 0
+    assert tried(x.double(), weight.double()) == 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tried(x, weight) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"lora_rank": 4}])
+def test_training_takes_the_same_step(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within rounding: also where checkpointing computes layers again in the backward pass."""
+    seen = counted(monkeypatch)
+
+    def slopes(faster: bool) -> dict[str, Tensor]:
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+        lm = tiny(scale=1.0)
+        examples, _ = load_sft(lm, demonstrations(8))
+        made = SFT(lm, SFTConfig(max_length=64, **options), examples)
+        made.gradient(made.micro_batches(0))
+        return {n: p.grad.clone() for n, p in made.named.items() if p.grad is not None}
+
+    plain = slopes(False)
+    assert not seen
+    fast = slopes(True)
+    assert len(seen) > 20
+    assert plain.keys() == fast.keys()
+    for name, slope in plain.items():
+        torch.testing.assert_close(fast[name], slope, rtol=1e-4, atol=1e-4 * float(slope.abs().max()))
+
+
+def test_contexts_nest_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    seen = counted(monkeypatch)
+    x, weight = torch.ones(32, 8), torch.ones(4, 8)
+
+    def interrupted() -> None:
+        with fast_products():
+            with fast_products():
+                linear(x, weight)
+            linear(x, weight)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
+    assert len(seen) == 2
+    linear(x, weight)
+    assert len(seen) == 2
+    with fast_products():
+        linear(x, weight)
+    assert len(seen) == 3
