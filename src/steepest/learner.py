@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
+from steepest.products import by_onednn, onednn_compiles
+
 State = dict[str, Tensor]
 Hyper = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -471,14 +473,14 @@ class Compiled:
             # Traced here, since the exporter cannot trace through torch.func.grad; with fake tensors, so that a branch
             # on a value is an error instead of being decided for good.
             try:
-                graph = make_fx(flat, tracing_mode="fake")(*leaves)
+                graph = by_onednn(make_fx(flat, tracing_mode="fake")(*leaves))
             except AssertionError as error:
                 if "allow_non_fake_inputs" not in str(error):
                     raise
                 raise TypeError("it uses a tensor that is no parameter or buffer (see register_buffer)") from error
             library = folder / f"{_library_key(graph, leaves)}.pt2"
             if not _is_whole(library):
-                with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                with tempfile.TemporaryDirectory(dir=folder) as temporary, onednn_compiles():
                     program = torch.export.export(graph, leaves)
                     package = inductor.aoti_compile_and_package(
                         program, package_path=f"{temporary}/function.pt2", inductor_configs=dict(_COMPILER)

@@ -53,6 +53,7 @@ BELOW = {
     # layer: what it may import of the package
     "errors": set[str](),
     "drawing": set[str](),
+    "products": set[str](),
     "files": {"errors"},
     "tensor_files": {"errors", "files"},
     "problems": set[str](),
@@ -62,7 +63,7 @@ BELOW = {
     "returns": {"types", "errors", "numerics"},
     "losses": {*PURE, "errors"},
     "exact": {"types", "problems", "errors"},
-    "learner": {*PURE, "errors"},
+    "learner": {*PURE, "errors", "products"},
     "networks": {*PURE, "errors"},
     "buffers": {*PURE, "errors"},
 }

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError
 from steepest.language.mishaps import explained, refuse_missing
-from steepest.language.products import as_computed
+from steepest.products import as_computed
 from steepest.types import TokenBatch
 
 Dtype = Literal["float32", "bfloat16"]

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from steepest.distributions import Categorical
 from steepest.language.models import LanguageModel, hidden_states, without_dropout
-from steepest.language.products import as_computed
 from steepest.language.tokens import float32_at_least
 from steepest.losses import k1_estimate
+from steepest.products import as_computed
 from steepest.types import TokenBatch
 
 CHUNK_ELEMENTS = 2**24

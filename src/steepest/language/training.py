@@ -23,7 +23,7 @@ from steepest.agent import stream_seed
 from steepest.errors import RunError, UsageError, require
 from steepest.language import distributed
 from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations, save_model
-from steepest.language.products import fast_products
+from steepest.products import fast_products
 from steepest.types import TokenBatch
 
 if TYPE_CHECKING:

@@ -1,19 +1,23 @@
-"""Linear layers by oneDNN: the same numbers as by default, and only where they are meant to be."""
+"""Products by oneDNN: the same numbers as by default, and only where they are meant to be."""
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 
 from helpers_language import demonstrations, tiny
-from steepest.language import products
+from steepest import products
 from steepest.language.data import load_sft
-from steepest.language.products import OneDNNLinear, fast_products
 from steepest.language.sft import SFT, SFTConfig
+from steepest.learner import Compiled
+from steepest.products import OneDNNLinear, fast_products
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="no oneDNN in this build")
 
@@ -109,3 +113,50 @@ def test_contexts_nest_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     with fast_products():
         linear(x, weight)
     assert len(seen) == 3
+
+
+def network(x: Tensor, weight: Tensor, bias: Tensor, twins: Tensor) -> tuple[Tensor, ...]:
+    """Every kind of product: plain, with a term, of batches, and these with a term."""
+    hidden = torch.addmm(bias, x, weight.t())
+    both = torch.baddbmm(bias.expand(2, 1, -1), hidden.expand(2, *hidden.shape), twins)
+    return hidden, both, torch.bmm(both, twins.transpose(1, 2)), hidden.t() @ x
+
+
+def arguments(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (48, 32), (40, 32), (40,), (2, 40, 40)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def rewritten(function: Any, dtype: torch.dtype = torch.float32) -> tuple[torch.fx.GraphModule, int]:
+    graph = products.by_onednn(make_fx(function, tracing_mode="fake")(*arguments(dtype)))
+    operation = torch.ops.mkldnn._linear_pointwise.default
+    return graph, len(graph.graph.find_nodes(op="call_function", target=operation))
+
+
+def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "LARGE", 48 * 32 * 40)
+    graph, count = rewritten(network)
+    assert count == 1 + 2 + 2 + 1
+    expected = network(*(x.double() for x in arguments()))
+    for found, wanted in zip(graph(*arguments()), expected, strict=True):
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-3)  # of entries in the hundreds
+    assert rewritten(network, torch.float64)[1] == 0
+    assert rewritten(lambda x, w, b, t: torch.addmm(b, x, w.t(), alpha=2.0))[1] == 0
+    monkeypatch.setattr(products, "LARGE", 48 * 32 * 40 + 1)
+    assert rewritten(network)[1] == 2 + 2
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    assert rewritten(network)[1] == 0
+
+
+def test_compiled_products_are_those_of_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "LARGE", 1)
+    rules = importlib.import_module("torch._inductor.lowering").lowerings
+    before = dict(rules)
+    compiled = Compiled(network)(*arguments())
+    assert rules == before
+    for found, wanted in zip(compiled, network(*(x.double() for x in arguments())), strict=True):
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-3)

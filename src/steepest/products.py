@@ -1,4 +1,4 @@
-"""Matrix products of float32 layers by oneDNN, where that is the faster library.
+"""Matrix products in float32 by oneDNN, where that is the faster library: of layers, and in compiled functions.
 
 On x86 PyTorch gives float32 products to MKL, which leaves the AVX-512 units of AMD's processors idle; oneDNN, which is
 in the same build, uses them and takes half the time. Both compute in full float32.
@@ -7,6 +7,7 @@ in the same build, uses them and takes half the time. Both compute in full float
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 FEWEST_ROWS = 16
 """With fewer rows the product is bounded by reading the weights, and the default is as good."""
+
+LARGE = 2**22
+"""Multiplications from which a product in a compiled function gains more than the copies cost that oneDNN may need."""
 
 _state = threading.local()
 
@@ -42,7 +46,7 @@ def fast_products() -> Generator[None]:
 
     The backward pass may be outside. What checkpointing is to compute again in it needs ``as_computed``.
 
-    Verified:  tests/unit/test_language_products.py::test_products_and_gradients_are_those_of_the_default
+    Verified:  tests/unit/test_products.py::test_products_and_gradients_are_those_of_the_default
     """
     if not onednn_is_faster() or getattr(_state, "active", False):
         yield
@@ -58,7 +62,7 @@ def fast_products() -> Generator[None]:
 def as_computed() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For ``torch.utils.checkpoint`` (context_fn): what is computed again is computed by the same library.
 
-    Verified:  tests/unit/test_language_products.py::test_training_takes_the_same_step
+    Verified:  tests/unit/test_products.py::test_training_takes_the_same_step
     """
     return nullcontext(), OneDNNLinear() if getattr(_state, "active", False) else nullcontext()
 
@@ -109,3 +113,76 @@ class _Linear(torch.autograd.Function):
             _product(rows.t(), x.reshape(-1, weight.shape[1]).t()) if needed[1] else None,
             rows.sum(0) if len(needed) > 2 and needed[2] else None,
         )[: len(needed)]
+
+
+def by_onednn(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A traced graph with its large float32 products on the CPU computed by oneDNN, if it is faster here.
+
+    It has to be compiled inside ``onednn_compiles``.
+
+    Verified:  tests/unit/test_products.py::test_products_of_a_graph_are_those_of_the_default
+    """
+    if not onednn_is_faster() or not hasattr(_inductor("mkldnn_ir"), "LinearUnary"):
+        return graph
+    aten = torch.ops.aten
+    added = {aten.addmm.default, aten.baddbmm.default}
+    for node in graph.graph.find_nodes(op="call_function", target=aten.mm.default):
+        _replace(graph.graph, node, *node.args)
+    for target in (aten.addmm.default, aten.bmm.default, aten.baddbmm.default):
+        for node in graph.graph.find_nodes(op="call_function", target=target):
+            if not node.kwargs:  # which scale the terms
+                term, *factors = node.args if target in added else (None, *node.args)
+                _replace(graph.graph, node, *factors, term=term)
+    graph.recompile()
+    return graph
+
+
+def _replace(graph: torch.fx.Graph, node: torch.fx.Node, a: Any, b: Any, term: Any = None) -> None:
+    """One product a b, plus a term, (B, C) or batches of them."""
+    aten = torch.ops.aten
+    left, right = a.meta["val"], b.meta["val"]
+    if left.dtype != torch.float32 or left.device.type != "cpu" or left[..., 0].numel() == 0:
+        return
+    if left.shape[-2] * left.shape[-1] * right.shape[-1] < LARGE:
+        return
+
+    def product(x: Any, y: Any) -> Any:
+        weight = graph.call_function(aten.t.default, (y,))
+        return graph.call_function(torch.ops.mkldnn._linear_pointwise.default, (x, weight, None, "none", [], ""))
+
+    with graph.inserting_before(node):
+        if left.ndim == 2:
+            found = product(a, b)
+        else:
+            pairs = [[graph.call_function(aten.select.int, (x, 0, i)) for x in (a, b)] for i in range(left.shape[0])]
+            found = graph.call_function(aten.stack.default, ([product(*pair) for pair in pairs],))
+        if term is not None:
+            found = graph.call_function(aten.add.Tensor, (found, term))
+    node.replace_all_uses_with(found)
+    graph.erase_node(node)
+
+
+@contextmanager
+def onednn_compiles() -> Generator[None]:
+    """Inside, the compiler takes oneDNN's products as they are; its own rule asks for weights that never change."""
+    if not onednn_is_faster():
+        yield
+        return
+    operation = torch.ops.mkldnn._linear_pointwise
+    rules, nodes = _inductor("lowering").lowerings, _inductor("mkldnn_ir")
+    kept = {k: rules[k] for k in (operation, operation.default) if k in rules}
+
+    def rule(*arguments: Any) -> Any:
+        return _inductor("ir").TensorBox.create(nodes.LinearUnary.create(*arguments))
+
+    rules.update(dict.fromkeys((operation, operation.default), rule))
+    try:
+        yield
+    finally:
+        for k in (operation, operation.default):
+            rules.pop(k)
+        rules.update(kept)
+
+
+def _inductor(part: str) -> Any:
+    return importlib.import_module(f"torch._inductor.{part}")
