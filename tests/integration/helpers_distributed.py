@@ -110,7 +110,7 @@ def train_every_case(out: Path) -> None:
     found = {case: outcome(make(case)) for case in CASES}
     for case in SHARDED:
         trainer = make(case, gradient_checkpointing=case == "dpo")
-        trainer.shard(torch.device("cpu"))
+        trainer.shard(torch.device("cpu"), print)
         found[f"{case} sharded"] = outcome(trainer)
     found["sft mean of means"] = mean_of_means(), {}
     for name, (tensors, figures) in found.items():

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,8 +49,11 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 def test_two_processes_train_as_one(case: str, together: Path) -> None:
     """Parameters, moments and all figures, after batches of which some leave a process nothing to do."""
     tensors, figures = outcome(make(case))
-    places = [f"{case} 0", f"{case} 1", *([f"{case} sharded 0"] if case in SHARDED else [])]
-    for place in places:
+    for place in [f"{case} 0", f"{case} 1", *([f"{case} sharded 0"] if case in SHARDED else [])]:
+        if place == "dpo sharded 0":  # does not share prompts, which rounds otherwise
+            trainer: Any = make(case)
+            trainer.why_not_shared = "compared with one that does not"
+            tensors, figures = outcome(trainer)
         found, metadata = load_tensors(together / f"{place}.safetensors")
         assert largest_difference(tensors, found) < 1e-10, place
         assert metadata["figures"] == pytest.approx(figures, rel=1e-10, abs=1e-12), place

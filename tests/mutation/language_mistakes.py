@@ -184,8 +184,19 @@ MODELS: Mistakes = {
 
 REFERENCE: Mistakes = {
     "the reference learns too": ("lm if adapters_are_fresh else frozen_copy(lm)", "lm"),
-    "adapters left on": ("reference(self.lm) if self.switches else nullcontext()", "nullcontext()"),
-    "dropout left on": ("with without_dropout(self.lm), reference", "with reference"),
+    "adapters left on": (
+        "reference(self.lm) if self.switches else nullcontext():\n            return token",
+        "nullcontext():\n            return token",
+    ),
+    "adapters left on for pairs": (
+        "reference(self.lm) if self.switches else nullcontext():\n            return pair",
+        "nullcontext():\n            return pair",
+    ),
+    "dropout left on": (
+        "with without_dropout(self.lm), reference(self.lm) if self.switches else nullcontext():\n"
+        "            return token",
+        "with reference(self.lm) if self.switches else nullcontext():\n            return token",
+    ),
     "the temperature forgotten": (
         "token_log_probs(self.lm, batch, temperature=temperature)",
         "token_log_probs(self.lm, batch)",
@@ -204,7 +215,7 @@ REFERENCE: Mistakes = {
 SFT: Mistakes = {
     "padding and prompts counted": ("return int(batch.response_mask.sum())", "return int(batch.attended.sum())"),
     "dropout left off": ("self.lm.model.train()", "pass"),
-    "evaluation per sequence": ("loss = total / count", "loss = total / len(ordered)"),
+    "evaluation per sequence": ("/ distributed.total(count)", "/ distributed.total(len(ordered))"),
     "evaluation with dropout": ("with without_dropout(self.lm), self.autocast():", "with self.autocast():"),
     "packing not tried on the model": ("check_isolation(self.lm)", "pass"),
 }

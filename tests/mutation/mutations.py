@@ -1105,8 +1105,8 @@ RLHF_TRAINER: Mistakes = {
         "for _ in range(self.config.group_size) for i in rows]",
     ),
     "an evaluation by new random numbers every time": (
-        'self._draw(self.eval_prompts, "evaluation")',
-        'self._draw(self.eval_prompts, f"evaluation {self.step}")',
+        'self._draw(self.eval_prompts, "evaluation", 1)',
+        'self._draw(self.eval_prompts, f"evaluation {self.step}", 1)',
     ),
     "the score before the penalty of a missing end": (
         "not response.ended for response in drawn]",
@@ -1120,10 +1120,6 @@ DPO: Mistakes = {
         "four = (of.rejected, of.chosen, of.ref",
     ),
     "references exchanged": ("of.ref_chosen, of.ref_rejected)\n    beta", "of.ref_rejected, of.ref_chosen)\n    beta"),
-    "the halves split in the wrong place": (
-        "log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]",
-        "log_prob[::2], log_prob[1::2]",
-    ),
     "lengths exchanged": ("of.chosen_length, of.rejected_length, beta)", "of.rejected_length, of.chosen_length, beta)"),
     "lengths with the prompt": ("side.response_mask.sum(-1)", "side.attended.sum(-1)"),
     "smoothing for robust": (
@@ -1152,6 +1148,10 @@ DPO: Mistakes = {
 }
 
 PAIRS: Mistakes = {
+    "the halves split in the wrong place": (
+        "log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]",
+        "log_prob[::2], log_prob[1::2]",
+    ),
     "chosen below rejected": ("torch.cat([fill(a), fill(b)])", "torch.cat([fill(b), fill(a)])"),
     "padded on the left": ("(0, length - x.shape[1])", "(length - x.shape[1], 0)"),
 }
@@ -1195,7 +1195,7 @@ SCORING: Mistakes = {
         "nn.functional.pad(value[:, :-1], (1, 0))",
         "nn.functional.pad(value[:, 1:], (1, 0))",
     ),
-    "the temperature forgotten": ("of(to_logits(rows) / temperature, targets)", "of(to_logits(rows), targets)"),
+    "the temperature forgotten": ("else logits / temperature, targets", "else logits, targets"),
     "the mask a token early": ("wanted = batch.response_mask[:, 1:]", "wanted = batch.response_mask[:, :-1]"),
     "scores a token early": ("nn.functional.pad(wanted, (1, 0))", "nn.functional.pad(wanted, (0, 1))"),
 }
@@ -1422,7 +1422,7 @@ SUSPECTS: dict[str, Suspect] = {
     "language/tokens.py": Suspect(TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")),
     "language/rlhf.py": Suspect(RLHF, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
     "language/dpo.py": Suspect(DPO, ("unit/test_dpo.py", "exact/test_dpo.py")),
-    "language/pairs.py": Suspect(PAIRS, ("unit/test_dpo.py",)),
+    "language/pairs.py": Suspect(PAIRS, ("unit/test_dpo.py", "unit/test_shared_prompts.py")),
     "language/training.py": Suspect(
         TRAINING, ("unit/test_language_sft.py", "exact/test_dpo.py", "unit/test_reward_model.py")
     ),

@@ -290,10 +290,14 @@ class DPO(Trainer[ScoredPairs]):
                     totals[name] = totals.get(name, 0.0) + float(value)
         return {f"eval/{name}": value / len(self.eval_pairs) for name, value in distributed.totals(totals).items()}
 
-    def shard(self, device: torch.device) -> None:
+    def shard(self, device: torch.device, note: Callable[[str], None]) -> None:
         if self.reference is not None:
             raise UsageError('with fsdp, the reference has to be "precomputed": scored before training')
-        super().shard(device)
+        super().shard(device, note)
+        if self.why_not_shared is None:
+            # Whether sharing pays depends on the rows, and processes with other rows could then wait for each other.
+            self.why_not_shared = "all processes pass through a model in parts alike"
+            note(f"each prompt is computed for both of its responses: {self.why_not_shared}")
 
     def tensors(self) -> dict[str, Tensor]:
         ref = {} if self.ref_log_probs is None else {"reference/log_probs": self.ref_log_probs}

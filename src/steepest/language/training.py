@@ -196,8 +196,8 @@ class Trainer(ABC, Generic[B]):
             fused=self.sharded is None,  # one pass over the weights instead of a dozen
         )
 
-    def shard(self, device: torch.device) -> None:
-        """Spread the model over the processes' devices (FSDP2), before the first update.
+    def shard(self, device: torch.device, note: Callable[[str], None]) -> None:
+        """Spread the model over the processes' devices (FSDP2), before the first update; ``note`` hears what changes.
 
         From then on all processes have to call ``update``, ``evaluate``, ``tensors``, ``weights`` together.
 

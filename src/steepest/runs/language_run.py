@@ -271,7 +271,7 @@ class LanguageRun:
         self.trainer = kind.from_data(lm, config, data, eval_data=eval_data, seed=settings.seed, note=self.note, **more)
         distributed.check_same(self.trainer.data_fingerprint, "the data")
         if settings.fsdp:
-            self.trainer.shard(device)
+            self.trainer.shard(device, self.note)
         tenth = max(1, self.trainer.total_steps // 10)
         self.settings = dataclasses.replace(
             settings,
