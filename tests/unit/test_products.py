@@ -136,7 +136,7 @@ def rewritten(function: Any, dtype: torch.dtype = torch.float32) -> tuple[torch.
 
 def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "LARGE", 48 * 32 * 40)
+    monkeypatch.setattr(products, "LEAST_SIDE", 32)
     graph, count = rewritten(network)
     assert count == 1 + 2 + 2 + 1
     expected = network(*(x.double() for x in arguments()))
@@ -144,7 +144,7 @@ def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.Monkey
         torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-3)  # of entries in the hundreds
     assert rewritten(network, torch.float64)[1] == 0
     assert rewritten(lambda x, w, b, t: torch.addmm(b, x, w.t(), alpha=2.0))[1] == 0
-    monkeypatch.setattr(products, "LARGE", 48 * 32 * 40 + 1)
+    monkeypatch.setattr(products, "LEAST_SIDE", 33)
     assert rewritten(network)[1] == 2 + 2
     monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
     assert rewritten(network)[1] == 0
@@ -153,7 +153,7 @@ def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.Monkey
 def test_compiled_products_are_those_of_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "LARGE", 1)
+    monkeypatch.setattr(products, "LEAST_SIDE", 1)
     rules = importlib.import_module("torch._inductor.lowering").lowerings
     before = dict(rules)
     compiled = Compiled(network)(*arguments())
