@@ -85,7 +85,7 @@ LINES: list[tuple[list[str], int, str]] = [
     (["train", "--seed", "1", "ppo", "CartPole-v1"], 2, "train takes an algorithm and an environment"),
     (["train", "pppo", "CartPole-v1"], 2, "no algorithm is called 'pppo'; did you mean ppo or ppo_kl or trpo?"),
     (["train", "PPO", "CartPole-v1"], 2, "did you mean ppo?"),
-    (["train", "rainbow", "CartPole-v1"], 2, "no algorithm is called 'rainbow'. Known: "),
+    (["train", "muzero", "CartPole-v1"], 2, "no algorithm is called 'muzero'. Known: "),
     (["train", "ppo", "CartPol-v1"], 2, "The nearest names are CartPole-v1"),
     (["train", "ppo", "CartPole"], 2, "CartPole-v1"),
     (["train", "ppo", "nothing like it"], 2, "No name comes near it"),
