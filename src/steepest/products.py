@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -26,12 +27,24 @@ LEAST_SIDE = 128
 """The least rows, columns and terms with which a product in a compiled function gains more than the copies cost that
 oneDNN may need of its factors: the update of a 64-64 network on 2048 rows took longer with it."""
 
+MOST_BATCHES = 16
+"""oneDNN's product is of two matrices, so that a batch of them is one call each: with more, code grows more than it
+gains."""
+
 _state = threading.local()
+_compiling = threading.RLock()
+
+
+def onednn_is_faster() -> bool:
+    """Whether this processor is one that MKL holds back, and oneDNN not switched off (torch.backends.mkldnn.enabled).
+
+    Asked by its maker, not by timing: a run repeats its bits.
+    """
+    return torch.backends.mkldnn.enabled and _held_back()
 
 
 @functools.cache
-def onednn_is_faster() -> bool:
-    """Whether this processor is one that MKL holds back. Asked by its maker, not by timing: a run repeats its bits."""
+def _held_back() -> bool:
     try:
         maker = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -105,7 +118,10 @@ class _Linear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's parameters have no names
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, weight = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
         rows = grads[0].reshape(-1, weight.shape[0])
         needed = ctx.needs_input_grad
@@ -144,7 +160,7 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node, a: Any, b: Any, term: A
     left, right = a.meta["val"], b.meta["val"]
     if left.dtype != torch.float32 or left.device.type != "cpu":
         return
-    if min(*left.shape[-2:], right.shape[-1]) < LEAST_SIDE:
+    if min(*left.shape[-2:], right.shape[-1]) < LEAST_SIDE or left.shape[:-2].numel() > MOST_BATCHES:
         return
 
     def product(x: Any, y: Any) -> Any:
@@ -159,30 +175,35 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node, a: Any, b: Any, term: A
             found = graph.call_function(aten.stack.default, ([product(*pair) for pair in pairs],))
         if term is not None:
             found = graph.call_function(aten.add.Tensor, (found, term))
+    found.meta["val"] = node.meta["val"]  # a product of this product asks for it
     node.replace_all_uses_with(found)
     graph.erase_node(node)
 
 
 @contextmanager
 def onednn_compiles() -> Generator[None]:
-    """Inside, the compiler takes oneDNN's products as they are; its own rule asks for weights that never change."""
+    """Inside, the compiler takes oneDNN's products as they are; its own rule asks for weights that never change.
+
+    One thread at a time: the compiler's rules are its module's.
+    """
     if not onednn_is_faster():
         yield
         return
     operation = torch.ops.mkldnn._linear_pointwise
-    rules, nodes = _inductor("lowering").lowerings, _inductor("mkldnn_ir")
-    kept = {k: rules[k] for k in (operation, operation.default) if k in rules}
 
     def rule(*arguments: Any) -> Any:
-        return _inductor("ir").TensorBox.create(nodes.LinearUnary.create(*arguments))
+        return _inductor("ir").TensorBox.create(_inductor("mkldnn_ir").LinearUnary.create(*arguments))
 
-    rules.update(dict.fromkeys((operation, operation.default), rule))
-    try:
-        yield
-    finally:
-        for k in (operation, operation.default):
-            rules.pop(k)
-        rules.update(kept)
+    with _compiling:
+        rules = _inductor("lowering").lowerings
+        kept = {k: rules[k] for k in (operation, operation.default) if k in rules}
+        rules.update(dict.fromkeys((operation, operation.default), rule))
+        try:
+            yield
+        finally:
+            for k in (operation, operation.default):
+                rules.pop(k, None)
+            rules.update(kept)
 
 
 def _inductor(part: str) -> Any:

@@ -115,11 +115,31 @@ def test_contexts_nest_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 3
 
 
+def test_switched_off_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_held_back", lambda: True)
+    assert products.onednn_is_faster()
+    torch.backends.mkldnn.set_flags(False)
+    try:
+        assert not products.onednn_is_faster()
+    finally:
+        torch.backends.mkldnn.set_flags(True)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Its products would be no part of the graph: an error, and not a wrong number."""
+    x, weight = torch.ones(32, 8, requires_grad=True), torch.ones(4, 8, requires_grad=True)
+    with OneDNNLinear():
+        (slope,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        slope.sum().backward()
+
+
 def network(x: Tensor, weight: Tensor, bias: Tensor, twins: Tensor) -> tuple[Tensor, ...]:
     """Every kind of product: plain, with a term, of batches, and these with a term."""
     hidden = torch.addmm(bias, x, weight.t())
     both = torch.baddbmm(bias.expand(2, 1, -1), hidden.expand(2, *hidden.shape), twins)
-    return hidden, both, torch.bmm(both, twins.transpose(1, 2)), hidden.t() @ x
+    in_a_row = (hidden.t() @ x) @ x.t()
+    return hidden, both, torch.bmm(both, twins.transpose(1, 2)), in_a_row
 
 
 def arguments(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -138,7 +158,7 @@ def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.Monkey
     monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(products, "LEAST_SIDE", 32)
     graph, count = rewritten(network)
-    assert count == 1 + 2 + 2 + 1
+    assert count == 1 + 2 + 2 + 2
     expected = network(*(x.double() for x in arguments()))
     for found, wanted in zip(graph(*arguments()), expected, strict=True):
         torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-3)  # of entries in the hundreds
@@ -146,6 +166,8 @@ def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.Monkey
     assert rewritten(lambda x, w, b, t: torch.addmm(b, x, w.t(), alpha=2.0))[1] == 0
     monkeypatch.setattr(products, "LEAST_SIDE", 33)
     assert rewritten(network)[1] == 2 + 2
+    monkeypatch.setattr(products, "MOST_BATCHES", 1)
+    assert rewritten(network)[1] == 0
     monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
     assert rewritten(network)[1] == 0
 
