@@ -38,6 +38,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "ppo_kl-halfcheetah": ("ppo_kl", "HalfCheetah-v5"),
     "ppo_kl-hopper": ("ppo_kl", "Hopper-v5"),
     "ppo_kl-walker2d": ("ppo_kl", "Walker2d-v5"),
+    "off_pac-cartpole": ("off_pac", "CartPole-v1"),
     "sac-pendulum": ("sac", "Pendulum-v1"),
     "sac_v-pendulum": ("sac_v", "Pendulum-v1"),
     "td3-pendulum": ("td3", "Pendulum-v1"),

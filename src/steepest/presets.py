@@ -151,6 +151,12 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "learning_rate": 3e-3,
         "learning_rate_schedule": "linear",
     },
+    ("off_pac", "CartPole"): {
+        "total_steps": 200_000,
+        "learning_rate_schedule": "linear",
+        "behaviour_epsilon": 0.2,
+        "auxiliary_learning_rate": 0.01,
+    },
     ("trpo", "CartPole"): {
         "num_envs": 16,
         "rollout_steps": 64,
