@@ -1,12 +1,13 @@
-"""What each detail of the on-policy algorithms is worth: trained with it and without it, five seeds each.
+"""What each detail of an algorithm is worth: trained with it and without it, five seeds each.
 
-    python benchmarks/ablations.py [RUN ...]     # train what is missing (about 20 minutes of one core), fill the pages
+    python benchmarks/ablations.py [RUN ...]     # train what is missing, or these runs again, and fill the pages
     python benchmarks/ablations.py --pages       # only fill the pages
 
 A run is a start (an algorithm on the cheapest environment on which the detail can matter, with its preset), or a start
 with one setting changed. Every run is five seeds in one population, evaluated ten times: the last evaluation is what it
 reached, their mean the area under its learning curve. Results go to benchmarks/results/ablations.json, run by run, so
-that an interrupted command goes on where it was; from there into the tables of docs/, where a test holds them.
+that an interrupted command goes on where it was; from there into the tables of docs/, where a test holds them. The
+on-policy chapter takes about 20 minutes of one core; DQN's preset about a minute a seed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import re
 import shlex
 import statistics
@@ -35,6 +37,9 @@ Options = dict[str, Any]
 COMMON: Options = {"seeds": 5, "eval_episodes": 10, "compile": "off", "threads": 1}
 """Eager, since compiling takes longer than runs as short as these."""
 
+SMALL: Options = {"hidden_sizes": [64, 64], "batch_size": 64, "steps_per_iteration": 600}
+"""Of the algorithms that take a gradient step after every step: a tenth of the time."""
+
 STARTS: dict[str, tuple[str, str, Options]] = {
     "ppo": ("ppo", "CartPole-v1", {"total_steps": 50_000}),
     "reinforce": ("reinforce", "CartPole-v1", {"total_steps": 100_000}),
@@ -43,6 +48,10 @@ STARTS: dict[str, tuple[str, str, Options]] = {
     "ppo_kl": ("ppo_kl", "CartPole-v1", {"total_steps": 50_000}),
     "trpo": ("trpo", "CartPole-v1", {"total_steps": 50_000}),
     "ppo_pendulum": ("ppo", "Pendulum-v1", {"total_steps": 50_000}),
+    "dqn": ("dqn", "CartPole-v1", {"total_steps": 80_000}),
+    "sac": ("sac", "Pendulum-v1", {"total_steps": 6_000, **SMALL}),
+    "td3": ("td3", "Pendulum-v1", {"total_steps": 6_000, **SMALL}),
+    "ddpg": ("ddpg", "Pendulum-v1", {"total_steps": 6_000, **SMALL}),
 }
 """Algorithm, environment and what is not left to the preset."""
 
@@ -128,11 +137,82 @@ ABLATIONS: dict[str, dict[str, list[tuple[str, Options]]]] = {
             ("average", {"gain_rate": 0.01}),
         ],
     },
+    "sac": {
+        "least of two critics": [("sac", {"num_critics": 1, "target_critics": 1})],
+        "critics of one mean instead of the least, for the policy": [("sac", {"policy_q": "mean"})],
+        "temperature learned": [("sac", {"temperature": 0.2}), ("sac", {"temperature": 1.0})],
+        "target entropy -D": [("sac", {"target_entropy": 0.0})],
+        "target networks, a moving average": [
+            ("sac", {"target_update_rate": 1.0}),
+            ("sac", {"target_update_rate": 0.05}),
+            ("sac", {"target_update_rate": 0.0005}),
+        ],
+        "one gradient step per environment step": [("sac", {"update_ratio": 0.25}), ("sac", {"update_ratio": 4.0})],
+        "uniform actions first": [("sac", {"learning_starts": 0})],
+        "layer norm in the critics": [("sac", {"layer_norm": True})],
+        "n-step returns": [("sac", {"n_steps": 3})],
+        "prioritised replay": [("sac", {"prioritized": True})],
+        "gradient norm limited": [("sac", {"max_gradient_norm": 1.0})],
+        "log std clipped": [("sac", {"min_log_std": -20.0})],
+    },
+    "td3": {
+        "target actions blurred": [("td3", {"target_noise": 0.0})],
+        "policy and targets delayed": [("td3", {"policy_delay": 1})],
+        "independent exploration noise": [("td3", {"noise_correlation": 0.85})],
+        "size of the exploration noise": [("td3", {"exploration_std": 0.01}), ("td3", {"exploration_std": 0.5})],
+        "target networks, a moving average": [
+            ("td3", {"target_update_rate": 1.0}),
+            ("td3", {"target_update_rate": 0.05}),
+        ],
+        "uniform actions first": [("td3", {"learning_starts": 0})],
+        "one gradient step per environment step": [("td3", {"update_ratio": 0.25})],
+        "n-step returns": [("td3", {"n_steps": 3})],
+        "prioritised replay": [("td3", {"prioritized": True})],
+        "gradient norm limited": [("td3", {"max_gradient_norm": 1.0})],
+    },
+    "ddpg": {
+        "target networks, a moving average": [
+            ("ddpg", {"target_update_rate": 1.0}),
+            ("ddpg", {"target_update_rate": 0.001}),
+        ],
+        "Ornstein-Uhlenbeck noise": [("ddpg", {"noise_correlation": 0.0})],
+        "size of the exploration noise": [("ddpg", {"exploration_std": 0.1})],
+        "critic faster than policy": [("ddpg", {"learning_rate": 1e-4})],
+        "uniform actions first": [("ddpg", {"learning_starts": 0})],
+        "one gradient step per environment step": [("ddpg", {"update_ratio": 0.25})],
+        "gradient norm limited": [("ddpg", {"max_gradient_norm": 1.0})],
+    },
+    "dqn": {
+        # 256 rows are those of the last burst of steps.
+        "replay": [("dqn", {"buffer_size": 256}), ("dqn", {"buffer_size": 10_000})],
+        "target network, copied": [
+            ("dqn", {"target_update_every": 1}),
+            ("dqn", {"target_update_every": 1, "target_update_rate": 0.01}),
+            ("dqn", {"target_update_every": 1280}),
+        ],
+        "one gradient step in four": [
+            ("dqn", {"update_ratio": 0.25}),
+            ("dqn", {"train_every": 4, "update_ratio": 0.25}),
+        ],
+        "error limited": [("dqn", {"huber_threshold": None})],
+        "double": [("dqn", {"double": False})],
+        "dueling, streams from the last hidden layer on": [("dqn", {"dueling": True})],
+        "n-step returns": [("dqn", {"n_steps": 1}), ("dqn", {"n_steps": 10})],
+        "prioritised replay": [("dqn", {"prioritized": True})],
+        "gradient norm limited to 10": [("dqn", {"max_gradient_norm": None})],
+        "epsilon falls linearly": [("dqn", {"initial_epsilon": 0.04}), ("dqn", {"exploration_fraction": 1.0})],
+        "uniform actions first": [("dqn", {"learning_starts": 0})],
+        "Adam's step size falls linearly": [("dqn", {"learning_rate_schedule": "constant"})],
+    },
 }
 """Page, detail as its row begins, and what is changed to go without it, or to have it where the start has it not."""
 
+CHAPTER = ("reinforce", "actor_critic", "ppo", "ppo_kl", "trpo", "average_reward")
+"""The pages that docs/on_policy.md sums up."""
+
 SIGNIFICANT = 0.02
-"""A difference counts below this share of regroupings: one in fifty comparisons of equals gets there by chance."""
+"""A difference counts up to this share of regroupings, whatever the number of comparisons: of five figures against
+five, up to 4 of 252."""
 
 
 # Training
@@ -162,6 +242,7 @@ def train(start: str, change: Options) -> dict[str, Any]:
     evaluations: list[list[float]] = []
     began = time.process_time()
     with Run(algorithm, env, **options) as run:
+        resolved = run.description()
         for _ in run:
             if run.evaluated_at == run.step:
                 steps.append(run.step)
@@ -172,7 +253,9 @@ def train(start: str, change: Options) -> dict[str, Any]:
         "env": env,
         "options": options,
         "command": shlex.join(["python", "benchmarks/ablations.py", run_name(start, change)]),
-        "commit": commit(),
+        "commit": git("rev-parse", "HEAD"),
+        "describe": git("describe", "--always", "--dirty"),
+        "resolved": {key: resolved[key] for key in ("config", "run")},
         "cpu_seconds": round(time.process_time() - began, 1),
         "steps": steps,
         "evaluations": evaluations,
@@ -181,9 +264,37 @@ def train(start: str, change: Options) -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    command = ("git", "rev-parse", "HEAD")
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+def git(*command: str) -> str:
+    return subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def write_results(environment: dict[str, Any], runs: dict[str, Any]) -> None:
+    noted = {"note": note(runs)} if note(runs) else {}
+    RESULTS.write_text(json.dumps({"environment": environment, **noted, "runs": runs}, indent=1) + "\n")
+
+
+def note(runs: dict[str, Any]) -> str:
+    """What to know about runs that were not all made by one version of the code; empty where they were."""
+    commits = {run["commit"] for run in runs.values()}
+    if len(commits) < 2:
+        return ""
+    pairs = [pair for details in ABLATIONS.values() for pairs in details.values() for pair in pairs]
+    return (
+        f"Runs of {len(commits)} commits, each with its own; the environment is the last one's. "
+        f"{across(pairs, runs)} comparisons are between runs of different commits. {unresolved(runs)} runs have kept "
+        "the options that were given, but neither the resolved ones nor whether the working tree had changes."
+    )
+
+
+def unresolved(runs: dict[str, Any]) -> int:
+    """How many runs were made before they kept every setting and whether the working tree had changes."""
+    return sum("resolved" not in run for run in runs.values())
+
+
+def across(pairs: list[tuple[str, Options]], runs: dict[str, Any]) -> int:
+    """How many of the changes were measured at another commit than what they are compared with."""
+    found = [pair for pair in pairs if measured(pair, runs)]
+    return sum(runs[start]["commit"] != runs[run_name(start, change)]["commit"] for start, change in found)
 
 
 def read_results() -> dict[str, Any]:
@@ -196,7 +307,7 @@ def read_results() -> dict[str, Any]:
 def chance(a: list[float], b: list[float]) -> float:
     """How often two groups of these sizes, drawn from the same figures, have means at least as far apart.
 
-    The exact permutation test: over all ways to divide the figures into two such groups.
+    The exact two-sided permutation test: over all ways to divide the figures into two such groups.
     """
     figures, seen = [*a, *b], abs(statistics.fmean(a) - statistics.fmean(b))
     total, distances = sum(figures), []
@@ -204,6 +315,13 @@ def chance(a: list[float], b: list[float]) -> float:
         first = sum(figures[i] for i in chosen)
         distances.append(abs(first / len(a) - (total - first) / len(b)))
     return sum(distance >= seen - 1e-9 for distance in distances) / len(distances)
+
+
+def called_by_chance(count: int, seeds: int = 5) -> float:
+    """How many of so many changes without any effect are called better or worse, on average, where no figures tie."""
+    groupings = math.comb(2 * seeds, seeds)
+    # Every grouping has one as far apart the other way round, so shares go up in steps of two.
+    return count * 2 * int(SIGNIFICANT * groupings / 2) / groupings
 
 
 def verdict(start: dict[str, Any], changed: dict[str, Any]) -> str:
@@ -218,6 +336,8 @@ def verdict(start: dict[str, Any], changed: dict[str, Any]) -> str:
 
 
 def spoken(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -228,7 +348,7 @@ def spoken_change(change: Options) -> str:
 
 
 def figures(run: dict[str, Any]) -> tuple[str, str]:
-    """Final evaluation and area: mean and standard deviation over seeds."""
+    """Final evaluation and area: mean and standard deviation of these very seeds (divided by their number)."""
 
     def text(values: list[float]) -> str:
         return f"{statistics.fmean(values):.0f} ± {statistics.pstdev(values):.0f}"
@@ -257,8 +377,11 @@ def starts_of(page: str) -> list[str]:
 
 def start_table(page: str, runs: dict[str, Any]) -> str:
     """What the measurements of a page are to be compared with."""
+    starts = [runs[start] for start in starts_of(page) if start in runs]
+    if not starts:
+        return "\nNothing has been measured yet.\n\n"
     lines = ["| settings as they are | steps | last evaluation | area |", "|---|---|---|---|"]
-    for run in [runs[start] for start in starts_of(page) if start in runs]:
+    for run in starts:
         steps = f"{run['options']['total_steps']:,}"
         lines.append(f"| `{run['algorithm']}`, {run['env']} | {steps} | {' | '.join(figures(run))} |")
     return "\n".join(["", *lines, "", ""])
@@ -285,10 +408,12 @@ def between(name: str, content: str, text: str) -> str:
 
 
 def overview(runs: dict[str, Any]) -> str:
-    """All comparisons by what came out."""
+    """All comparisons of the chapter by what came out."""
     outcomes: dict[str, list[str]] = {"worse": [], "better": [], "no difference seen": []}
-    for page, details in ABLATIONS.items():
-        listed = [pair for pairs in details.values() for pair in pairs]
+    every: list[tuple[str, Options]] = []
+    for page in CHAPTER:
+        listed = [pair for pairs in ABLATIONS[page].values() for pair in pairs]
+        every += listed
         for start, change in [pair for pair in listed if measured(pair, runs)]:
             run = runs[run_name(start, change)]
             areas = [statistics.fmean(x["area_by_seed"]) for x in (runs[start], run)]
@@ -296,7 +421,17 @@ def overview(runs: dict[str, Any]) -> str:
             text = f"{spoken_change(change)}{where} ({areas[0]:.0f} to {areas[1]:.0f})"
             outcomes[verdict(runs[start], run)].append(f"[{page}]({page}.md#details): {text}")
     count = sum(map(len, outcomes.values()))
-    parts = [f"Of {count} changes of one setting, with the area before and after:", ""]
+    names = {name for start, change in every for name in (start, run_name(start, change))}
+    used = {name: runs[name] for name in names if name in runs}
+    commits = {run["commit"] for run in used.values()}
+    parts = [
+        f"{count} changes of one setting, with the area before and after. Nothing is corrected for their number:",
+        f"had none any effect, about {called_by_chance(count):.1f} would be called worse or better, on average.",
+        f"The {len(used)} runs were made at {len(commits)} commits, {across(every, runs)} of the changes at another",
+        f"one than what they are compared with; {unresolved(used)} of the runs kept the options that were given, but",
+        "neither the resolved ones nor whether files had changed since the commit.",
+        "",
+    ]
     for outcome, changes in outcomes.items():
         parts += [f"**{outcome.capitalize()}** ({len(changes)})", "", *(f"- {change}" for change in changes), ""]
     return "\n".join(["", *parts, ""])
@@ -326,12 +461,12 @@ def main() -> None:
     missing = [name for name in runs if name not in known]
     for name in [] if arguments.pages else arguments.runs or missing:
         found = train(*runs[name])
-        results = {
-            "environment": environment_report(),
-            "runs": {n: r for n, r in {**results["runs"], name: found}.items() if n in runs},
-        }
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        kept = {n: r for n, r in {**results["runs"], name: found}.items() if n in runs}
+        write_results(environment_report(), kept)
+        results = read_results()
         print(f"{name}: {', area '.join(figures(found))} in {found['cpu_seconds']} s", flush=True)
+    if results["runs"]:
+        write_results(results["environment"], results["runs"])  # what is said of all runs may be said otherwise now
     write_pages(results["runs"])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import steepest
-from ablations import DOCS, between, commit, figures
+from ablations import DOCS, between, figures, git
 from steepest.runs.directory import environment_report
 from steepest.runs.metrics import read_metrics
 
@@ -92,7 +92,12 @@ def main() -> None:
     folders = [folder_of(case, out) for case in CASES]
     steepest.plot(folders, IMAGE, statistic="mean", x="steps", metric="eval/return_mean")
     command = "python benchmarks/chapter.py"
-    report = {"command": command, "commit": commit(), "environment": environment_report(), "cases": cases}
+    report = {
+        "command": command,
+        "commit": git("rev-parse", "HEAD"),
+        "environment": environment_report(),
+        "cases": cases,
+    }
     RESULTS.write_text(json.dumps(report, indent=1) + "\n")
     page = DOCS / "on_policy.md"
     page.write_text(between("chapter", table(cases), page.read_text()))

@@ -129,13 +129,13 @@ def main() -> int:
     options = parser.parse_args()
     draw = random.Random(options.seed)
     results: dict[str, Any] = {}
-    print(f"{'case':20}{'kills':>6}{'alone, s':>10}  result", flush=True)
+    print(f"{'case':24}{'kills':>6}{'alone, s':>10}  result", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases:
             result = results[name] = run_case(name, options.kills, Path(folder), draw)
             wrong = result["differences"]
             verdict = "DIFFERS: " + ", ".join(wrong[:5]) if wrong else "bitwise equal"
-            print(f"{name:20}{result['kills']:>6}{result['seconds_alone']:>10}  {verdict}", flush=True)
+            print(f"{name:24}{result['kills']:>6}{result['seconds_alone']:>10}  {verdict}", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"machine": environment_report(), "kills_asked": options.kills, "seed": options.seed, "cases": results}
     options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -102,7 +103,10 @@ class Collector:
     def play(self, act: Actor, noise: Tensor, meanwhile: Callable[[int], None] | None = None) -> list[Episode]:
         """Fill the buffers with ``steps`` steps of any policy; noise (T, M, N, ...) is what it draws from.
 
-        ``meanwhile(t)`` is called between the beginning and the end of every step t.
+        ``meanwhile(t)`` is called between the beginning and the end of every step t. If it raises, the step is ended
+        first: the environments can then be reset or closed like any others.
+
+        Verified:  tests/unit/test_rollout.py::test_what_fails_meanwhile_leaves_no_step_under_way
         """
         agent, env, steps = self.agent, self.env, self.steps
         for x in (*self.obs.values(), self.mask):
@@ -136,7 +140,12 @@ class Collector:
                     result = env.step(agent.to_env(raw))
                 else:
                     env.step_async(agent.to_env(raw))
-                    meanwhile(t)
+                    try:
+                        meanwhile(t)
+                    except BaseException:
+                        with suppress(Exception):  # what failed first is what should be heard of
+                            env.step_wait()
+                        raise
                     result = env.step_wait()
                 for name, value in result.obs.items():
                     self.obs_arrays[name][t + 1] = value

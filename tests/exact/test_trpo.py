@@ -11,6 +11,7 @@ from torch.func import vmap
 
 from helpers import F64, bits, box, discrete, synthetic_rollout, to_float64, vector
 from steepest import UsageError
+from steepest.algorithms import trpo
 from steepest.algorithms.trpo import TRPO, TRPOConfig
 from steepest.exact.theorems import continuing
 from steepest.learner import State, tree_map
@@ -106,6 +107,29 @@ def test_fisher_vector_product_is_the_dense_fisher_matrix(row: str) -> None:
 def test_the_step_is_the_exact_natural_step(row: str) -> None:
     """No damping, conjugate gradients to the end, against the pseudo-inverse of a singular matrix."""
     assert check(row_of(row), 10).passed
+
+
+@pytest.mark.parametrize("iterations", [1, 7, 10, 13])
+def test_iterations_may_be_split_over_any_calls(iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in one call, one in each, or the most that share a graph and what is left over: the same point."""
+
+    def updated(most: int, iterations: int) -> tuple[Tensor, int]:
+        monkeypatch.setattr(trpo, "MOST_ITERATIONS_PER_CALL", most)
+        small: dict[str, Any] = {"hidden_sizes": (5,), "rollout_steps": 12, "minibatches": 2, "epochs": 1}
+        # Hardly damped, so that every iteration counts.
+        agent = TRPO(TRPOConfig(**small, cg_iterations=iterations, cg_damping=1e-4), vector(3), discrete(3), num_envs=4)
+        to_float64(agent)
+        agent.update(synthetic_rollout(agent, 12, dtype=F64), 0.0)
+        rest = agent._solve_rest.calls if agent._solve_rest else 0
+        return agent.state["params"], agent._solve.calls + rest
+
+    whole, calls = updated(100, iterations)
+    assert calls == 1
+    for most in (1, 2, 5):
+        found, calls = updated(most, iterations)
+        assert calls == -(-iterations // most)
+        torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(updated(5, iterations + 1)[0], whole, rtol=1e-6, atol=0.0)
 
 
 def row_of(claim: str) -> Any:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -77,8 +78,41 @@ def test_a_comparison_changes_what_it_says_alone(start: str, change: dict[str, A
     assert any(before[k] != after[k] for k in change), "the preset has it so already"
 
 
-def test_nothing_is_left_to_measure() -> None:
-    assert not set(ablations.all_runs()) - set(RUNS), "run: .venv/bin/python benchmarks/ablations.py"
+def test_nothing_of_the_chapter_is_left_to_measure() -> None:
+    pairs = [p for page in ablations.CHAPTER for pairs in ablations.ABLATIONS[page].values() for p in pairs]
+    assert [p for p in pairs if not ablations.measured(p, RUNS)] == [], "run: python benchmarks/ablations.py"
+
+
+def test_the_results_say_that_their_runs_are_of_several_commits() -> None:
+    assert json.loads(ablations.RESULTS.read_text()).get("note", "") == ablations.note(RUNS), STALE
+    made: list[dict[str, Any]] = [{"commit": "a"}, {"commit": "a"}, {"commit": "b", "resolved": {}}]
+    names = ["ppo", "ppo epochs=1", "ppo gae_lambda=1.0"]
+    assert ablations.note(dict(zip(names[:2], made, strict=False))) == ""
+    found = ablations.note(dict(zip(names, made, strict=True)))
+    assert "of 2 commits" in found
+    assert " 1 comparisons are between" in found
+    assert " 2 runs have kept" in found
+
+
+def test_a_run_keeps_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every setting, given or not, and the state of the sources."""
+    tiny: dict[str, Any] = {"total_steps": 300, "seeds": 2, "eval_episodes": 1, "num_envs": 2, "rollout_steps": 16}
+    monkeypatch.setitem(ablations.STARTS, "tiny", ("ppo", "CartPole-v1", {}))
+    monkeypatch.setattr(ablations, "git", lambda *command: " ".join(command))
+    found = json.loads(json.dumps(ablations.train("tiny", {**tiny, "minibatches": 1, "epochs": 1})))
+    assert found["resolved"]["config"]["clip_epsilon"] == 0.2
+    assert found["resolved"]["run"]["total_steps"] == 300
+    assert found["describe"] == "describe --always --dirty"
+    assert len(found["area_by_seed"]) == 2
+
+
+def test_how_many_are_called_by_chance() -> None:
+    """The 4 most extreme of 252 groupings are 1.6 % of them; 6 would be more than 2 %."""
+    assert ablations.called_by_chance(58) == pytest.approx(58 * 4 / 252)
+    figures = [float(2**i) for i in range(10)]  # no two groupings have the same means
+    groupings = itertools.combinations(figures, 5)
+    called = [ablations.chance(list(g), [x for x in figures if x not in g]) <= ablations.SIGNIFICANT for g in groupings]
+    assert sum(called) == 4
 
 
 @pytest.mark.parametrize("name", list(RUNS))

@@ -578,6 +578,22 @@ PPO_KL: Mistakes = {
     ),
 }
 
+ENVIRONMENTS: Mistakes = {
+    "the halves of a step that is more than they": (
+        "type(venv).step is AsyncVectorEnv.step",
+        "isinstance(venv, AsyncVectorEnv)",
+    ),
+    "no step begun early": ("type(venv).step is AsyncVectorEnv.step", "False"),
+}
+
+ROLLOUT: Mistakes = {
+    "a step left under way": (
+        "                            env.step_wait()\n                        raise",
+        "                            pass\n                        raise",
+    ),
+    "what failed first not heard of": ("with suppress(Exception):", "with suppress():"),
+}
+
 TRPO: Mistakes = {
     "least improvement ignored": ("least_improvement=0.0 if checked else -unlimited", "least_improvement=-unlimited"),
     "the limit of the divergence ignored": ("kl_limit=config.max_kl if checked else unlimited", "kl_limit=unlimited"),
@@ -594,6 +610,8 @@ TRPO: Mistakes = {
     ),
     "no damping": (' + hyper["cg_damping"] * v', ""),
     "the length by what is left over": ("(slope - system.residual)).sum()", "system.residual).sum()"),
+    "the last iterations left out": ("if self._solve_rest is not None:", "if False:"),
+    "the last iterations as many as the others": ("iterations=rest)) if rest", "iterations=per_call)) if rest"),
     "the gain left out": (
         "gae_and_target(state, rollout, value, hyper)",
         'gae_and_target({k: x for k, x in state.items() if k != "gain"}, rollout, value, hyper)',
@@ -1397,6 +1415,8 @@ SUSPECTS: dict[str, Suspect] = {
     "on_policy.py": Suspect(
         ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py", "exact/test_average_reward.py")
     ),
+    "environments/batch.py": Suspect(ENVIRONMENTS, ("unit/test_environments.py",)),
+    "rollout.py": Suspect(ROLLOUT, ("unit/test_rollout.py",)),
     "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
     "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
     "algorithms/trpo.py": Suspect(
@@ -1539,7 +1559,7 @@ def caught_by(copy: Path, stages: list[list[str]]) -> str:
 def make_copy(folder: Path) -> Path:
     """Sources and tests in a folder of their own."""
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("src", "tests"):
+    for name in ("src", "tests", "demonstrations", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder

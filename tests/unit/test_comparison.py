@@ -18,7 +18,7 @@ from steepest.errors import RunError, UsageError
 from steepest.language.batching import pad, responses
 from steepest.language.comparison import Comparison
 from steepest.language.generation import response_text
-from steepest.language.measures import Z, distinct_n, mean_interval, share_interval, win_rate
+from steepest.language.measures import Z, distinct_n, mean_interval, share_interval, t_quantile, win_rate
 from steepest.language.models import LanguageModel, language_model
 from steepest.language.reward_model import RewardModel, reward_head
 from steepest.language.showing import as_json, escaped, markdown, side_by_side, terminal_lines
@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {"max_new_tokens": 8}
 
 def test_mean_by_hand_and_by_coverage() -> None:
     found = mean_interval([1.0, 2.0, 6.0])
-    half = 1.959963984540054 * math.sqrt(7.0 / 3.0)
+    half = 4.302652729749464 * math.sqrt(7.0 / 3.0)  # Student's t with two degrees of freedom
     assert (found.value, found.low, found.high) == pytest.approx((3.0, 3.0 - half, 3.0 + half), rel=1e-12)
     draws = np.random.default_rng(0).exponential(size=(2000, 200))
     covered = np.mean([(i := mean_interval(row.tolist())).low <= 1.0 <= i.high for row in draws])
@@ -42,6 +42,29 @@ def test_mean_by_hand_and_by_coverage() -> None:
     assert math.isnan(alone.low)
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
+
+
+def test_quantiles_of_students_t() -> None:
+    """Against closed forms, printed tables and, for many degrees of freedom, the expansion about the normal one."""
+    assert t_quantile(1) == pytest.approx(math.tan(0.475 * math.pi), rel=1e-12)
+    assert t_quantile(2) == pytest.approx(0.95 * math.sqrt(2.0 / (1.0 - 0.95**2)), rel=1e-12)
+    table = {3: 3.1824463053, 4: 2.7764451052, 5: 2.5705818356, 9: 2.2621571628, 10: 2.2281388520, 30: 2.0422724563}
+    for freedom, quantile in table.items():
+        assert t_quantile(freedom) == pytest.approx(quantile, abs=1e-10)
+    for freedom in (999, 1000, 100_001):
+        first, second = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+        assert t_quantile(freedom) == pytest.approx(Z + first / freedom + second / freedom**2, rel=1e-8)
+    with pytest.raises(ValueError, match="degrees of freedom"):
+        t_quantile(0)
+
+
+def test_few_normal_values_are_covered_as_often_as_said() -> None:
+    """Five seeds, as runs have: 95 % of intervals hold the mean. With the normal quantile it would be 88 %."""
+    draws = np.random.default_rng(1).normal(size=(4000, 5))
+    covered = np.mean([(i := mean_interval(row.tolist())).low <= 0.0 <= i.high for row in draws])
+    assert abs(covered - 0.95) < 0.011  # three deviations of a share of 4000
+    narrow = np.abs(draws.mean(1)) <= Z * draws.std(1, ddof=1) / math.sqrt(5)
+    assert narrow.mean() < 0.90
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 7), (2.5, 9), (30, 100), (5, 5)])

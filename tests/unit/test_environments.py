@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers.vector import TransformReward
 
 from helpers_envs import NUM_ACTIONS, Counting, Faulty, Forgetful
 from steepest.environments import (
@@ -143,6 +144,34 @@ def test_a_step_in_two_halves_is_the_step(mode, vector):
             np.testing.assert_array_equal(one, two)
     whole.close()
     halves.close()
+
+
+class Doubled(AsyncVectorEnv):
+    """Pays twice. Its halves are AsyncVectorEnv's, which would not."""
+
+    def step(self, actions):
+        obs, reward, *rest = super().step(actions)
+        return obs, 2.0 * reward, *rest
+
+
+def doubled_outside(factories, **options):
+    return TransformReward(AsyncVectorEnv(factories, **options), lambda reward: 2.0 * reward)
+
+
+@pytest.mark.parametrize("doubled", [Doubled, doubled_outside])
+def test_halves_are_only_taken_where_they_are_the_whole(doubled):
+    """What a subclass or a wrapper makes of a step counts, also where the step is asked for in halves."""
+    plain, batch = (batch_of(counting()[:2], AutoresetMode.NEXT_STEP, vector) for vector in (AsyncVectorEnv, doubled))
+    assert plain.asynchronous
+    assert not batch.asynchronous
+    rewards = []
+    for one in (plain, batch):
+        one.reset(0)
+        one.step_async(np.ones(2, int))
+        rewards.append(one.step_wait().reward)
+        one.close()
+    np.testing.assert_array_equal(rewards[1], 2.0 * rewards[0])
+    assert rewards[0].all()
 
 
 class Footprint(Counting):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from helpers import CountingEnvironments, box, discrete, vector
+from helpers_envs import Counting
 from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.environments import make_env
 from steepest.learner import tree_map
 from steepest.networks import PolicyInput
 from steepest.on_policy import batch_inputs, gather, score_rollout
@@ -83,6 +86,40 @@ def test_every_row_is_what_the_environments_said(members: int) -> None:
         if k == n - 1
     ]
     assert episodes == expected
+
+
+class Fails(Counting):
+    """Cannot take its second step."""
+
+    def step(self, action: Any) -> Any:
+        if self.steps == 1:
+            raise RuntimeError("the second step")
+        return super().step(action)
+
+
+@pytest.mark.filterwarnings("ignore:.*(Worker-|Traceback|Raising the last)[\\s\\S]*:UserWarning")
+@pytest.mark.parametrize(("kind", "when"), [(Counting, 0), (Counting, 1), (Fails, 1)])
+def test_what_fails_meanwhile_leaves_no_step_under_way(kind: type[Counting], when: int) -> None:
+    """Environments in processes of their own can be reset and closed, and what failed first is what is heard of."""
+    env = make_env(kind, 2, vectorization="async")
+    agent = PPO(PPOConfig(rollout_steps=4, minibatches=1), env.obs_spec, env.action_spec, num_envs=2)
+    collector = Collector(env, agent, 4)
+    collector.reset(0)
+
+    def fail(t: int) -> None:
+        if t == when:
+            raise OverflowError("learning failed")
+
+    def play(meanwhile: Callable[[int], None]) -> None:
+        collector.play(agent.actor(fused=False), agent.draw_noise((4, 2)), meanwhile)
+
+    with pytest.raises(OverflowError, match="learning failed"):
+        play(fail)
+    if kind is Counting:
+        collector.reset(0)
+        play(lambda t: None)
+        assert collector.rows().valid[0].all()
+    env.close()
 
 
 def test_what_the_policy_drew_is_recorded_and_what_it_means_is_played() -> None:

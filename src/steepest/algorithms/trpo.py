@@ -28,6 +28,7 @@ r - gain + v(s') - v(s), without a discount, the gain being a running estimate (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +83,9 @@ from steepest.on_policy import (
     update_observations,
 )
 from steepest.types import Rollout
+
+MOST_ITERATIONS_PER_CALL = 5
+"""The forward pass is shared by the products of a call; more of them take longer to compile than they save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +157,14 @@ class TRPO(Agent):
         )
         if config.objective == "average":
             self.state |= initial_gain(self.members, self.device)
-        # The forward pass is shared by the products of a call; more of them take longer to compile than they save.
-        self.iterations_per_call = next(n for n in (5, 4, 3, 2, 1) if config.cg_iterations % n == 0)
         self.value = FunctionalModule(self.module, self.layout, function=cast(ActorCritic, self.module).value)
         self._prepare = self.learner.lift(self.prepare)
         self._policy_gradient = self.learner.lift(self.policy_gradient, differentiates=True)
-        self._solve = self.learner.lift(self.solve)
+        # As few calls as can be, equally long but for the last, so that the others share a graph.
+        per_call = math.ceil(config.cg_iterations / math.ceil(config.cg_iterations / MOST_ITERATIONS_PER_CALL))
+        self.full_calls, rest = divmod(config.cg_iterations, per_call)
+        self._solve = self.learner.lift(partial(self.solve, iterations=per_call))
+        self._solve_rest = self.learner.lift(partial(self.solve, iterations=rest)) if rest else None
         self._scale = self.learner.lift(self.scale, compile=False)
         self._search = self.learner.lift(self.search)
         self._value_steps = self.learner.lift(self.value_steps, differentiates=True)
@@ -218,10 +224,15 @@ class TRPO(Agent):
 
         return product
 
-    def solve(self, system: ConjugateGradient, state: State, batch: Batch, hyper: Hyper) -> ConjugateGradient:
-        """Some conjugate-gradient iterations on (F + damping I) x = g; pure, one member."""
+    def solve(
+        self, system: ConjugateGradient, state: State, batch: Batch, hyper: Hyper, iterations: int
+    ) -> ConjugateGradient:
+        """So many more conjugate-gradient iterations on (F + damping I) x = g; pure, one member.
+
+        Verified:  tests/exact/test_trpo.py::test_iterations_may_be_split_over_any_calls
+        """
         fisher = self.fisher(state, batch)
-        for _ in range(self.iterations_per_call):
+        for _ in range(iterations):
             system = conjugate_gradient_step(lambda v: fisher(v) + hyper["cg_damping"] * v, system)
         return system
 
@@ -294,8 +305,10 @@ class TRPO(Agent):
         system, figures = self._policy_gradient(state, batch, hyper)
         slope = system.residual
         thinned = {k: self._thinned(x) for k, x in batch.items()}
-        for _ in range(config.cg_iterations // self.iterations_per_call):
+        for _ in range(self.full_calls):
             system = self._solve(system, state, thinned, hyper)
+        if self._solve_rest is not None:
+            system = self._solve_rest(system, state, thinned, hyper)
         step, search, solved = self._scale(system, slope, state, hyper)
         for _ in range(max(config.line_search_steps, 1)):
             search = self._search(search, step, state, batch, hyper)

@@ -78,7 +78,8 @@ class EnvBatch:
         self._mode = self._autoreset_mode()
         self._rebuild = rebuild
         self._copy = shares_memory
-        self._begins = isinstance(venv, AsyncVectorEnv)  # whether a step can be begun now and ended later
+        # Whether a step can be begun now and ended later: not where a step is more than AsyncVectorEnv's two halves.
+        self.asynchronous = type(venv).step is AsyncVectorEnv.step
         self._first_seed: int | None = check_seed(seed)
 
         self.action_spec = action_spec(self.action_space)
@@ -148,7 +149,7 @@ class EnvBatch:
         return self.step_wait()
 
     def step_async(self, action: Array) -> None:
-        """Begin the step that ``step_wait`` ends. Environments in processes of their own take it meanwhile.
+        """Begin the step that ``step_wait`` ends. Where ``asynchronous``, the environments take it meanwhile.
 
         Raises:  as ``step``
         """
@@ -156,7 +157,7 @@ class EnvBatch:
             raise UsageError(f"{self.name}: call reset(seed) before the first step.")
         self._steps += 1
         self._action = action
-        if self._begins and not self._pauses:
+        if self.asynchronous and not self._pauses:
             try:
                 self._venv.step_async(action)  # pyright: ignore[reportAttributeAccessIssue]
             except Exception as error:
@@ -176,7 +177,7 @@ class EnvBatch:
         if self._pauses:
             return self._pause()
         try:
-            if self._begins:
+            if self.asynchronous:
                 raw, reward, terminated, truncated, info = self._venv.step_wait()  # pyright: ignore[reportAttributeAccessIssue]
             else:
                 assert self._action is not None

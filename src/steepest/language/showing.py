@@ -74,7 +74,7 @@ def conclusions(c: Comparison) -> list[str]:
     s = c.sampling
     limits = [f"top_k {s.top_k}"] * bool(s.top_k) + [f"top_p {s.top_p:g}"] * (s.top_p < 1.0)
     settings = [f"temperature {s.temperature:g}", *limits, f"at most {s.max_new_tokens} tokens", f"seed {c.seed}"]
-    out.append(f"{len(c.prompts):,} prompts, {', '.join(settings)}; 95 % intervals: normal, of shares Wilson's")
+    out.append(f"{len(c.prompts):,} prompts, {', '.join(settings)}; 95 % intervals: Student's, of shares Wilson's")
     return out
 
 

@@ -40,6 +40,10 @@ class Loop(Protocol):
         """Play and learn; progress in [0, 1] drives schedules."""
         ...
 
+    def finish(self, progress: float) -> None:
+        """Do what is still due of the last iteration, whose progress it was; the run ends after it."""
+        ...
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint has to hold besides the agent: tensors, and plain JSON. Storage is on disk by then."""
         ...

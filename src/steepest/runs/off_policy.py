@@ -8,7 +8,8 @@
 
 ``asynchronous``: the gradient steps due from earlier rows are taken in 1, spread over its steps, each while the
 environments take theirs. The policy of these steps is that of before, and their rows are learned from in the next
-round: a lag of ``train_every`` rows. One thread does it all in one order, whichever side is faster.
+round: a lag of ``train_every`` rows, made good when the run ends. One thread does it all in one order, whichever
+side is faster.
 
 What is drawn, minibatches too, comes from the members' own generators, so that a checkpoint of these, of the number of
 rows in the buffer and of the gradient steps still due is all that is needed to go on with the same bits.
@@ -97,9 +98,7 @@ class OffPolicyLoop:
         calls = 0  # due when a cycle begins
 
         def learn(calls: int) -> None:
-            for _ in range(calls):
-                self.due -= config.updates_per_call
-                totals.append(self._learn(hyper, progress))
+            totals.extend(self._learn(hyper, progress) for _ in range(calls))
 
         def meanwhile(t: int) -> None:
             learn(calls * (t + 1) // config.train_every - calls * t // config.train_every)
@@ -121,14 +120,20 @@ class OffPolicyLoop:
         health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]}) if totals else {}
         return Iteration(episodes, steps, health)
 
+    def finish(self, progress: float) -> None:
+        hyper = self.learner.hyperparameters(progress)
+        for _ in range(self.calls_due):
+            self._learn(hyper, progress)
+
     @property
     def calls_due(self) -> int:
         """Calls of ``updates_per_call`` gradient steps that are due."""
         return int(self.due // self.config.updates_per_call)
 
     def _learn(self, hyper: dict[str, Tensor], progress: float) -> Metrics:
-        """One call of ``updates_per_call`` gradient steps."""
+        """One call of ``updates_per_call`` gradient steps, which are due no longer."""
         agent, config = self.agent, self.config
+        self.due -= config.updates_per_call
         batch = self.buffer.sample(
             agent.generators,
             config.updates_per_call,

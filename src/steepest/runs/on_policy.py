@@ -34,6 +34,9 @@ class OnPolicyLoop:
         steps = rollout.valid.sum((1, 2)).cpu().numpy()
         return Iteration(episodes, steps, self.agent.update(rollout, progress))
 
+    def finish(self, progress: float) -> None:
+        del progress  # nothing is ever left over
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {}, {}
 

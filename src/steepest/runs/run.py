@@ -247,7 +247,6 @@ class Run:
         found = self.store.load_latest()
         if found is None:
             self.note("no checkpoint was saved yet; starting from the beginning")
-            self._restart_environments()
         else:
             path, tensors, metadata = found
             try:
@@ -260,6 +259,7 @@ class Run:
         if self.done:
             self.note(f"{directory.path} is finished, at step {self.step:,}; --total-steps MORE trains further")
             return
+        self._restart_environments()
         if found is not None:
             self.note(f"resuming from {found[0].name}")
         changed = changed_since(environment, environment_report())
@@ -354,7 +354,6 @@ class Run:
         self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
         self.stopped = metadata["stopped"]
         self._earlier_modes = metadata["modes"]
-        self._restart_environments()
 
     def _restart_environments(self) -> None:
         self.loop.restart(stream_seed(self.settings.seed, f"environments at {int(self.steps.max())}") % 2**31)
@@ -420,18 +419,21 @@ class Run:
     def _iterate(self) -> Row:
         began = time.perf_counter()
         before = self.step
-        episodes, counted, health = self.loop.iterate(min(1.0, before / self.settings.total_steps))
+        progress = min(1.0, before / self.settings.total_steps)
+        episodes, counted, health = self.loop.iterate(progress)
         if self.settings.atari is not None and self.settings.atari.changes_episodes:
             episodes, self.games = self.games, []
         for episode in episodes:
             self.recent[episode.member].append((episode.episode_return, episode.length))
             self.episodes[episode.member] += 1
         self.steps = self.steps + counted
+        last = self.step >= self.settings.total_steps
+        if last:
+            self.loop.finish(progress)
         self._check_finite(health)
         seconds = time.perf_counter() - began
         self.wall_seconds += seconds
         rows = [self._row(m, health, seconds, int(counted[m])) for m in range(self.agent.members)]
-        last = self.step >= self.settings.total_steps
         if not last and _crosses(before, self.step, self.settings.eval_every):
             self._evaluate(rows)
         last = last or self.stopped

@@ -78,6 +78,11 @@ def resolve_settings(
         device = "cuda" if images and torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
+    if getattr(config, "asynchronous", False) and not env.asynchronous:
+        note(
+            f"asynchronous: nothing is gained, since {env.backend} environments take their steps in this process; "
+            'vectorization "async" puts each into a process of its own'
+        )
     rows, gradient_steps = agent_class.planned_work(config, settings.total_steps, settings.num_envs)
     threads = settings.threads
     if threads is None:

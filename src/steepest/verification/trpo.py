@@ -87,8 +87,7 @@ def step(at: Setting) -> Tensor:
     """The agent's step: gradient, conjugate gradients, scale."""
     system, _ = at.agent.policy_gradient(differentiated, at.state, at.batch, at.hyper)
     slope = system.residual
-    for _ in range(ITERATIONS):
-        system = at.agent.solve(system, at.state, at.batch, at.hyper)
+    system = at.agent.solve(system, at.state, at.batch, at.hyper, ITERATIONS)
     return at.agent.scale(system, slope, at.state, at.hyper)[0]
 
 
