@@ -16,7 +16,7 @@ from steepest.exact.text import TabularActorCritic, TabularLM, everything, padde
 from steepest.language.rlhf import GRPO, RLOO, TokenPPO, TokenPPOConfig
 from steepest.language.rlhf_trainer import RLHF, Steps
 from steepest.language.tokens import last_steps, token_kl, token_log_probs
-from steepest.losses import adapted_kl_coef, k1_estimate, k2_estimate, k3_estimate, score_function_loss
+from steepest.losses import k1_estimate, k2_estimate, k3_estimate, proportional_kl_coef, score_function_loss
 from steepest.returns import generalized_advantage, scaled_token_rewards, token_rewards
 from steepest.types import TokenBatch
 
@@ -132,7 +132,7 @@ def test_kl_of_the_whole_vocabulary() -> None:
         close(drawn_mean(new, kl.reshape(PROMPTS, RESPONSES)), expected)
 
 
-def test_adapted_kl_coef() -> None:
+def test_proportional_kl_coef() -> None:
     cases = [
         # KL, target, responses, horizon, factor
         (6.0, 6.0, 64, 1000, 1.0),
@@ -142,11 +142,11 @@ def test_adapted_kl_coef() -> None:
         (-1.0, 6.0, 1000, 1000, 0.8),
     ]
     for kl, target, responses, horizon, factor in cases:
-        found = adapted_kl_coef(0.3, kl, target, responses, float(horizon))
+        found = proportional_kl_coef(0.3, kl, target, responses, float(horizon))
         assert found == pytest.approx(0.3 * factor, rel=1e-12)
     for bad in ({"target_kl": 0.0}, {"horizon": 10.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            adapted_kl_coef(0.1, 1.0, **({"target_kl": 1.0, "responses": 64, "horizon": 100.0} | bad))
+            proportional_kl_coef(0.1, 1.0, **({"target_kl": 1.0, "responses": 64, "horizon": 100.0} | bad))
 
 
 # Rewards of tokens

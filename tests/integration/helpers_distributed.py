@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from helpers_language import demonstrations, preferences, shout, tiny
 from steepest.cli import main
-from steepest.errors import UsageError
+from steepest.errors import SteepestError, UsageError
 from steepest.language import distributed
 from steepest.language.data import load_preferences, load_prompts, load_sft
 from steepest.language.dpo import DPO, DPOConfig
@@ -164,6 +164,7 @@ def refusals(out: Path) -> dict[str, str]:
         "algorithm": ("reward", preferences(8), {"fsdp": True}),
         "adapters": ("sft", rows[:8], {"fsdp": True, "lora_rank": 2}),
         "reference": ("dpo", preferences(8), {"fsdp": True, "reference": "on_the_fly"}),
+        "groups": ("rloo", rows[:8], {"batch_size": 12, "max_new_tokens": 4, "reward": shout}),
     }
     said: dict[str, str] = {}
     for name, (algorithm, data, options) in asked.items():
@@ -174,10 +175,43 @@ def refusals(out: Path) -> dict[str, str]:
     return said
 
 
+def failures(out: Path) -> dict[str, str]:
+    """What is raised here, of what goes wrong in the last process alone; and that all then go on together."""
+    model, films, last = out / "model", out / "films.jsonl", distributed.rank() == distributed.world_size() - 1
+
+    def failing(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float("nan") if last else 0.0 for _ in completions]
+
+    def unwritten(self: LanguageRun) -> None:
+        raise OSError("no space left")
+
+    prompts = {"batch_size": 8, "max_new_tokens": 4}
+    asked: dict[str, tuple[Any, ...]] = {
+        "file": ("sft", model, out / "absent.jsonl" if last else films, {}),
+        "option": ("sft", model, films, {"epochs": 0 if last else 1}),
+        "model": ("sft", out / "absent" if last else model, films, {}),
+        "reward": ("rloo", model, films, {**prompts, "reward": failing}),
+        "bug": ("sft", model, films, {"eval_every": 1, "eval_fraction": 0.2}),
+        "none": ("sft", model, films, {"max_steps": 2}),
+    }
+    said: dict[str, str] = {}
+    kept = LanguageRun._keep_best
+    for name, (algorithm, base, data, options) in asked.items():
+        if name == "bug" and last:
+            LanguageRun._keep_best = unwritten
+        try:
+            with LanguageRun(algorithm, base, data, **{"batch_size": 4, "max_length": 64, **options}) as run:
+                said[name] = f"{len(list(run))} updates"
+        except (SteepestError, OSError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+        LanguageRun._keep_best = kept
+    return said
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     torch.set_num_threads(1)
     distributed.join()
     train_every_case(place)
-    report = {"codes": run_stop_and_resume(place), "refusals": refusals(place)}
+    report = {"codes": run_stop_and_resume(place), "refusals": refusals(place), "failures": failures(place)}
     (place / f"report {distributed.rank()}.json").write_text(json.dumps(report))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,50 @@ def test_processes_with_different_data_are_refused(together: Path) -> None:
         assert "reward cannot be trained with fsdp" in said["algorithm"]
         assert "fsdp is for training all of a model" in said["adapters"]
         assert 'the reference has to be "precomputed"' in said["reference"]
+        assert "batch_size is 12; expected a multiple of 8, group_size times the number of processes" in said["groups"]
+
+
+def test_an_error_in_one_process_is_raised_in_all(together: Path) -> None:
+    """With its words, so that none waits for one that has gone on to something else, and all can go on."""
+    said = [json.loads((together / f"report {rank}.json").read_text())["failures"] for rank in (0, 1)]
+    for found in said:
+        assert found["none"] == "2 updates"
+        for name, words in (
+            ("file", "UsageError: there is no"),
+            ("option", "UsageError: epochs is 0"),
+            ("model", "UsageError: there is no model"),
+            ("reward", "RunError: the reward gave nan"),
+        ):
+            assert found[name].startswith(words), found[name]
+    assert said[0]["bug"] == "RunError: OSError: no space left No checkpoint had been saved yet."
+    assert said[1]["bug"] == "OSError: no space left"
+
+
+def test_a_second_interrupt_does_not_wait_for_the_update(together: Path, tmp_path: Path) -> None:
+    """Of two processes that torchrun started, one waits for the other, whose reward takes its time."""
+    (tmp_path / "reward.py").write_text(
+        "import os, pathlib, time\ndef score(prompts, completions):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        f"        pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "        time.sleep(100)\n"
+        "    return [0.0 for _ in completions]\n"
+    )
+    command = arguments(together / "model", together / "films.jsonl", tmp_path / "run", "--max-new-tokens", "4")
+    command[:1] = ["rlhf", "rloo"]
+    command += ["--group-size", "2"]
+    with subprocess.Popen(
+        [*TORCHRUN, "-m", "steepest", *command, "--reward", f"{tmp_path / 'reward.py'}:score"],
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as launched:  # fmt: skip
+        while not (tmp_path / "begun").exists():
+            assert launched.poll() is None
+            time.sleep(0.1)
+        launched.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            launched.wait(3)
+        launched.send_signal(signal.SIGINT)
+        launched.communicate(timeout=20)  # torchrun would kill it after 30 seconds
+        assert launched.returncode != 0
 
 
 def test_an_error_in_one_process_ends_all_with_one_message(together: Path, tmp_path: Path) -> None:
@@ -136,6 +182,7 @@ def test_an_error_in_one_process_ends_all_with_one_message(together: Path, tmp_p
     )
     command = arguments(together / "model", together / "films.jsonl", tmp_path / "run", "--max-new-tokens", "4")
     command[:1] = ["rlhf", "rloo"]
+    command += ["--group-size", "2"]
     done = subprocess.run(
         [*TORCHRUN, "-m", "steepest", *command, "--reward", f"{tmp_path / 'reward.py'}:score"],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,

@@ -84,6 +84,8 @@ def test_the_best_model_is_kept_through_interruptions(
     """By losses that are made up: a tie is not better, and NaN is never best."""
     losses = {2: 3.0, 4: 1.0, 6: 1.0, 8: float("nan"), 10: 2.0, 12: 0.5, 14: 0.75}
     monkeypatch.setattr(SFT, "evaluate", lambda self: {"eval/loss": losses[self.step]})
+    gathered: list[int] = []
+    monkeypatch.setattr(SFT, "weights", lambda self: gathered.append(self.step))
     out, seen = tmp_path / "run", dict[int, dict[str, torch.Tensor]]()
     options = {**OPTIONS, "eval_every": 2, "checkpoint_every": 2, "max_steps": 14, "epochs": 3}
 
@@ -108,6 +110,7 @@ def test_the_best_model_is_kept_through_interruptions(
         assert kept()["step"] == 4
         for _ in run:
             train(run, 99)
+        assert gathered == [2, 4, 12, 14]  # where there is something to save; of 14 the last model
         assert run.summary()["best"] == {"step": 12, "metric": "eval/loss", "value": 0.5}
     found, last = weights(out / "best-model"), weights(out / "model")
     assert all(torch.equal(found[name], seen[12][name]) for name in found)
@@ -115,6 +118,10 @@ def test_the_best_model_is_kept_through_interruptions(
     assert json.loads((out / "summary.json").read_text())["best"]["step"] == 12
     with LanguageRun.resume(out) as run:
         assert list(run) == []
+        (out / "best.json").write_text(json.dumps({"step": 2, "metric": "eval/other", "value": -9.0}))
+        run.evaluation = {"eval/loss": 0.5}
+        run._keep_best()  # what was measured otherwise is not compared
+    assert kept() == {"step": 14, "metric": "eval/loss", "value": 0.5}
     assert main(["generate", str(out / "best-model"), "--prompt", "So", "--max-new-tokens", "3"]) == 0
     assert stray_files(out) == []
 

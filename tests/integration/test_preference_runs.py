@@ -93,7 +93,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     trained = any(not torch.equal(one[name], value) for name, value in weights(model).items() if name in one)
     assert trained != ("lora_rank" in more)  # the model under adapters stays
     best = json.loads((tmp_path / "alone" / "best.json").read_text())
-    assert best["metric"] == ("eval/loss" if algorithm in ("dpo", "reward") else "eval/score")
+    assert best["metric"] == ("eval/loss" if algorithm in ("dpo", "reward") else "eval/objective")
     values = [row[best["metric"]] for row in read_metrics(tmp_path / "alone")]
     assert best["value"] == (min if algorithm in ("dpo", "reward") else max)(values)
     assert best == json.loads((tmp_path / "stopped" / "best.json").read_text())

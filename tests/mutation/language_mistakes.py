@@ -209,6 +209,7 @@ REFERENCE: Mistakes = {
     "a key without the data": ('f"|{data_fingerprint}|{precision}', 'f"|{precision}'),
     "a key without the temperature": ("|{temperature!r}|", "|"),
     "a key without the precision": ("|{precision}|", "|"),
+    "a key without the path": ("|{share_prompts}|", "|"),
     "other shapes taken from the cache": ("tuple(x.shape) != s for x, s in", "False for x, s in"),
 }
 
@@ -254,10 +255,46 @@ MEASURES: Mistakes = {
     "ties lost": ("share_interval(wins + 0.5 * ties,", "share_interval(wins,"),
     "ties won": ("share_interval(wins + 0.5 * ties,", "share_interval(wins + ties,"),
     "losses counted": ("wins = sum(a > b for", "wins = sum(a < b for"),
+    "the longer text not cut": ("(x[: len(y)], y[: len(x)])", "(x[: len(y)], y)"),
+    "the other text not cut": ("(x[: len(y)], y[: len(x)])", "(x, y[: len(x)])"),
     "the last stretch left out": ("range(len(words) - n + 1)]", "range(len(words) - n)]"),
     "different ones per text": (
         "return len(set(stretches)) / len(stretches)",
         "return len(set(stretches)) / len(texts)",
+    ),
+}
+
+TRIAL: Mistakes = {
+    "the run's own pairs not tried": ("(pairs and not _reads_alike(lm, pairs))", "False"),
+    "no short pairs tried": ("if not _reads_alike(lm, short) or", "if False or"),
+    "the gradient not tried": ("if not _learns_alike(lm, short):", "if False:"),
+    "the trial in half precision": (
+        "with without_dropout(lm), torch.autocast(lm.device.type, enabled=False):\n            if not",
+        "with without_dropout(lm):\n            if not",
+    ),
+    "the trial with dropout": (
+        "with without_dropout(lm), torch.autocast(lm.device.type, enabled=False):\n            if not",
+        "with torch.autocast(lm.device.type, enabled=False):\n            if not",
+    ),
+    "an error of the trial let out": ('return f"it cannot go on from a cached prompt', 'raise\n        return f"it'),
+    "gradient checkpointing overlooked": ('getattr(module, "gradient_checkpointing", False)', "False"),
+    "partial caches overlooked": ("type(layer) is not DynamicLayer", "False"),
+    "a hook left behind": ("        hook.remove()", "        pass"),
+    "values hardly compared": ("(1e-4, 1e-3) if _is_exact(lm)", "(1e-1, 1.0) if _is_exact(lm)"),
+}
+
+FAILING: Mistakes = {
+    "who fails keeps it to itself": ("gather(_Failure(kind, said))", "pass"),
+    "who is told tells again": ("and not isinstance(error.__cause__, _Elsewhere):", "and True:"),
+    "what others came to not heard": ("if isinstance(other, _Failure):", "if False:"),
+    "who is done does not ask": ("        raise\n    gather(None)", "        raise"),
+    "misuse for a failure": ("UsageError if isinstance(error, UsageError) else RunError", "RunError"),
+    "told in a model in parts": ("if tells and world_size() > 1", "if world_size() > 1"),
+    "a second signal remembered": ("raise SystemExit(128 + number)", "pass"),
+    "a signal passed on taken for a second": ("time.monotonic() - when > AT_ONCE", "time.monotonic() - when > -1.0"),
+    "other models accepted": (
+        'check_same([(tuple(x.shape), str(x.dtype)) for x in (*module.parameters(), *module.buffers())], "the model")',
+        "pass",
     ),
 }
 
@@ -270,6 +307,7 @@ COMPARISON: Mistakes = {
     "the win rate of the other": ("else win_rate(*rewards)", "else win_rate(*reversed(rewards))"),
     "the difference of the other sign": ("mean_interval([x - y for", "mean_interval([y - x for"),
     "texts retold without their end": ("*((judge.lm.end_token,) if r.ended else ())", "*()"),
+    "diversity of all that was said": ("cut = equally_long(*texts)", "cut = texts"),
     "truncated distributions taken for the policy": ("if sampling.top_k or sampling.top_p < 1.0:", "if False:"),
     "greedy answers taken for samples": ("if sampling.temperature == 0:", "if False:"),
     "prompts of other tokens accepted": ("if any(p.tokens != q.tokens for", "if any(False for"),

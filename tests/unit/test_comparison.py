@@ -15,10 +15,19 @@ import torch
 import steepest
 from helpers_language import chat_tokenizer, demonstrations, shout, tiny, tokenizer
 from steepest.errors import RunError, UsageError
+from steepest.language import comparison
 from steepest.language.batching import pad, responses
 from steepest.language.comparison import Comparison
 from steepest.language.generation import response_text
-from steepest.language.measures import Z, distinct_n, mean_interval, share_interval, t_quantile, win_rate
+from steepest.language.measures import (
+    Z,
+    distinct_n,
+    equally_long,
+    mean_interval,
+    share_interval,
+    t_quantile,
+    win_rate,
+)
 from steepest.language.models import LanguageModel, language_model
 from steepest.language.reward_model import RewardModel, reward_head
 from steepest.language.showing import as_json, escaped, markdown, side_by_side, terminal_lines
@@ -103,6 +112,21 @@ def test_distinct_by_hand() -> None:
         distinct_n(texts, 0)
 
 
+def test_shorter_texts_are_not_more_distinct() -> None:
+    """Answers of one kind, and the same cut off: by all they say the short ones seem richer; at equal lengths, not."""
+    words = np.random.default_rng(0).choice([f"w{i}" for i in range(30)], size=(40, 25))
+    long = [" ".join(row) for row in words]
+    short = [" ".join(row[:5]) for row in words]
+    other = [" ".join(reversed(text.split())) for text in long]
+    assert distinct_n(short, 1) > 3 * distinct_n(long, 1)
+    one, two = equally_long(short, other)
+    assert [len(text.split()) for text in one] == [len(text.split()) for text in two] == [5] * 40
+    assert distinct_n(two, 2) == pytest.approx(distinct_n(one, 2), abs=0.1)
+    assert equally_long(["a b c", ""], ["d  e", "f"]) == (["a b", ""], ["d e", ""])
+    with pytest.raises(ValueError, match="shorter"):
+        equally_long(["a"], [])
+
+
 # Comparisons
 
 
@@ -155,7 +179,21 @@ def test_figures_are_those_of_the_answers() -> None:
     assert found.a.tokens.value == np.mean([answer.tokens for answer in found.a.answers])
     assert found.a.ended.value == np.mean([answer.ended for answer in found.a.answers])
     assert found.a.characters.value == np.mean([len(answer.text) for answer in found.a.answers])
-    assert found.a.distinct_2 == distinct_n([answer.text for answer in found.a.answers], 2)
+    texts = [[answer.text for answer in side.answers] for side in (found.a, found.b)]
+    for side, cut in zip((found.a, found.b), equally_long(*texts), strict=True):
+        assert (side.distinct_1, side.distinct_2) == (distinct_n(cut, 1), distinct_n(cut, 2))
+
+
+def test_diversity_is_compared_at_equal_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by what it is measured on: as many words of both, though one of them says more."""
+    monkeypatch.setattr(comparison, "distinct_n", lambda texts, n: sum(len(text.split()) for text in texts))
+    said = iter(["a b c d", "e f", "g", "h", "i j k", "l m n o"])
+    monkeypatch.setattr(comparison, "response_text", lambda lm, response: next(said))
+    found = steepest.compare(tiny(), tiny(), PROMPTS[:3], **SHORT)
+    assert [[answer.text for answer in side.answers] for side in (found.a, found.b)] == [
+        ["a b c d", "e f", "g"], ["h", "i j k", "l m n o"],
+    ]  # fmt: skip
+    assert found.a.distinct_1 == found.b.distinct_2 == 1 + 2 + 1
 
 
 def test_prompts_in_every_form(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from steepest.cli import main
-from steepest.errors import UsageError
+from steepest.errors import RunError, UsageError
 from steepest.language import distributed
 from steepest.launch import Launch, launch
 
@@ -68,6 +71,79 @@ def test_gradients_travel_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPatch)
     sizes = [4, 5, 2, 30, 1, 1]
     tensors = [torch.zeros(n, dtype=torch.float64 if i == 5 else torch.float32) for i, n in enumerate(sizes)]
     assert [[len(t) for t in bucket] for bucket in distributed._buckets(tensors)] == [[4, 5], [2], [30], [1], [1]]
+
+
+class Other(NamedTuple):
+    """The other one of two processes."""
+
+    heard: list[Any]
+    answers: list[Any]  # what it says next; after that, the same as this one
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Other:
+    process = Other([], [])
+
+    def all_gather_object(found: list[Any], value: Any) -> None:
+        process.heard.append(value)
+        found[:] = [value, process.answers.pop(0) if process.answers else value]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
+    return process
+
+
+def test_who_fails_tells_and_who_is_told_does_not_tell_again(other: Other) -> None:
+    for error, kind, text in (
+        (UsageError("no such file"), UsageError, "no such file"),
+        (RunError("NaN"), RunError, "NaN"),
+        (KeyError("x"), RunError, "KeyError: 'x'"),
+    ):
+        with pytest.raises(type(error)), distributed.failing_together():
+            raise error
+        (told,) = other.heard
+        other.heard.clear()
+        other.answers.append(told)
+        with pytest.raises(kind, match=text), distributed.failing_together():
+            distributed.total(1.0)
+        assert other.heard == [1.0]
+        other.heard.clear()
+        other.answers.append(told)
+        with pytest.raises(kind, match=text), distributed.failing_together():
+            pass  # all is well here, and the other has failed
+        assert other.heard == [None]
+        other.heard.clear()
+    with pytest.raises(RunError), distributed.failing_together(tells=False):
+        raise RunError("in a model in parts")
+    assert other.heard == []
+    with pytest.raises(KeyboardInterrupt), distributed.failing_together():
+        raise KeyboardInterrupt
+    assert other.heard == []
+
+
+def test_models_of_other_shapes_are_refused_before_weights_travel(other: Other) -> None:
+    other.answers.append([((3, 2), "torch.float32"), ((3,), "torch.float32")])
+    with pytest.raises(UsageError, match="the model differs between the processes"):
+        distributed.copy_from_main(nn.Linear(2, 1))
+
+
+def test_a_second_signal_ends_a_process_where_it_stands(other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with distributed.interrupts_together() as stop:
+        stop()
+        signal.raise_signal(signal.SIGINT)
+        clock[0] += 0.5
+        signal.raise_signal(signal.SIGINT)  # passed on by what started this process
+        with pytest.raises(KeyboardInterrupt):
+            stop()
+        assert other.heard == [0, signal.SIGINT]
+        clock[0] += 1.0
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)  # into which torchrun turns a second Ctrl-C
+        assert ended.value.code == 128 + signal.SIGTERM
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.usefixtures("third_of_four")

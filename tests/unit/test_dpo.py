@@ -14,10 +14,11 @@ from helpers_language import preferences, tiny
 from steepest import losses
 from steepest.errors import UsageError
 from steepest.language import dpo as module
+from steepest.language import reference as reference_module
 from steepest.language.data import load_preferences
 from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
 from steepest.language.models import LanguageModel
-from steepest.language.pairs import joined
+from steepest.language.pairs import joined, pair_log_probs
 from steepest.language.reference import load_cached, reference_key, save_cached
 from steepest.language.scoring import token_log_probs
 from steepest.types import PreferenceBatch
@@ -153,20 +154,48 @@ def test_the_cache_is_used_and_anything_changed_recomputes(tmp_path: Path, monke
     finally:
         lm.tokenizer.chat_template = before
     assert len(scored) == 5
+    made = trainer(reference_cache=str(tmp_path / "cache"))
+    made.why_not_shared = "told to"
+    apart = made._precomputed()
+    assert len(scored) == 6  # by the other path, which rounds otherwise
+    torch.testing.assert_close(apart, one)
     (file, *_) = sorted((tmp_path / "cache").iterdir())
     for path in (tmp_path / "cache").iterdir():
         path.write_bytes(file.read_bytes()[:40])
     assert torch.equal(first(), one)
-    assert len(scored) == 6  # a damaged file is no reason to stop
+    assert len(scored) == 7  # a damaged file is no reason to stop
     lm = tiny(scale=1.0)
     keys = {reference_key(lm, "x", precision="float32", temperature=t) for t in (1.0, 0.5)}
     with torch.no_grad():
         next(iter(lm.model.parameters()))[0, 0] += 1e-6
     assert len(keys | {reference_key(lm, "x", precision="float32")}) == 3
     assert reference_key(lm, "x", precision="float32") != reference_key(lm, "y", precision="float32")
+    assert reference_key(lm, "x", precision="float32") != reference_key(
+        lm, "x", precision="float32", share_prompts=True
+    )
     save_cached(tmp_path, "key", [torch.zeros(3, 2)])
     assert load_cached(tmp_path, "key", [(3, 2)]) is not None
     assert load_cached(tmp_path, "key", [(4, 2)]) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"reference": "on_the_fly"}, {"lora_rank": 4, "reference": "on_the_fly"}])
+def test_the_reference_reads_prompts_as_the_policy_does(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[bool] = []
+
+    def noted(lm: LanguageModel, batch: PreferenceBatch, *, share_prompts: bool = False) -> tuple[Tensor, Tensor]:
+        passes.append(share_prompts)
+        return pair_log_probs(lm, batch, share_prompts=share_prompts)
+
+    monkeypatch.setattr(module, "pair_log_probs", noted)
+    monkeypatch.setattr(reference_module, "pair_log_probs", noted)
+    for why in (None, "told to"):
+        made = trainer(**options)
+        assert made.why_not_shared is None
+        made.why_not_shared = why
+        passes.clear()
+        made.update()
+        assert len(passes) > 1
+        assert set(passes) == {why is None}
 
 
 def test_state_comes_back_to_the_bit() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from helpers_language import demonstrations, shout, tiny
 from helpers_tokens import TinyActorCritic, TinyLM, no_reward
 from steepest.errors import RunError, UsageError
+from steepest.language import distributed
 from steepest.language.adapter import as_language_model
 from steepest.language.data import load_prompts
 from steepest.language.generation import Response
@@ -223,6 +224,27 @@ def test_responses_are_a_function_of_the_seed_and_the_step() -> None:
     made.step += 1
     assert made.evaluate() == before  # by the same random numbers, however far training is
     assert {"eval/score", "eval/kl", "eval/ended", "eval/repetition"} <= set(made.evaluate())
+
+
+def test_evaluations_are_compared_at_one_price_of_the_kl() -> None:
+    """However the coefficient was adapted; the best model of a run is the one of the highest objective."""
+    made = full("rloo", kl_coef=0.5, target_kl=1.0, epochs=2, learning_rate=1e-2)
+    assert made.best_by == ("eval/objective", "highest")
+    while not made.done:
+        made.update()
+    made.kl_coef = 3.0
+    found = made.evaluate()
+    assert abs(found["eval/kl"]) > 0.01
+    assert found["eval/objective"] == pytest.approx(found["eval/score"] - 0.5 * found["eval/kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_every_process_draws_whole_groups(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a reward that compares the responses to a prompt would see parts of groups, or none."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    full(kind, batch_size=8, group_size=4)
+    with pytest.raises(UsageError, match="batch_size is 12; expected a multiple of 8, group_size times the number of"):
+        full(kind, batch_size=12, group_size=4)
 
 
 def test_a_missing_end_costs() -> None:

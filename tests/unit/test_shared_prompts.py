@@ -155,6 +155,102 @@ def test_models_that_cannot_share_say_why() -> None:
     assert "part of what they have read" in str(why_not_shared(sliding))
 
 
+def gpt_neo() -> Any:
+    """Every other layer sees twelve tokens back, which its cache does not say."""
+    import transformers
+
+    config = transformers.GPTNeoConfig(
+        vocab_size=320, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        window_size=12, max_position_embeddings=64, eos_token_id=0, bos_token_id=0,
+    )  # fmt: skip
+    return transformers.GPTNeoForCausalLM(config)
+
+
+def dynamic_llama() -> Any:
+    """Its rotations depend on how long the longest sequence of a pass is, from 17 tokens."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=16, eos_token_id=0, pad_token_id=1,
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [gpt_neo, dynamic_llama])
+def test_models_that_cannot_share_long_pairs_are_found_out(make: Callable[[], Any]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and "ln_" not in name:
+                parameter.mul_(5.0)
+    lm = LanguageModel(model, tiny().tokenizer, (0,))
+    long = [Pair(tuple(range(280, 294)), tuple(range(260, 279)), (279, 0)), Pair((300, 301), (302, 0), (303, 0))]
+    batch = pad_pairs(long, lm.pad_token)
+    shared = share(batch)
+    assert shared is not None
+    whole = torch.stack(pair_log_probs(lm, batch), 1).flatten()
+    assert float((module._shared_log_probs(lm, shared).sum(-1) - whole).abs().max().detach()) > 0.05
+    assert why_not_shared(lm) is None
+    assert "cached prompt differently" in str(why_not_shared(lm, long))
+    # A run asks with its own longest pair.
+    trainer = DPO(lm, DPOConfig(), [*PAIRS, *long])
+    assert "cached prompt differently" in str(trainer.why_not_shared)
+    assert DPO(lm, DPOConfig(), PAIRS[:1]).why_not_shared is None
+
+
+def test_positions_counted_by_place_are_found_out() -> None:
+    """An MPT's attention falls with the distance of the places, of which those between prompt and response count."""
+    import transformers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.MptForCausalLM(transformers.MptConfig(vocab_size=320, d_model=32, n_layers=2, n_heads=2))
+    lm = LanguageModel(model.eval(), tiny().tokenizer, (0,))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    assert "cached prompt differently" in str(why_not_shared(lm))
+
+
+def test_a_cache_without_its_gradient_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All values are right, and the prompt would learn nothing from the responses."""
+    from transformers.cache_utils import DynamicLayer
+
+    update = DynamicLayer.update
+    monkeypatch.setattr(DynamicLayer, "update", lambda self, k, v, *more: update(self, k.detach(), v.detach(), *more))
+    assert "does not reach the cached prompt" in str(why_not_shared(tiny(scale=3.0)))
+
+
+def test_a_model_that_fails_on_a_cache_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny()
+    forward = lm.backbone.forward
+
+    def without(*args: Any, past_key_values: Any = None, **more: Any) -> Any:
+        if past_key_values is not None:
+            raise TypeError("an unexpected keyword")
+        return forward(*args, **more)
+
+    monkeypatch.setattr(lm.backbone, "forward", without)
+    assert "cannot go on from a cached prompt (TypeError)" in str(why_not_shared(lm))
+
+
+def test_trying_leaves_no_trace() -> None:
+    """Nothing is drawn, nothing has a gradient, dropout is as it was; half precision and no gradient around it."""
+    lm = tiny(dropout=0.5)
+    lm.model.train()
+    state = torch.get_rng_state()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert why_not_shared(lm, PAIRS[:2]) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in lm.model.parameters())
+    assert not lm.network.get_input_embeddings()._forward_hooks
+    assert all(module.training for module in lm.model.modules())
+
+
 def test_a_model_that_reads_a_cache_differently_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny()
     forward = lm.backbone.forward
@@ -163,7 +259,7 @@ def test_a_model_that_reads_a_cache_differently_is_found_out(monkeypatch: pytest
         return forward(*args, use_cache=False, **{**more, "attention_mask": None})
 
     monkeypatch.setattr(lm.backbone, "forward", forgetful)
-    assert "cached prompt" in str(why_not_shared(lm))
+    assert "cached prompt differently" in str(why_not_shared(lm))
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -171,5 +267,6 @@ def test_a_run_says_when_prompts_are_computed_twice(checkpointed: bool) -> None:
     said: list[str] = []
     config = DPOConfig(gradient_checkpointing=checkpointed, max_length=64)
     trainer = DPO.from_data(tiny(), config, preferences(4), note=said.append)
+    trainer.prepare(said.append)
     assert any("both of its responses" in line for line in said) == checkpointed
     assert load_preferences(trainer.lm, preferences(4))[0] == trainer.pairs

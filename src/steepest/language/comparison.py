@@ -12,7 +12,15 @@ from steepest.errors import UsageError
 from steepest.language.batching import pad, responses
 from steepest.language.data import Prompt, Renderer
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate, response_text
-from steepest.language.measures import Interval, WinRate, distinct_n, mean_interval, share_interval, win_rate
+from steepest.language.measures import (
+    Interval,
+    WinRate,
+    distinct_n,
+    equally_long,
+    mean_interval,
+    share_interval,
+    win_rate,
+)
 from steepest.language.models import LanguageModel
 from steepest.language.reward_model import RewardModel
 from steepest.language.rewards import TextReward, make_scorer
@@ -58,7 +66,10 @@ class Side:
     ended: Interval
     """Share that ended by an end token."""
     distinct_1: float
+    """Share of different ones among the words of all answers; of the two to a prompt, the longer is cut for it to as
+    many words as the shorter."""
     distinct_2: float
+    """The same of pairs of neighbouring words."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +140,14 @@ def compare_models(
 
     if third is not None or why is None:
         note("scoring the answers under the other models")
+    texts = [[response_text(side.lm, r) for r in answers] for side, answers in zip(sides, drawn, strict=True)]
+    cut = equally_long(*texts)
     found = [
         _side(
-            sides[i],
+            sides[i].name,
             drawn[i],
+            texts[i],
+            cut[i],
             None if rewards is None else rewards[i],
             None if why is not None else divergence(i, sides[1 - i]),
             divergence(i, third),
@@ -224,15 +239,17 @@ def judged(
 
 
 def _side(
-    side: Contestant,
+    name: str,
     drawn: Sequence[Response],
+    texts: Sequence[str],
+    cut: Sequence[str],
     rewards: list[float] | None,
     to_other: Divergence | None,
     to_reference: Divergence | None,
 ) -> Side:
-    texts = [response_text(side.lm, response) for response in drawn]
+    """What one model answered; ``cut`` are its texts at the length at which the two are compared."""
     return Side(
-        model=side.name,
+        model=name,
         answers=tuple(
             Answer(text, len(response.tokens), response.ended, None if rewards is None else rewards[i])
             for i, (text, response) in enumerate(zip(texts, drawn, strict=True))
@@ -243,6 +260,6 @@ def _side(
         tokens=mean_interval([len(response.tokens) for response in drawn]),
         characters=mean_interval([len(text) for text in texts]),
         ended=share_interval(sum(response.ended for response in drawn), len(drawn)),
-        distinct_1=distinct_n(texts, 1),
-        distinct_2=distinct_n(texts, 2),
+        distinct_1=distinct_n(cut, 1),
+        distinct_2=distinct_n(cut, 2),
     )

@@ -19,15 +19,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from steepest.errors import RunError, UsageError
+from steepest.errors import RunError, SteepestError, UsageError
 from steepest.launch import launch
 
 T = TypeVar("T")
@@ -37,6 +37,9 @@ BUCKET_ELEMENTS = 2**24
 
 PATIENCE = timedelta(hours=1)
 """How long processes wait for one another: a model may be large to save, or a reward slow to compute."""
+
+AT_ONCE = 1.0
+"""Signals so many seconds apart are one: whoever started the processes may pass on what they have got themselves."""
 
 _store: Any = None
 """Where the processes met, once they have."""
@@ -141,12 +144,18 @@ def share(count: int, together: int = 1) -> list[int]:
 
 
 def gather(value: T) -> list[T]:
-    """What each process has, in the order of the processes."""
+    """What each process has, in the order of the processes.
+
+    Raises:    UsageError or RunError where another process has come to an error, with its words
+    """
     if world_size() == 1:
         return [value]
     found: list[Any] = [None] * world_size()
     with _talking():
         dist.all_gather_object(found, value)  # pickled, but by none other than the processes of this run
+    for other in found:
+        if isinstance(other, _Failure):
+            raise other.kind(other.said) from _Elsewhere()
     return found
 
 
@@ -200,9 +209,13 @@ def whole_rows(own: Tensor | None, places: Sequence[int], count: int) -> Tensor:
 
 
 def copy_from_main(module: nn.Module) -> None:
-    """Give all processes the weights and buffers of the main one: training keeps equal what was equal at first."""
+    """Give all processes the weights and buffers of the main one: training keeps equal what was equal at first.
+
+    Raises:    UsageError where they are of different shapes or number types
+    """
     if world_size() == 1:
         return
+    check_same([(tuple(x.shape), str(x.dtype)) for x in (*module.parameters(), *module.buffers())], "the model")
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             dense = tensor.detach().contiguous()
@@ -255,19 +268,25 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def interrupts_together() -> Generator[Callable[[], None]]:
     """Ctrl-C and SIGTERM inside only take effect where all processes ask for them, and then in all at once.
 
-    One that stopped where it stands would leave the others waiting for it. Alone, signals do what they always do.
+    One that stopped where it stands would leave the others waiting for it. Alone, signals do what they always do. Who
+    is asked again does not wait, and ends where it stands; the others then find it gone.
 
     Returns:   what each process calls after every update; raises KeyboardInterrupt in all if any was told to stop
-    Verified:  tests/integration/test_distributed.py::test_a_signal_stops_all_processes_and_they_resume_to_the_same_bits
+    Raises:    SystemExit, with the exit code of the signal, where it is the second one
+    Verified:  tests/unit/test_distributed.py::test_a_second_signal_ends_a_process_where_it_stands,
+               tests/integration/test_distributed.py::test_a_signal_stops_all_processes_and_they_resume_to_the_same_bits
     """
     if world_size() == 1 or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    received = 0
+    received, when = 0, 0.0
 
     def remember(number: int, _: object) -> None:
-        nonlocal received
-        received = number
+        nonlocal received, when
+        if received and time.monotonic() - when > AT_ONCE:
+            raise SystemExit(128 + number)  # not KeyboardInterrupt, upon which the model is saved, by all together
+        if not received:
+            received, when = number, time.monotonic()
 
     def stop() -> None:
         number = max(gather(received))
@@ -284,6 +303,42 @@ def interrupts_together() -> Generator[Callable[[], None]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class _Failure(NamedTuple):
+    """What a process tells the others when it cannot go on."""
+
+    kind: type[SteepestError]
+    said: str
+
+
+class _Elsewhere(Exception):
+    """The cause of an error that another process came to, and told all of."""
+
+
+@contextmanager
+def failing_together(*, tells: bool = True) -> Generator[None]:
+    """What goes wrong inside in one process is raised in all: where they next wait for it, at the end at the latest.
+
+    They would wait for it otherwise, until it exits, or for an hour where it does not. After the error they are in
+    step, and may go on to another run.
+
+    Args:      tells: False leaves out telling, and with it what is promised here: for where the others may be waiting
+               inside of a model in parts, and cannot be told
+    Raises:    in a process in which nothing went wrong: UsageError if it was one, else RunError, with the same words
+    Verified:  tests/integration/test_distributed.py::test_an_error_in_one_process_is_raised_in_all,
+               tests/unit/test_distributed.py::test_who_fails_tells_and_who_is_told_does_not_tell_again
+    """
+    try:
+        yield
+    except Exception as error:
+        if tells and world_size() > 1 and not isinstance(error.__cause__, _Elsewhere):
+            kind = UsageError if isinstance(error, UsageError) else RunError
+            said = str(error) if isinstance(error, SteepestError) else f"{type(error).__name__}: {error}"
+            with suppress(SteepestError):  # which is this failure itself, or says that the others are gone
+                gather(_Failure(kind, said))
+        raise
+    gather(None)
 
 
 def has_the_last_word() -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -148,7 +149,6 @@ class DPO(Trainer[ScoredPairs]):
         self.reference = reference
         if reference is None and config.reference == "on_the_fly":
             self.reference = Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
-        self.why_not_shared = why_not_shared(self.lm)
         self.ref_log_probs: Tensor | None = None  # (pairs and then eval_pairs, 2) nats
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
@@ -164,10 +164,22 @@ class DPO(Trainer[ScoredPairs]):
         note: Callable[[str], None],
     ) -> Self:
         pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
-        trainer = cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
-        if trainer.why_not_shared is not None:
-            note(f"each prompt is computed for both of its responses: {trainer.why_not_shared}")
-        return trainer
+        return cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
+
+    def prepare(self, note: Callable[[str], None]) -> None:
+        if self.why_not_shared is not None:
+            note(f"each prompt is computed for both of its responses: {self.why_not_shared}")
+
+    @cached_property
+    def why_not_shared(self) -> str | None:
+        """Why each prompt is computed for both of its responses; None where it is computed once.
+
+        Policy and reference do alike, or a policy equal to its reference would differ from it by rounding. Tried on the
+        longest pair, and on that of the shortest prompt, which is padded most.
+        """
+        tried = [max(self.pairs, key=pair_length), min(self.pairs, key=lambda p: len(p.prompt))] if self.pairs else []
+        models = [self.lm, *([] if self.reference is None or self.reference.switches else [self.reference.lm])]
+        return next((why for lm in models if (why := why_not_shared(lm, tried)) is not None), None)
 
     @property
     def data_fingerprint(self) -> str:
@@ -221,7 +233,13 @@ class DPO(Trainer[ScoredPairs]):
             found = None
             if folder is not None:
                 lm, weights = self.lm if self.reference is None else self.reference.lm, self.weights()
-                key = reference_key(lm, fingerprint(everything), precision=self.config.precision, weights=weights)
+                key = reference_key(
+                    lm,
+                    fingerprint(everything),
+                    precision=self.config.precision,
+                    share_prompts=self.why_not_shared is None,
+                    weights=weights,
+                )
                 found = distributed.decided(load_cached(folder, key, [(len(everything), 2)]))
                 if found is None:
                     found = [self._score_all(everything)]
@@ -249,7 +267,7 @@ class DPO(Trainer[ScoredPairs]):
         """Log-probabilities of the chosen and the rejected responses (B,) under the reference."""
         with self.autocast():
             if self.reference is not None:
-                return self.reference.pair_log_probs(batch)
+                return self.reference.pair_log_probs(batch, share_prompts=self.why_not_shared is None)
             if self.step:
                 raise RuntimeError("the policy is no longer its reference: precompute before the first update")
             return self.policy_log_probs(batch)
@@ -294,10 +312,8 @@ class DPO(Trainer[ScoredPairs]):
         if self.reference is not None:
             raise UsageError('with fsdp, the reference has to be "precomputed": scored before training')
         super().shard(device, note)
-        if self.why_not_shared is None:
-            # Whether sharing pays depends on the rows, and processes with other rows could then wait for each other.
-            self.why_not_shared = "all processes pass through a model in parts alike"
-            note(f"each prompt is computed for both of its responses: {self.why_not_shared}")
+        # Whether sharing pays depends on the rows, and processes with other rows could then wait for each other.
+        self.why_not_shared = "all processes pass through a model in parts alike"
 
     def tensors(self) -> dict[str, Tensor]:
         ref = {} if self.ref_log_probs is None else {"reference/log_probs": self.ref_log_probs}

@@ -122,7 +122,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     """Share of different ones among all stretches of n words in all texts together.
 
     Equation:  #different n-grams / #n-grams;  0 where there is none
-    Source:    Li et al. 2016. It falls with the amount of text: compare sets of about one size.
+    Source:    Li et al. 2016. It falls with the amount of text: two sets are compared at one size (``equally_long``).
     Args:      n >= 1; words are what white space separates
     Returns:   in [0, 1]
     Raises:    ValueError for n < 1
@@ -133,3 +133,16 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     split = [text.split() for text in texts]
     stretches = [tuple(words[i : i + n]) for words in split for i in range(len(words) - n + 1)]
     return len(set(stretches)) / len(stretches) if stretches else 0.0
+
+
+def equally_long(a: Sequence[str], b: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Two sets of texts, of each pair the longer cut to as many words as the shorter has.
+
+    Both then have as many stretches of n words, for every n, and ``distinct_n`` does not favour the shorter texts.
+
+    Raises:    ValueError where they differ in number
+    Verified:  tests/unit/test_comparison.py::test_shorter_texts_are_not_more_distinct
+    """
+    pairs = [(x.split(), y.split()) for x, y in zip(a, b, strict=True)]
+    shorter = [(x[: len(y)], y[: len(x)]) for x, y in pairs]
+    return [" ".join(x) for x, _ in shorter], [" ".join(y) for _, y in shorter]

@@ -6,6 +6,7 @@ keys and values, with their gradient, serve both responses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -47,7 +48,8 @@ def pair_log_probs(lm: LanguageModel, batch: PreferenceBatch, *, share_prompts: 
     if share_prompts:
         shared = share(batch)
         if shared is not None and shared.size < batch.chosen.tokens.numel() + batch.rejected.tokens.numel():
-            return _shared_log_probs(lm, shared)
+            log_prob = _shared_log_probs(lm, shared).sum(-1)
+            return log_prob[0::2], log_prob[1::2]
     log_prob = token_log_probs(lm, joined(batch)).sum(-1)
     return log_prob[: len(batch.chosen.tokens)], log_prob[len(batch.chosen.tokens) :]
 
@@ -105,8 +107,8 @@ def _positions(batch: TokenBatch) -> Tensor:
     return position_ids(batch.attended) if batch.position_ids is None else batch.position_ids
 
 
-def _shared_log_probs(lm: LanguageModel, pairs: SharedPairs) -> tuple[Tensor, Tensor]:
-    """As ``pair_log_probs``: a pass over the prompts that fills a cache, and one over the responses that reads it."""
+def _shared_log_probs(lm: LanguageModel, pairs: SharedPairs) -> Tensor:
+    """(2B, R) nats, 0 where not scored: a pass over the prompts fills a cache, and one over the responses reads it."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=lm.network.config)
@@ -133,17 +135,20 @@ def _shared_log_probs(lm: LanguageModel, pairs: SharedPairs) -> tuple[Tensor, Te
     place = pairs.response_mask.flatten().nonzero().squeeze(1)
     token_log_prob = row_log_probs(lm, states.flatten(0, 1).index_select(0, place), pairs.response.flatten()[place])
     each = token_log_prob.new_zeros(pairs.response.numel()).index_copy(0, place, token_log_prob)
-    log_prob = each.view_as(pairs.response).sum(-1)
-    return log_prob[0::2], log_prob[1::2]
+    return each.view_as(pairs.response)
 
 
-def why_not_shared(lm: LanguageModel) -> str | None:
+def why_not_shared(lm: LanguageModel, pairs: Sequence[Pair] = ()) -> str | None:
     """Why the model has to read a prompt once for each response; None where once will do.
 
-    Whether a model continues from a cache as it reads a whole sequence depends on its architecture. Asked by trying:
-    both ways, on two pairs of unequal lengths.
+    Whether a model continues from a cache as it reads a whole sequence depends on its architecture, and with some on
+    how long the sequence is, or how far its prompt was padded. So it is tried both ways, without dropout and without
+    autocast: every token's log-probability, on two short pairs and on those given; and the gradient that the prompt
+    gets, on the short ones. Nothing is drawn.
 
-    Verified:  tests/unit/test_shared_prompts.py::test_models_that_cannot_share_say_why
+    Args:      pairs: of those to be scored the longest, and others that are unlike it
+    Verified:  tests/unit/test_shared_prompts.py::test_models_that_cannot_share_say_why,
+               tests/unit/test_shared_prompts.py::test_models_that_cannot_share_long_pairs_are_found_out
     """
     if not lm.splits:
         return "its logits are not just its head applied to hidden states"
@@ -156,15 +161,60 @@ def why_not_shared(lm: LanguageModel) -> str | None:
         return "some of its layers keep only a part of what they have read"
     rng = np.random.default_rng(0)
     draws = [
-        [tuple(int(t) for t in rng.integers(0, lm.vocabulary, size=n)) for n in row] for row in ((4, 3, 2), (2, 1, 3))
+        [tuple(int(t) for t in rng.integers(0, lm.vocabulary, size=n)) for n in row] for row in ((6, 3, 2), (1, 1, 4))
     ]
-    batch = pad_pairs([Pair(*row) for row in draws], lm.pad_token).to(lm.device)
-    shared = share(batch)
-    assert shared is not None
-    with torch.no_grad(), without_dropout(lm):
-        apart = torch.cat(pair_log_probs(lm, batch))
-        together = torch.cat(_shared_log_probs(lm, shared))
-    tolerance = 1e-3 if next(lm.model.parameters()).dtype == torch.float32 else 5e-2
-    if bool((together - apart).abs().max() > tolerance * apart.abs().max()):
-        return "it reads a response after a cached prompt differently"
+    short = [Pair(*row) for row in draws]
+    try:
+        with without_dropout(lm), torch.autocast(lm.device.type, enabled=False):
+            if not _reads_alike(lm, short) or (pairs and not _reads_alike(lm, pairs)):
+                return "it reads a response after a cached prompt differently"
+            if not _learns_alike(lm, short):
+                return "what it learns of a response does not reach the cached prompt"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever its code runs into that was not made for it
+        return f"it cannot go on from a cached prompt ({type(error).__name__})"
     return None
+
+
+def _is_exact(lm: LanguageModel) -> bool:
+    return next(lm.model.parameters()).dtype in (torch.float32, torch.float64)
+
+
+@torch.no_grad()
+def _reads_alike(lm: LanguageModel, pairs: Sequence[Pair]) -> bool:
+    """Whether every token has one log-probability on both paths."""
+    batch = pad_pairs(pairs, lm.pad_token).to(lm.device)
+    whole, shared = joined(batch), share(batch)
+    if shared is None:
+        return True
+    apart = token_log_probs(lm, whole)[whole.response_mask]
+    each = _shared_log_probs(lm, shared)
+    together = torch.cat([each[side::2][shared.response_mask[side::2]] for side in (0, 1)])
+    rtol, atol = (1e-4, 1e-3) if _is_exact(lm) else (5e-2, 0.2)
+    return torch.allclose(together, apart, rtol=rtol, atol=atol)
+
+
+@torch.enable_grad()
+def _learns_alike(lm: LanguageModel, pairs: Sequence[Pair]) -> bool:
+    """Whether the prompts' embeddings get one gradient on both paths."""
+    batch = pad_pairs(pairs, lm.pad_token).to(lm.device)
+    whole, shared = joined(batch), share(batch)
+    assert shared is not None
+    embedded: list[Tensor] = []
+    hook = lm.network.get_input_embeddings().register_forward_hook(
+        lambda _module, _given, out: embedded.append(out if out.requires_grad else out.requires_grad_())
+    )
+    try:
+        slopes: list[Tensor] = []
+        for log_prob in (lambda: token_log_probs(lm, whole), lambda: _shared_log_probs(lm, shared)):
+            embedded.clear()
+            total = log_prob().sum()
+            slopes.append(torch.autograd.grad(total, embedded[0])[0])
+    finally:
+        hook.remove()
+    count, width = shared.prompt.shape
+    once = (slopes[0][:count, :width] + slopes[0][count:, :width])[shared.prompt_mask].float()
+    together = slopes[1][shared.prompt_mask].float()
+    tolerance = 1e-3 if _is_exact(lm) else 0.2
+    return bool((together - once).abs().max() <= tolerance * once.abs().max())

@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from steepest.errors import RunError
 from steepest.language.models import LanguageModel, reference, without_dropout
-from steepest.language.pairs import pair_log_probs, why_not_shared
+from steepest.language.pairs import pair_log_probs
 from steepest.language.scoring import token_log_probs
 from steepest.tensor_files import load_tensors, save_tensors
 from steepest.types import PreferenceBatch, TokenBatch
@@ -38,15 +37,13 @@ class Reference:
             return token_log_probs(self.lm, batch, temperature=temperature)
 
     @torch.no_grad()
-    def pair_log_probs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the chosen and of the rejected responses (B,), nats; dropout is off."""
-        with without_dropout(self.lm), reference(self.lm) if self.switches else nullcontext():
-            return pair_log_probs(self.lm, batch, share_prompts=self.why_not_shared is None)
+    def pair_log_probs(self, batch: PreferenceBatch, *, share_prompts: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the chosen and of the rejected responses (B,), nats; dropout is off.
 
-    @cached_property
-    def why_not_shared(self) -> str | None:
-        """Why each prompt is computed for both of its responses; None where it is computed once."""
-        return why_not_shared(self.lm)
+        Args:      share_prompts: as of ``pairs.pair_log_probs``
+        """
+        with without_dropout(self.lm), reference(self.lm) if self.switches else nullcontext():
+            return pair_log_probs(self.lm, batch, share_prompts=share_prompts)
 
 
 def frozen_copy(lm: LanguageModel) -> LanguageModel:
@@ -61,13 +58,16 @@ def reference_key(
     *,
     precision: Literal["float32", "bfloat16"],
     temperature: float = 1.0,
+    share_prompts: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> str:
     """A hash of all that the reference's log-probabilities depend on.
 
-    Weights, adapters among them; tokenizer and chat template; the token ids; number types and temperature.
+    Weights, adapters among them; tokenizer and chat template; the token ids; number types and temperature; and whether
+    prompts were shared, which rounds otherwise.
 
-    Args:      weights: in place of those that the model holds, by their names
+    Args:      share_prompts: as of ``pairs.pair_log_probs``; weights: in place of those that the model holds, by their
+               names
 
     Verified:  tests/unit/test_dpo.py::test_the_cache_is_used_and_anything_changed_recomputes
     """
@@ -79,7 +79,7 @@ def reference_key(
     if tokenizer is not None:
         digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
         digest.update(str(tokenizer.chat_template).encode())
-    digest.update(f"|{data_fingerprint}|{precision}|{temperature!r}|{lm.end_tokens}|".encode())
+    digest.update(f"|{data_fingerprint}|{precision}|{temperature!r}|{lm.end_tokens}|{share_prompts}|".encode())
     return digest.hexdigest()
 
 

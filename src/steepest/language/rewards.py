@@ -28,6 +28,10 @@ TextReward = Callable[..., Sequence[float]]
 
 ``prompts`` are as in the data, ``completions`` texts without their end token, ``rows`` the rows of the data, where a
 verifier finds the right answer. A function of two arguments is not given the rows.
+
+A number should depend on its own prompt and completion alone. How many come in one call depends on the processes that
+torchrun started: each calls the function with its own share of a batch, in which the completions to one prompt are
+together.
 """
 
 

@@ -24,7 +24,7 @@ from steepest.language.rewards import make_scorer
 from steepest.language.scoring import token_log_probs, token_log_probs_and_values
 from steepest.language.tokens import check_tokens, last_steps
 from steepest.language.training import Sums, Trainer, TrainingConfig, hold_out, sequence_limit
-from steepest.losses import adapted_kl_coef, k1_estimate, k3_estimate
+from steepest.losses import k1_estimate, k3_estimate, proportional_kl_coef
 from steepest.returns import scaled_token_rewards, token_rewards
 from steepest.types import TokenBatch
 
@@ -126,7 +126,8 @@ class RLHF(Trainer[Experience], Generic[C]):
 
     Config = RLHFConfig
     terms = "responses"
-    best_by = ("eval/score", "highest")
+    best_by = ("eval/objective", "highest")
+    """Not the score: the highest one is reached by the model that went farthest from its reference for it."""
     takes_reward = True
     config: C
 
@@ -143,6 +144,10 @@ class RLHF(Trainer[Experience], Generic[C]):
         seed: int = 0,
     ) -> None:
         """``reward`` is what ``rewards.make_scorer`` takes; ``reference`` is by default the model as it is now."""
+        together = config.group_size * distributed.world_size()
+        require(config.batch_size % together == 0, "batch_size", config.batch_size,
+                f"a multiple of {together}, group_size times the number of processes: each draws and scores whole "
+                "groups, as many as the others")  # fmt: skip
         super().__init__(lm, config, seed=seed, head=head)
         self.head = head
         self.prompts = list(prompts)
@@ -329,12 +334,12 @@ class RLHF(Trainer[Experience], Generic[C]):
             for index in order.tensor_split(self.config.minibatches):
                 history.append(self.descend(self._cut(experience, index))[0])
         steps = experience.steps
-        before = {name: float(x) for name, x in self._figures(steps, score.to(steps.log_prob)).items()}
+        before = {name: float(x) for name, x in self._figures(steps, score.to(steps.log_prob), self.kl_coef).items()}
         means = {name: sum(h[name] for h in history) / len(history) for name in history[0]}
         result = {**before, **means, "kl_coef": self.kl_coef}
         if self.config.target_kl is not None:
             horizon = max(self.config.kl_horizon, len(score))
-            self.kl_coef = adapted_kl_coef(self.kl_coef, result["kl"], self.config.target_kl, len(score), horizon)
+            self.kl_coef = proportional_kl_coef(self.kl_coef, result["kl"], self.config.target_kl, len(score), horizon)
         return result
 
     def update(self) -> dict[str, float]:
@@ -343,26 +348,33 @@ class RLHF(Trainer[Experience], Generic[C]):
         figures = self.improve(drawn.batch, drawn.score)
         return self.advance({**figures, **response_figures(drawn.responses)}, len(drawn.responses))
 
-    def _figures(self, steps: Steps, score: Tensor) -> Figures:
+    def _figures(self, steps: Steps, score: Tensor, kl_coef: float) -> Figures:
         """Means over responses of what the batch was like before the update."""
         k1 = k1_estimate(steps.log_prob, steps.ref_log_prob).sum(-1)
         return {
             "score": score.mean(),
             "kl": k1.mean(),
             "kl_k3": k3_estimate(steps.log_prob, steps.ref_log_prob).sum(-1).mean(),
-            "objective": (score - self.kl_coef * k1).mean(),
+            "objective": (score - kl_coef * k1).mean(),
             "entropy": -steps.log_prob.sum(-1).mean(),
             "response_length": steps.valid.sum(-1).to(score.dtype).mean(),
         }
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The same figures of responses to the held-out prompts, drawn with the same random numbers every time."""
+        """The same figures of responses to the held-out prompts, drawn with the same random numbers every time.
+
+        The objective is that of the config's kl_coef, where ``target_kl`` has changed the coefficient too: evaluations
+        of one run are compared with each other.
+
+        Verified:  tests/unit/test_rlhf.py::test_evaluations_are_compared_at_one_price_of_the_kl
+        """
         if not self.eval_prompts:
             return {}
         drawn = self._draw(self.eval_prompts, "evaluation", 1)
         steps = self.steps(drawn.batch)
-        figures = {name: float(x) for name, x in self._figures(steps, drawn.score.to(steps.log_prob)).items()}
+        measured = self._figures(steps, drawn.score.to(steps.log_prob), self.config.kl_coef)
+        figures = {name: float(x) for name, x in measured.items()}
         return {f"eval/{name}": x for name, x in {**figures, **response_figures(drawn.responses)}.items()}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -231,6 +231,12 @@ class Trainer(ABC, Generic[B]):
     ) -> Self:
         """A trainer on data as users have it: read, tokenised, and reported through ``note``."""
 
+    def prepare(self, note: Callable[[str], None]) -> None:
+        """Find out what has to be tried on the model as it starts, and where it is trained; ``note`` hears of it.
+
+        A run calls it once, before it loads a checkpoint: one that is resumed finds the same.
+        """
+
     # What each trainer says of itself
 
     @property

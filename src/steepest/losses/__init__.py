@@ -18,7 +18,7 @@ from steepest.losses.gradient_td import (
     gtd2_direction,
     tdc_direction,
 )
-from steepest.losses.kl import adapted_kl_coef, k1_estimate, k2_estimate, k3_estimate
+from steepest.losses.kl import k1_estimate, k2_estimate, k3_estimate, proportional_kl_coef
 from steepest.losses.policy_gradient import score_function_loss
 from steepest.losses.preference import (
     bradley_terry_loss,
@@ -51,7 +51,6 @@ from steepest.losses.value import clipped_value_loss, huber_loss, value_loss
 
 __all__ = [
     "adapt_kl_coef",
-    "adapted_kl_coef",
     "auxiliary_direction",
     "bradley_terry_loss",
     "chosen_q_value",
@@ -81,6 +80,7 @@ __all__ = [
     "length_normalized_dpo_loss",
     "penalised_surrogate_loss",
     "preference_metrics",
+    "proportional_kl_coef",
     "q_learning_target",
     "robust_dpo_loss",
     "score_centring_loss",

@@ -61,7 +61,7 @@ def k3_estimate(log_prob: Float[Tensor, "*#shape"], ref_log_prob: Float[Tensor, 
     return kl_estimate(ref_log_prob.detach(), log_prob)
 
 
-def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float, responses: int, horizon: float) -> float:
+def proportional_kl_coef(kl_coef: float, kl: float, target_kl: float, responses: int, horizon: float) -> float:
     """The KL coefficient after a batch: a proportional controller in log space, its error clipped.
 
     Equation:  kl_coef (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)
@@ -70,7 +70,7 @@ def adapted_kl_coef(kl_coef: float, kl: float, target_kl: float, responses: int,
                batch; horizon >= n, the number of responses after which a full error changes kl_coef by a fifth
     Returns:   the next kl_coef, positive
     Raises:    ValueError if target_kl <= 0, or horizon < responses
-    Verified:  tests/exact/test_rlhf.py::test_adapted_kl_coef
+    Verified:  tests/exact/test_rlhf.py::test_proportional_kl_coef
     """
     if target_kl <= 0.0:
         raise ValueError(f"target_kl is {target_kl}; it must be positive")

@@ -138,6 +138,10 @@ class LanguageRun:
     Raises: UsageError on anything that cannot work, before any training.
     """
 
+    directory: RunDirectory | None = None
+    log: MetricsLog | None = None
+    store: CheckpointStore | None = None
+
     def __init__(
         self,
         algorithm: str,
@@ -150,18 +154,19 @@ class LanguageRun:
         note: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(reward, (str, Path)):
-            options, reward = {**options, "reward": reward}, None
-        if isinstance(options.get("reward"), (str, Path)):
-            options = {**options, "reward": _path_of_reward(options["reward"])}
-        settings, config = resolve_language_options(algorithm, options)
         distributed.join()
-        name = f"{_label(data)} ({_label(model)})"
-        self._start(algorithm, model, data, eval_data, reward, name, settings, config, note)
         try:
-            if out is not None and distributed.is_main():
-                label = f"{algorithm}-{_label(model)}-seed{settings.seed}"
-                self._create(Path(out) if str(out) else None, label)
+            with distributed.failing_together():
+                if isinstance(reward, (str, Path)):
+                    options, reward = {**options, "reward": reward}, None
+                if isinstance(options.get("reward"), (str, Path)):
+                    options = {**options, "reward": _path_of_reward(options["reward"])}
+                settings, config = resolve_language_options(algorithm, options)
+                name = f"{_label(data)} ({_label(model)})"
+                self._start(algorithm, model, data, eval_data, reward, name, settings, config, note)
+                if out is not None and distributed.is_main():
+                    label = f"{algorithm}-{_label(model)}-seed{settings.seed}"
+                    self._create(Path(out) if str(out) else None, label)
         except BaseException:
             self.close()
             raise
@@ -183,7 +188,19 @@ class LanguageRun:
         """
         require_language()
         distributed.join()
-        directory = RunDirectory.open(Path(path), lock=distributed.is_main())
+        run = None
+        try:
+            with distributed.failing_together():
+                run = cls._resumed(Path(path), data, eval_data, reward, note)
+        except BaseException:
+            if run is not None:  # it is another process that cannot go on
+                run.close()
+            raise
+        return run
+
+    @classmethod
+    def _resumed(cls, path: Path, data: Any, eval_data: Any, reward: Any, note: Callable[[str], None] | None) -> Self:
+        directory = RunDirectory.open(path, lock=distributed.is_main())
         try:
             saved = _read_description(directory)
             for name, given in (("data", data), ("eval_data", eval_data), ("reward", reward)):
@@ -238,9 +255,6 @@ class LanguageRun:
         kind = find_trainer(algorithm)
         if reward is not None and not kind.takes_reward:
             raise UsageError(f"{algorithm} takes no reward; ppo, rloo and grpo do")
-        self.directory: RunDirectory | None = None
-        self.log: MetricsLog | None = None
-        self.store: CheckpointStore | None = None
         self.wall_seconds = 0.0
         self.evaluation: dict[str, float] = {}
         self.evaluated_at = -1
@@ -272,6 +286,7 @@ class LanguageRun:
         distributed.check_same(self.trainer.data_fingerprint, "the data")
         if settings.fsdp:
             self.trainer.shard(device, self.note)
+        self.trainer.prepare(self.note)
         tenth = max(1, self.trainer.total_steps // 10)
         self.settings = dataclasses.replace(
             settings,
@@ -418,7 +433,9 @@ class LanguageRun:
         before = torch.get_num_threads()
         torch.set_num_threads(cast(int, self.settings.threads))
         try:
-            return self._iterate()
+            # A model in parts is put together by all processes at once: who stops in between cannot be heard.
+            with distributed.failing_together(tells=not self.settings.fsdp):
+                return self._iterate()
         except RunError as error:
             good = None if self.store is None else self.store.latest()
             said = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved yet."
@@ -458,19 +475,24 @@ class LanguageRun:
 
         What is on disk is what it is compared with. So a resumed run, which repeats evaluations, changes nothing.
         """
-        name, which = self.trainer.best_by
-        value = self.evaluation.get(name)
-        if value is None or not math.isfinite(value):
+        if not distributed.decided(self._is_best()):
             return
         weights = self.trainer.weights()  # by all processes: each may have a part of them
         if self.directory is None:
             return
-        best, sign = self.best, 1.0 if which == "highest" else -1.0
-        if best is not None and sign * value <= sign * best["value"]:
-            return
+        name, _ = self.trainer.best_by
         self.trainer.save(self.best_path, merge=self.settings.merge_adapters, weights=weights)
         # After the model: killed between the two, a resumed run comes here again and saves both.
-        self.directory.write_json("best.json", {"step": self.step, "metric": name, "value": value})
+        self.directory.write_json("best.json", {"step": self.step, "metric": name, "value": self.evaluation[name]})
+
+    def _is_best(self) -> bool:
+        """Whether the evaluation is better than that of the model on disk, which the main process alone knows."""
+        name, which = self.trainer.best_by
+        value = self.evaluation.get(name)
+        if self.directory is None or value is None or not math.isfinite(value):
+            return False
+        best, sign = self.best, 1.0 if which == "highest" else -1.0
+        return best is None or best["metric"] != name or sign * value > sign * best["value"]
 
     @property
     def best_path(self) -> Path:
@@ -493,6 +515,10 @@ class LanguageRun:
 
     def finish(self) -> None:
         """Write model, curve and summary of a finished run; the summary comes last, and so marks it complete."""
+        with distributed.failing_together(tells=not self.settings.fsdp):
+            self._finish()
+
+    def _finish(self) -> None:
         self.model.model.eval()
         weights = self.trainer.weights()
         if self.directory is None:
