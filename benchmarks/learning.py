@@ -49,7 +49,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "sac_v-halfcheetah": ("sac_v", "HalfCheetah-v5", "--total-steps", "150000"),
     "td3-halfcheetah": ("td3", "HalfCheetah-v5", "--total-steps", "150000"),
     "sac-hopper": ("sac", "Hopper-v5", "--total-steps", "150000"),
-    "td3-hopper": ("td3", "Hopper-v5", "--total-steps", "150000"),
+    "td3-hopper": ("td3", "Hopper-v5", "--total-steps", "300000"),
     "dqn-cartpole": ("dqn", "CartPole-v1"),
     "dqn-lunarlander": ("dqn", "LunarLander-v3"),
 }

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import steepest
+from demonstrations.sentiment import __main__ as command
 from demonstrations.sentiment import data, methods, report
-from demonstrations.sentiment.__main__ import say, together
 from demonstrations.sentiment.classifier import Classifier, features, grams, train_classifier
 from demonstrations.sentiment.measure import best_of_n, distinct, measure, sequence_kl
 from demonstrations.sentiment.methods import Experiment, paired
@@ -30,6 +30,7 @@ from demonstrations.sentiment.settings import (
     Variant,
     budget,
 )
+from demonstrations.sentiment.workers import say, together
 from demonstrations.smollm2 import __main__ as smollm2
 from demonstrations.smollm2.__main__ import eight_words, pairs_of, sentences
 from demonstrations.stages import Work, stage
@@ -41,6 +42,11 @@ from steepest.language.generation import Response
 
 TEXTS = ["A great and clever film.", "A dull film!", "Clever, great, and never dull.", "Slow. Very slow and dull."]
 POSITIVE = [True, False, True, False]
+
+
+def test_workers_find_what_they_are_given() -> None:
+    """A fresh process does not import a package's ``__main__``: what is sent to one has to be from elsewhere."""
+    assert [n for n, x in vars(command).items() if getattr(x, "__module__", "") == command.__name__] == ["main"]
 
 
 def test_reviews_are_cleaned_and_never_shared(tmp_path: Path) -> None:
