@@ -198,6 +198,20 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "updates_per_call": 4,
         "n_steps": 3,
     },
+    ("sac", "LunarLander"): {
+        "total_steps": 200_000,
+        "num_envs": 4,
+        "hidden_sizes": (128, 128),
+        "learning_rate": 5e-4,
+        "critic_learning_rate": 5e-4,
+        "learning_rate_schedule": "linear",
+        "batch_size": 128,
+        "buffer_size": 200_000,
+        "train_every": 2,
+        "update_ratio": 0.5,
+        "updates_per_call": 4,
+        "n_steps": 3,
+    },
     ("sac", "mujoco"): {"total_steps": 1_000_000, "num_envs": 1, "learning_starts": 10_000},
     ("sac_v", "other"): {"num_envs": 1},
     ("sac_v", "Pendulum"): {
@@ -245,14 +259,11 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("dqn", "LunarLander"): {
         "total_steps": 300_000,
         "num_envs": 4,
-        "learning_rate": 6.3e-4,
+        "learning_rate": 5e-4,
         "learning_rate_schedule": "linear",
         "buffer_size": 300_000,
-        "train_every": 2,
-        "update_ratio": 0.5,
-        "updates_per_call": 4,
-        "target_update_every": 500,
-        "exploration_fraction": 0.12,
+        "n_steps": 3,
+        "final_epsilon": 0.02,
     },
     # After Mnih et al. 2015 and van Hasselt et al. 2016, but for Adam and a fifth of the steps. Never measured here.
     ("dqn", "atari"): {
