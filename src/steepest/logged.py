@@ -52,12 +52,13 @@ def logged_rollouts(data: LoggedExperience, num_envs: int, steps: int) -> Iterat
         out[place] = values
         return out
 
-    obs = spread(np.asarray(data.obs))
-    obs[place[done] + 1] = data.next_obs[done]
-    obs = np.concatenate([obs, data.next_obs[-1:]])
+    obs, next_obs = _as_computed(data.obs), _as_computed(data.next_obs)
+    obs = spread(obs)
+    obs[place[done] + 1] = next_obs[done]
+    obs = np.concatenate([obs, next_obs[-1:]])
     episode_step = _episode_steps(spread(np.ones(len(done), dtype=np.int64)))
     columns = {
-        "action": spread(np.asarray(data.action)),
+        "action": spread(_as_computed(data.action)),
         "reward": spread(np.asarray(data.reward, dtype=np.float32)),
         "terminated": spread(np.asarray(data.terminated, dtype=np.bool_)),
         "truncated": spread(np.asarray(data.truncated, dtype=np.bool_)),
@@ -75,6 +76,14 @@ def logged_rollouts(data: LoggedExperience, num_envs: int, steps: int) -> Iterat
             memory=None,
             **{k: torch.from_numpy(x[decided]).unsqueeze(0) for k, x in columns.items()},
         )
+
+
+def _as_computed(values: Any) -> NDArray[Any]:
+    """Fractions in float32, as networks take them (simulators write float64); whole numbers in int64, but bytes."""
+    values = np.asarray(values)
+    if values.dtype.kind == "f":
+        return values.astype(np.float32)
+    return values.astype(np.int64) if values.dtype.kind in "bi" else values
 
 
 def _episode_steps(decided: NDArray[np.int64]) -> NDArray[np.int64]:

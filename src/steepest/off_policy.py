@@ -43,7 +43,8 @@ class OffPolicyConfig(NetworkConfig):
     buffer_size: int = 1_000_000
     """Latest transitions to learn from, per seed, counting rows that only restart an environment."""
     learning_starts: int = 1_000
-    """Environment steps of uniformly random actions before the first gradient step, per seed."""
+    """Environment steps of uniformly random actions before the first gradient step, per seed. Here and in
+    ``update_ratio`` a row that only restarts an environment counts as one."""
     train_every: int = 1
     """Steps of every environment between updates."""
     update_ratio: float = 1.0

@@ -176,8 +176,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "normalize_obs": True,
         "normalize_reward": True,
     },
-    # Off-policy algorithms learn after every step of one environment, as they were published; the mujoco settings are
-    # the papers', with the warm-up of their authors' code.
+    # Off-policy algorithms learn after every step of one environment, as they were published. SAC's and TD3's mujoco
+    # settings are those of their authors' later code, DDPG's its defaults after a longer warm-up.
     ("sac", "other"): {"num_envs": 1},
     ("sac", "Pendulum"): {
         "total_steps": 20_000,
@@ -186,7 +186,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "critic_learning_rate": 1e-3,
     },
     ("sac", "CartPole"): {
-        "total_steps": 60_000,
+        "total_steps": 40_000,
         "num_envs": 1,
         "hidden_sizes": (64, 64),
         "learning_rate": 1e-3,
@@ -196,7 +196,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "buffer_size": 100_000,
         "train_every": 4,
         "updates_per_call": 4,
-        "n_steps": 3,
+        "n_steps": 10,
+        "target_entropy": 0.1,
     },
     ("sac", "LunarLander"): {
         "total_steps": 200_000,

@@ -71,9 +71,10 @@ def test_policy_loss_is_least_at_the_boltzmann_policy() -> None:
             assert slope.abs().max() > 1e-2
 
 
-def test_an_illegal_action_counts_for_nothing() -> None:
+@pytest.mark.parametrize("temperature", [0.5, 1.5, 100.0])
+def test_an_illegal_action_counts_for_nothing(temperature: float) -> None:
     log_probs = torch.tensor([0.0, torch.finfo(F64).min], dtype=F64).requires_grad_()
-    value = expected_soft_value(torch.tensor([2.0, 1e9], dtype=F64), log_probs, 0.5)
+    value = expected_soft_value(torch.tensor([2.0, 1e9], dtype=F64), log_probs, temperature)
     assert float(value.detach()) == 2.0
     assert torch.isfinite(torch.autograd.grad(value, log_probs)[0]).all()
 

@@ -14,10 +14,11 @@ from gymnasium import spaces
 from torch import nn
 
 import steepest.networks
-from helpers import discrete, vector
+from helpers import box, discrete, vector
 from steepest import Run, UsageError
 from steepest.agent import Agent
 from steepest.algorithms.off_pac import OffPAC, OffPACConfig
+from steepest.algorithms.sac import SAC, SACConfig
 from steepest.exact import lqr
 from steepest.logged import LoggedExperience
 
@@ -114,6 +115,14 @@ def test_a_behaviour_of_other_spaces_is_refused(tmp_path: Path) -> None:
     OffPAC(OffPACConfig(), vector(3), discrete(2)).save(tmp_path / "other.safetensors")
     with pytest.raises(UsageError, match="other observations or actions"):
         Run("off_pac", Contexts, behaviour_agent=str(tmp_path / "other.safetensors"), **QUICK)
+
+
+def test_a_behaviour_whose_actions_are_other_numbers_is_refused() -> None:
+    """A tanh policy's action is the number before tanh, and its density that after."""
+    agent = OffPAC(OffPACConfig(behaviour_agent=__file__), vector(2), box(1))
+    with pytest.raises(UsageError, match="sac, which squashes its actions by tanh"):
+        agent.read_others(lambda _: SAC(SACConfig(), vector(2), box(1)))
+    agent.read_others(lambda _: OffPAC(OffPACConfig(), vector(2), box(1)))
 
 
 def test_a_policy_acts_without_the_file_of_its_behaviour(tmp_path: Path) -> None:

@@ -46,6 +46,15 @@ def test_rollouts_hold_what_was_logged() -> None:
     assert found == [[*row, step] for row, step in zip(wanted, steps, strict=True)]
 
 
+def test_numbers_are_those_that_networks_take() -> None:
+    data = log((3, 7), "tt")
+    wide = data._replace(obs=data.obs.astype(np.float64), next_obs=data.next_obs.astype(np.float64))
+    narrow = wide._replace(action=np.asarray(data.action, np.int32))
+    for one, other in zip(logged_rollouts(narrow, 1, 2), logged_rollouts(data, 1, 2), strict=True):
+        for found, wanted in ((one.obs["obs"], other.obs["obs"]), (one.action, other.action)):
+            torch.testing.assert_close(found, wanted, rtol=0.0, atol=0.0)
+
+
 def test_parts_stand_side_by_side() -> None:
     """Ten steps and three ends are thirteen rows: three parts of four, the last row left over."""
     rollouts = list(logged_rollouts(log((3, 2, 5), "ttt"), 3, 2))

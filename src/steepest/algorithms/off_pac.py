@@ -159,6 +159,12 @@ class OffPAC(Agent):
             raise UsageError("behaviour_agent must be a single agent without a recurrent cell; take one with member(i)")
         if (other.obs_spec, other.action_spec) != (self.obs_spec, self.action_spec):
             raise UsageError(f"{path} was trained on other observations or actions than these")
+        if self.action_spec.kind == "box" and other.squash != self.squash:
+            raise UsageError(
+                f"{path} is an agent of {other.algorithm}, which squashes its actions by {other.squash}, and "
+                f"{self.algorithm} by {self.squash}: its probabilities would be of other numbers. Take an agent of "
+                "ppo, trpo or actor_critic."
+            )
         self.other = other
 
     def behave(

@@ -234,7 +234,8 @@ class SAC(Agent):
             metrics |= found
             state, metrics["policy_gradient_norm"] = descend(state, "", slope, *rates)
             if self.config.temperature is None:
-                loss = partial(self.temperature_loss, entropy=found["entropy"], hyper=hyper)
+                goal = self.entropy_goal(batch, hyper)
+                loss = partial(self.temperature_loss, entropy=found["entropy"], target_entropy=goal)
                 slope, _ = gradient(loss, state["temperature/params"])
                 state, _ = descend(state, "temperature/", slope, *rates)
         return track(state, "target/params", "critic/params", hyper["target_update_rate"]), metrics, error
@@ -281,9 +282,16 @@ class SAC(Agent):
             loss, entropy = soft_policy_loss(log_prob, q, temperature), -log_prob
         return loss.mean(), {"policy_loss": loss.mean(), "entropy": entropy.mean()}
 
-    def temperature_loss(self, vector: Tensor, entropy: Tensor, hyper: Hyper) -> tuple[Tensor, Metrics]:
+    def entropy_goal(self, batch: Batch, hyper: Hyper) -> Tensor:
+        """The target entropy; the default of discrete actions is of those that are legal, in the mean of the batch."""
+        mask = batch.get("action_mask")
+        if mask is None or self.config.target_entropy is not None:
+            return hyper["target_entropy"]
+        return 0.5 * mask.sum(-1).to(torch.float32).log().mean()
+
+    def temperature_loss(self, vector: Tensor, entropy: Tensor, target_entropy: Tensor) -> tuple[Tensor, Metrics]:
         """The temperature's loss; gradient through its logarithm, ``vector`` (1,)."""
-        return temperature_loss(vector.squeeze(-1), entropy, hyper["target_entropy"]), {}
+        return temperature_loss(vector.squeeze(-1), entropy, target_entropy), {}
 
     def temperature(self, state: State, hyper: Hyper) -> Tensor:
         """The temperature as it is now, ()."""

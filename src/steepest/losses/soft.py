@@ -7,6 +7,7 @@ as much and changes nothing else.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -36,13 +37,17 @@ def expected_soft_value(
 
     Equation:  V(s) = sum_a pi(a|s) (Q(s, a) - temperature log pi(a|s))
     Source:    notes 1.7, no. 1, the expectation itself; Christodoulou 2019, Eq. 10.
-    Args:      q_value (..., k) reward units; log_probs (..., k) nats, finite where an action is illegal; both carry
-               gradient; temperature >= 0
+    Args:      q_value (..., k) reward units; log_probs (..., k) nats, any finite number that exp takes to 0 where an
+               action is illegal; both carry gradient; temperature >= 0
     Returns:   (...) reward units. Minus this, with q_value detached, is the policy's loss.
     Verified:  tests/exact/test_soft.py::test_soft_optimum_of_a_finite_mdp_is_a_fixed_point,
-               tests/exact/test_soft.py::test_policy_loss_is_least_at_the_boltzmann_policy
+               tests/exact/test_soft.py::test_policy_loss_is_least_at_the_boltzmann_policy,
+               tests/exact/test_soft.py::test_an_illegal_action_counts_for_nothing
     """
-    return (log_probs.exp() * (q_value - temperature * log_probs)).sum(-1)
+    probability = log_probs.exp()
+    # The least number there is, times a temperature above 1, is infinite, and 0 of that no number.
+    known = torch.where(probability > 0, log_probs, torch.zeros_like(log_probs))
+    return (probability * (q_value - temperature * known)).sum(-1)
 
 
 def soft_q_target(
