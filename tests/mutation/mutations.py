@@ -902,7 +902,7 @@ DPG: Mistakes = {
 
 LOGGED: Mistakes = {
     "no row behind an end": ("np.concatenate([[0], np.cumsum(done)[:-1]])", "np.zeros(len(done), dtype=np.int64)"),
-    "the last observation of an episode is lost": ("obs[place[done] + 1] = data.next_obs[done]", "pass"),
+    "the last observation of an episode is lost": ("obs[place[done] + 1] = next_obs[done]", "pass"),
     "steps are counted through episodes": ("steps[i] + 1 if counts else 0", "steps[i] + 1"),
 }
 
@@ -1261,11 +1261,12 @@ SOFT: Mistakes = {
     "no temperature in the value": ("(q_value - temperature * log_prob).detach()", "(q_value - log_prob).detach()"),
     "no entropy in the value": ("(q_value - temperature * log_prob).detach()", "q_value.detach()"),
     "the value carries gradient": ("(q_value - temperature * log_prob).detach()", "(q_value - temperature * log_prob)"),
-    "entropy costs in the expectation": ("(q_value - temperature * log_probs)", "(q_value + temperature * log_probs)"),
-    "no temperature in the expectation": ("(q_value - temperature * log_probs)", "(q_value - log_probs)"),
-    "weighted by log-probabilities": ("(log_probs.exp() *", "(log_probs *"),
-    "all actions weigh the same": ("(log_probs.exp() * (q_value", "((q_value"),
-    "a mean over actions": ("temperature * log_probs)).sum(-1)", "temperature * log_probs)).mean(-1)"),
+    "entropy costs in the expectation": ("(q_value - temperature * known)", "(q_value + temperature * known)"),
+    "no temperature in the expectation": ("(q_value - temperature * known)", "(q_value - known)"),
+    "weighted by log-probabilities": ("probability = log_probs.exp()", "probability = log_probs"),
+    "all actions weigh the same": ("(probability * (q_value", "((q_value"),
+    "a mean over actions": ("temperature * known)).sum(-1)", "temperature * known)).mean(-1)"),
+    "what is illegal overflows": ("torch.where(probability > 0, log_probs, torch.zeros_like(log_probs))", "log_probs"),
     "soft values past the end": (
         "next_value, terminated, gamma).detach()",
         "next_value, terminated & False, gamma).detach()",
