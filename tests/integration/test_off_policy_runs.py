@@ -37,6 +37,13 @@ KILLED: dict[str, list[Any]] = {
 }
 
 
+def test_checkpoints_come_often_enough_for_the_replay_buffer() -> None:
+    """What is written between two is kept beside its rows: by default a tenth of them at most, but whole episodes."""
+    for size, expected in ((100_000, 10_000), (50_000, 5_000), (1_000_000, 50_000), (1_000, 800)):
+        with Run("sac", "Pendulum-v1", **SMALL, total_steps=500_000, buffer_size=size) as run:
+            assert run.settings.checkpoint_every == expected
+
+
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_runs_resume_to_the_same_bits(name: str, tmp_path: Path) -> None:
     """Killed at any moment, twice: parameters, figures, evaluations and what is left in the buffer."""

@@ -41,9 +41,9 @@ class RunConfig:
     eval_episodes: int = 10
     """Episodes per evaluation and seed. 0 never evaluates."""
     checkpoint_every: int | None = None
-    """Environment steps between checkpoints; by default a tenth of the run, or time for four full episodes in every
-    environment if that is longer. Environments restart at each (see docs/resuming.md), so very short intervals change
-    what is learned. 0 only checkpoints at the end."""
+    """Environment steps between checkpoints; by default a tenth of the run, or of a replay buffer that is smaller, or
+    time for four full episodes in every environment if that is longer. Environments restart at each (see
+    docs/resuming.md), so very short intervals change what is learned. 0 only checkpoints at the end."""
     keep_checkpoints: int = 3
     """Newest checkpoints kept, besides the best one by evaluation."""
     max_episode_steps: int | None = None

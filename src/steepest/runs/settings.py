@@ -103,6 +103,8 @@ def resolve_settings(
         choice = "off"
     # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
     tenth = max(1, settings.total_steps // 10)
+    # A replay buffer keeps what is written between two checkpoints beside its own rows.
+    written = min(tenth, getattr(config, "buffer_size", 10 * tenth) // 10 or 1)
     episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings)
     return dataclasses.replace(
         settings,
@@ -110,7 +112,7 @@ def resolve_settings(
         threads=threads,
         compile=choice,
         eval_every=tenth if settings.eval_every is None else settings.eval_every,
-        checkpoint_every=max(tenth, episodes) if settings.checkpoint_every is None else settings.checkpoint_every,
+        checkpoint_every=max(written, episodes) if settings.checkpoint_every is None else settings.checkpoint_every,
     )
 
 
