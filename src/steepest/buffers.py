@@ -283,12 +283,16 @@ class ReplayBuffer:
         columns = slice(member * n, (member + 1) * n)
         if span == 0 or not any(valid[i % self.length, columns].any() for i in range(first, self.written)):
             raise ValueError("there is no transition in the buffer yet")
-        out = np.empty(count, np.int64)
-        missing = np.arange(count)
+
+        def undecided(drawn: NDArray[np.int64]) -> NDArray[np.int64]:
+            rows = (first + drawn // n) % self.length
+            return np.flatnonzero(~valid[rows, member * n + drawn % n])
+
+        out = torch.randint(span * n, (count,), generator=generator).numpy()
+        missing = undecided(out)
         while missing.size:
             out[missing] = torch.randint(span * n, (missing.size,), generator=generator).numpy()
-            rows = (first + out[missing] // n) % self.length
-            missing = missing[~valid[rows, member * n + out[missing] % n]]
+            missing = missing[undecided(out[missing])]
         return out
 
     def transitions(self, row: Array, env: Array, *, gamma: float, n_steps: int = 1) -> Batch:
@@ -302,14 +306,16 @@ class ReplayBuffer:
                    tests/unit/test_buffers.py::test_next_observations_are_the_true_ones
         """
         here = (row % self.length) * self.envs + env
-        reward, discount = np.zeros(len(row), np.float32), np.ones(len(row), np.float32)
-        terminated, going = np.zeros(len(row), np.bool_), np.ones(len(row), np.bool_)
-        following = row
-        for k in range(n_steps):
+        # Rows that decided nothing, pauses and restarts, hold neither rewards nor ends: they pass on what comes after.
+        reward, terminated = self.flat["reward"][here], self.flat["terminated"][here]
+        discount = np.where(self.flat["valid"][here], np.float32(gamma), np.float32(1.0))
+        going = ~(terminated | self.flat["truncated"][here])
+        following = row + 1
+        for k in range(1, n_steps):
             at = (np.minimum(row + k, self.written - 1) % self.length) * self.envs + env
             going = going & (row + k < self.written)
             ended = self.flat["terminated"][at]
-            decided = going & self.flat["valid"][at]  # a pause decides nothing and passes on what comes after it
+            decided = going & self.flat["valid"][at]
             reward = np.where(decided, reward + discount * self.flat["reward"][at], reward)
             discount = np.where(decided, discount * np.float32(gamma), discount)
             terminated = terminated | (decided & ended)
@@ -319,20 +325,19 @@ class ReplayBuffer:
         out = {"action": self.flat["action"][here], "reward": reward}
         out |= {"terminated": terminated, "discount": discount}
         for field in self.obs_fields:
-            out[f"obs/{field.name}"] = self._obs(field.name, row, env)
-            out[f"next_obs/{field.name}"] = self._obs(field.name, following, env)
+            stored = self.flat[f"obs/{field.name}"]
+            for name, position, number in (("obs", here, row), ("next_obs", after, following)):
+                newest = stored[position]
+                stacks = field.name in self.stacked
+                out[f"{name}/{field.name}"] = self._stack(stored, newest, number, env) if stacks else newest
         if "action_mask" in self.flat:
             masks = self.flat["action_mask"]
             out["action_mask"] = masks[here]
             out["next_action_mask"] = masks[after]
         return {name: torch.from_numpy(x) for name, x in out.items()}
 
-    def _obs(self, name: str, row: Array, env: Array) -> Array:
-        """Observations at these rows; of a stack of frames, the frames that led there, oldest first."""
-        stored = self.flat[f"obs/{name}"]
-        newest = stored[(row % self.length) * self.envs + env]
-        if name not in self.stacked:
-            return newest
+    def _stack(self, stored: Array, newest: Array, row: Array, env: Array) -> Array:
+        """The frames that led to the newest ones, those of these rows, and they themselves, oldest first."""
         step = self.arrays["episode_step"][row % self.length, env]
         frames = [newest]
         for back in range(1, self.frame_stack):

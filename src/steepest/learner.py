@@ -21,9 +21,10 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -193,16 +194,32 @@ def _collect(tree: Any, leaves: list[Tensor]) -> None:
             _collect(branch, leaves)
 
 
-def tree_like(tree: Any, leaves: Iterator[Tensor]) -> Any:
-    """The tree with its tensors replaced by others, in the order of ``tree_leaves``."""
-    if isinstance(tree, dict):
-        branches = cast(dict[str, Any], tree)
-        new = {key: tree_like(branches[key], leaves) for key in sorted(branches)}
-        return {key: new[key] for key in branches}
-    if isinstance(tree, (tuple, list)):
-        parts = [tree_like(branch, leaves) for branch in cast(list[Any], tree)]
-        return type(cast(Any, tree))(*parts) if hasattr(tree, "_fields") else type(cast(Any, tree))(parts)
-    return next(leaves) if isinstance(tree, Tensor) else tree
+def tree_builder(tree: Any) -> Callable[[Sequence[Tensor]], Any]:
+    """What builds the tree anew from other leaves, in the order of ``tree_leaves``; the tree is walked but once.
+
+    Verified:  tests/unit/test_learner.py::test_trees_are_built_again
+    """
+    count = 0
+
+    def builder(tree: Any) -> Callable[[Sequence[Tensor]], Any]:
+        nonlocal count
+        if isinstance(tree, Tensor):
+            count += 1
+            return itemgetter(count - 1)
+        if isinstance(tree, dict):
+            branches = cast(dict[str, Any], tree)
+            made = {key: builder(branches[key]) for key in sorted(branches)}
+            parts = [(key, made[key]) for key in branches]
+            return lambda leaves: {key: part(leaves) for key, part in parts}
+        if isinstance(tree, (tuple, list)):
+            kind: Any = type(cast(Any, tree))
+            items = [builder(branch) for branch in cast(list[Any], tree)]
+            if hasattr(kind, "_fields"):
+                return lambda leaves: kind(*[item(leaves) for item in items])
+            return lambda leaves: kind([item(leaves) for item in items])
+        return lambda leaves: tree
+
+    return builder(tree)
 
 
 class FunctionalModule:
@@ -434,11 +451,13 @@ class Compiled:
         self.run: Callable[[list[Tensor]], list[Tensor]] | None = None
         self.expected: list[Kind] = []
         self.outputs: Any = None
+        self.rebuilt: Callable[[Sequence[Tensor]], Any] = tuple
 
     def __call__(self, *args: Any) -> Any:
         if self.run is None:
             self.run = self._build(args)
             self.expected = [(x.shape, x.dtype, x.device) for x in tree_leaves(args)]
+            self.rebuilt = tree_builder(self.outputs)
         return self.bind(args[0])(*args[1:])
 
     def bind(self, first: Any) -> Callable[..., Any]:
@@ -448,21 +467,20 @@ class Compiled:
         fixed = [x.contiguous() for x in tree_leaves(first)]
         _same_kind(self.expected[: len(fixed)], fixed)
         expected = self.expected[len(fixed) :]
-        flat = type(self.outputs) is tuple and all(isinstance(x, Tensor) for x in cast(Any, self.outputs))
+        rebuilt = self.rebuilt
 
         def call(*rest: Any) -> Any:
             leaves = [x.contiguous() for x in tree_leaves(rest)]
             _same_kind(expected, leaves)
-            results = run(fixed + leaves)
-            if flat:
-                return tuple(results)
-            return tree_like(self.outputs, iter(results))
+            return rebuilt(run(fixed + leaves))
 
         return call
 
     def _build(self, args: tuple[Any, ...]) -> Callable[[list[Tensor]], list[Tensor]]:
+        given = tree_builder(args)
+
         def flat(*leaves: Tensor) -> list[Tensor]:
-            self.outputs = self.function(*tree_like(args, iter(leaves)))
+            self.outputs = self.function(*given(leaves))
             return tree_leaves(self.outputs)
 
         folder = _library_folder()

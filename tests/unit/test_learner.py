@@ -24,6 +24,8 @@ from steepest.learner import (
     functional_gradient,
     mean_metrics,
     to_host,
+    tree_builder,
+    tree_leaves,
     tree_map,
 )
 from steepest.networks import Normalization
@@ -50,6 +52,25 @@ def test_layout_round_trip() -> None:
 def test_layout_refuses_mixed_types() -> None:
     with pytest.raises(ValueError, match=r"mixes parameter types .*float32.*float64"):
         Layout(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()))
+
+
+# Trees
+
+TREES: dict[str, Any] = {
+    "a tensor": torch.tensor(1.0),
+    "a dict not in the order of its keys": {"b": torch.tensor(1.0), "a": torch.tensor(2.0), "c": None},
+    "nested": ({"y": [torch.tensor(1.0), 3], "x": (torch.tensor(2.0), None)}, torch.tensor(3.0), "name"),
+    "a named tuple": Normalization({"obs": torch.tensor(1.0)}, {"obs": torch.tensor(2.0)}),
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_trees_are_built_again(name: str) -> None:
+    """Of the same types, with the same keys in the same order, and every leaf in its place."""
+    tree = TREES[name]
+    leaves = [x + 10.0 for x in tree_leaves(tree)]
+    built = tree_builder(tree)(leaves)
+    assert repr(built) == repr(tree_map(lambda x: x + 10.0, tree))
 
 
 # Adam

@@ -109,7 +109,7 @@ class OffPolicyLoop:
             between = meanwhile if config.asynchronous else None
             episodes += self.collector.play(self._actor(warming), self._draw(), between)
             rows = self.collector.rows()
-            steps += rows.valid.view(-1, *self.collector.shape).sum((0, 2)).numpy()
+            steps += rows.valid.numpy().reshape(-1, *self.collector.shape).sum((0, 2))
             self.buffer.append(rows)
             if config.normalize_obs:
                 agent.state = self.merge(agent.state, _members(rows, self.collector.shape), {})
