@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +40,7 @@ COLUMNS = ("kl", "kl_k1", "reward", "learned_reward", "second_judge", "length", 
 Points = list[dict[str, Any]]
 
 
-def collect(experiment: Experiment, command: Sequence[str]) -> dict[str, Any]:
+def collect(experiment: Experiment) -> dict[str, Any]:
     """Everything that was found, with all that is needed to find it again."""
     e, seeds = experiment, experiment.variant.seeds
     shared = {"data": e.data, "language model": e.lm_record, "classifiers": e.judges_record,
@@ -59,7 +57,8 @@ def collect(experiment: Experiment, command: Sequence[str]) -> dict[str, Any]:
     planned = budget(e.variant)
     return {
         "variant": asdict(e.variant),
-        "command": shlex.join(command),
+        # Without where its files lie, which nobody else has.
+        "command": f"python -m demonstrations.sentiment {e.variant.name} --jobs {e.threads}",
         "environment": environment_report(),
         "core_seconds_planned": {**planned, "total": sum(planned.values())},
         "core_seconds_used": sum(t["cpu_seconds"] for t in times.values()),
@@ -104,8 +103,8 @@ def draw(results: dict[str, Any], out: Path) -> None:
         main = figure.add_subplot(grid[:, :2])
         panels = [main, *(figure.add_subplot(grid[row, 2]) for row in range(3))]
         titles = {
-            "reward": "true reward: the first classifier's standardised logit",
-            "second_judge": "second classifier, never trained on",
+            "reward": "true reward: the first classifier's standardised logit (asinh scale)",
+            "second_judge": "second classifier, never trained on (asinh)",
             "length": "tokens of a response",
             "distinct_2": "share of distinct pairs of tokens",
         }
@@ -113,6 +112,12 @@ def draw(results: dict[str, Any], out: Path) -> None:
             frontier(axes, results, what)
             axes.set_xscale("function", functions=root_scale())
             axes.set_xlim(left=0)
+            if what in ("reward", "second_judge"):  # learned rewards gain a tenth of what the true one does
+                axes.set_yscale("asinh", linear_width=0.3)
+                low, high = axes.get_ylim()
+                axes.set_yticks([t for t in (-1, -0.5, -0.2, 0, 0.2, 0.5, 1, 2, 5, 10, 20) if low <= t <= high])
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.minorticks_off()
             axes.set_title(title, loc="left", fontsize=10.5)
         for axes in (main, panels[-1]):
             axes.set_xlabel("KL from the reference (nats a response)")
@@ -274,8 +279,7 @@ def quoted(text: str) -> str:
 
 def write(experiment: Experiment, *, publish: bool) -> dict[str, Any]:
     """Results, picture and tables into the experiment's folder; with ``publish`` into the documentation as well."""
-    command = ["python", "-m", "demonstrations.sentiment", *sys.argv[1:]]
-    results = finite_json(collect(experiment, command))
+    results = finite_json(collect(experiment))
     folder = experiment.root
     write_json(folder / "results.json", results)
     draw(results, folder / "frontier.png")

@@ -119,6 +119,9 @@ BATCHING: Mistakes = {
 }
 
 GENERATION: Mistakes = {
+    "models that forget are sampled from": ("if not lm.remembers:", "if False:"),
+    "logits that are no numbers drawn from": ("if bool(torch.isnan(log_pi).any()):", "if False:"),
+    "logits of autocast": ("return logits_of(lm)(hidden)", "return lm.head(hidden).float()"),
     "one uniform for all steps": ("uniforms[row, step])", "uniforms[row, 0])"),
     "uniforms of other rows when some have ended": ("uniforms[row, step])", "uniforms[: len(row), step])"),
     "uniforms in the order of length": ("sampling, uniforms[rows], on", "sampling, uniforms[start:][: len(rows)], on"),
@@ -173,7 +176,13 @@ MODELS: Mistakes = {
     "the tokenizer's end token alone": ("[*(int(token) for token in listed), *own]", "own"),
     "a padding row that never learns": ("lm.network.get_input_embeddings().padding_idx = None", "pass"),
     "pickles read": ('"use_safetensors": True, "trust', '"use_safetensors": None, "trust'),
-    "capped logits taken for plain ones": ("torch.allclose(whole, parts, rtol=1e-4, atol=1e-5)", "True"),
+    "capped logits taken for plain ones": ("torch.allclose(whole, parts, rtol=1e-4, atol=1e-2)", "True"),
+    "a cap looked for among small logits": ("lambda module, given, logits: factor * logits", "lambda *_: None"),
+    "models that forget taken for those that do not": (
+        "return float((parts - whole).norm()) <= 0.1",
+        "return True or float((parts - whole).norm()) <= 0.1",
+    ),
+    "adapters put in twice": ('if hasattr(lm.model, "peft_config"):', "if False:"),
     "a tokenizer of another model accepted": ("if len(tokenizer) > lm.vocabulary:", "if False:"),
     "weights that are missing drawn at random": ('refuse_missing(f"the model {source}", loading)', "pass"),
     "a cache where sequences are packed": (

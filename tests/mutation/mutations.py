@@ -1337,7 +1337,15 @@ REPLAY: Mistakes = {
         "self.num_envs * np.arange(self.members)[:, None]",
         "0 * np.arange(self.members)[:, None]",
     ),
-    "rows drawn in which nothing was decided": ("missing = missing[~valid[", "missing = missing[False & valid["),
+    "rows drawn in which nothing was decided": ("np.flatnonzero(~valid[", "np.flatnonzero(False & valid["),
+    "no discount of the first reward's successor": (
+        "np.float32(gamma), np.float32(1.0))",
+        "np.float32(1.0), np.float32(1.0))",
+    ),
+    "n steps beyond the first one's end": (
+        'going = ~(terminated | self.flat["truncated"][here])',
+        "going = np.ones_like(terminated)",
+    ),
     "the weights' exponent of the other sign": ("** (-importance_exponent)", "** importance_exponent"),
     "weights not scaled": ("(weight / weight.amax(-1, keepdim=True))", "weight"),
     "n rewards undiscounted": ('reward + discount * self.flat["reward"][at]', 'reward + self.flat["reward"][at]'),

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from helpers_language import tiny, tokenizer
-from steepest.errors import UsageError
+from steepest.errors import RunError, UsageError
 from steepest.language.batching import check_isolation, pad, responses
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate
 from steepest.language.models import LanguageModel, language_model
@@ -95,6 +95,39 @@ def test_every_token_is_the_inverse_of_its_own_uniform(architecture: str, sampli
             below = float(p[:token].sum() / p.sum())
             assert below - 1e-5 <= float(u[step]) <= below + float(p[token] / p.sum()) + 1e-5
             tokens.append(token)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "openai-gpt"])
+def test_models_that_forget_are_not_sampled_from(architecture: str) -> None:
+    """Mamba passes over the cache in silence, and would go on from its last token alone; GPT-1 takes none."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2} if architecture == "openai-gpt" else {"num_hidden_layers": 2}
+    config = transformers.AutoConfig.for_model(architecture, vocab_size=len(tokenizer()), **sizes)
+    lm = language_model(transformers.AutoModelForCausalLM.from_config(config), tokenizer())
+    with pytest.raises(UsageError, match=r"cannot be sampled from here: it does not go on from a cache"):
+        sampled(lm, Sampling(max_new_tokens=2))
+
+
+@torch.no_grad()
+def test_under_autocast_logits_are_float32_too() -> None:
+    """What a run in bfloat16 draws from is rounded in its hidden states alone, as what it scores is."""
+    lm, sampling = tiny(scale=4.0), Sampling(max_new_tokens=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (drawn,) = generate(lm, PROMPTS[:1], sampling, draw_uniforms(1, sampling, torch.Generator().manual_seed(0)))
+        hidden = lm.backbone(input_ids=torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1]
+        rounded = lm.head(hidden).float().log_softmax(-1)[0, drawn.tokens[0]]
+    exact = lm.head(hidden.float()).log_softmax(-1)[0, drawn.tokens[0]]
+    assert abs(drawn.log_probs[0] - float(exact)) < 1e-5
+    assert abs(float(rounded) - float(exact)) > 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_weights_that_are_not_numbers_are_an_error(temperature: float) -> None:
+    lm = tiny()
+    assert lm.remembers
+    with torch.no_grad():
+        lm.head.weight[7] = float("nan")
+    with pytest.raises(RunError, match="logits are not finite"):
+        sampled(lm, Sampling(max_new_tokens=2, temperature=temperature))
 
 
 def test_samples_do_not_depend_on_the_micro_batches() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from helpers_language import CORPUS, chat_tokenizer, tiny, tokenizer
 from steepest.errors import UsageError
@@ -178,6 +178,35 @@ def test_logits_are_the_head_of_the_hidden_states() -> None:
     lm.network.forward = capped
     assert lm.network.lm_head.forward == plain
     assert not lm.splits
+
+
+def test_a_cap_far_above_fresh_logits_is_seen() -> None:
+    """Training makes logits large enough to be capped: then it would be too late to find out."""
+    for cap, splits in ((1e9, True), (30.0, False)):
+        config = Gemma2Config(
+            vocab_size=len(tokenizer()),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            final_logit_softcapping=cap,
+        )
+        torch.manual_seed(0)
+        lm = language_model(AutoModelForCausalLM.from_config(config), tokenizer())
+        assert logits(lm).abs().max() < 2.0
+        assert lm.splits == splits
+
+
+def test_adapters_are_not_put_in_twice() -> None:
+    """peft puts them into the model that it is given, which is no longer one without."""
+    lm = tiny()
+    add_adapters(lm, rank=4, alpha=8, dropout=0.0, seed=0)
+    assert not lm.has_adapters
+    assert logits(lm).isfinite().all()
+    with pytest.raises(UsageError, match="go on with the model that training gave back"):
+        add_adapters(lm, rank=4, alpha=8, dropout=0.0, seed=0)
 
 
 def test_fresh_adapters_change_nothing() -> None:

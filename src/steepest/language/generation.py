@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from steepest.errors import UsageError
+from steepest.errors import RunError, UsageError
 from steepest.language.models import LanguageModel, without_dropout
+from steepest.language.scoring import logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ def generate(
     Args:      prompts as tokens; uniforms (prompts, max_new_tokens) as ``draw_uniforms`` gives them; on_token is called
                with each token of a single prompt's response
     Returns:   one Response per prompt, in their order
-    Raises:    UsageError on an empty prompt, or one that with max_new_tokens exceeds the model's context
+    Raises:    UsageError on an empty prompt, one that with max_new_tokens exceeds the model's context, or a model that
+               does not go on from a cache; RunError where its logits are not numbers
     Verified:  tests/unit/test_language_generation.py::test_generation_and_scoring_agree,
                tests/unit/test_language_generation.py::test_samples_follow_the_policy,
                tests/unit/test_language_generation.py::test_samples_do_not_depend_on_the_micro_batches
@@ -94,6 +96,11 @@ def generate(
     if uniforms.shape != (len(prompts), sampling.max_new_tokens):
         expected = (len(prompts), sampling.max_new_tokens)
         raise ValueError(f"uniforms have the shape {tuple(uniforms.shape)}; expected {expected}")
+    if not lm.remembers:
+        raise UsageError(
+            f"{type(lm.network).__name__} cannot be sampled from here: it does not go on from a cache of what it has "
+            "read, and would draw every token from the last one alone"
+        )
     out: list[Response | None] = [None] * len(prompts)
     # Prompts of similar length share a micro-batch; each keeps its own uniforms.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -132,15 +139,7 @@ def _generate(
     log_probs: list[list[float]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     for step in range(sampling.max_new_tokens):
-        output = lm.network(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1].float()
+        logits = _next_logits(lm, tokens, mask, position_ids, cache)
         choice, log_prob = _choose(logits, sampling, uniforms[row, step])
         alive = ~torch.isin(choice, ends)
         for i, token, value, goes_on in zip(
@@ -163,9 +162,20 @@ def _generate(
     return [Response(tuple(t), tuple(p), e) for t, p, e in zip(drawn, log_probs, ended, strict=True)]
 
 
+def _next_logits(lm: LanguageModel, tokens: Tensor, mask: Tensor, position_ids: Tensor, cache: Any) -> Tensor:
+    """The logits (B, V) of what follows tokens that follow what the cache holds, in float32 at least."""
+    read = {"input_ids": tokens, "attention_mask": mask, "position_ids": position_ids, "past_key_values": cache}
+    if lm.splits:
+        hidden = cast(Any, lm.backbone)(**read, use_cache=True).last_hidden_state[:, -1]
+        return logits_of(lm)(hidden)
+    return lm.network(**read, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+
+
 def _choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens by inversion of the cumulative distribution, and their log-probabilities under the whole policy."""
     log_pi = torch.log_softmax(logits / (sampling.temperature or 1.0), dim=-1)
+    if bool(torch.isnan(log_pi).any()):
+        raise RunError("the model's logits are not finite: its weights are damaged, or training has diverged")
     if sampling.temperature == 0:
         choice = log_pi.argmax(-1)
     else:

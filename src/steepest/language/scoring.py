@@ -101,7 +101,7 @@ def _read(lm: LanguageModel, batch: TokenBatch, *, hidden_too: bool) -> _Rows:
     """One forward pass of the model."""
     if lm.splits:
         hidden = hidden_states(lm, batch)
-        return _Rows(hidden, _head(lm), hidden)
+        return _Rows(hidden, logits_of(lm), hidden)
     output = lm.network(
         input_ids=batch.tokens,
         attention_mask=batch.attention_mask,
@@ -129,7 +129,7 @@ def row_log_probs(lm: LanguageModel, states: Tensor, tokens: Tensor) -> Tensor:
     Returns:   (rows,) nats, in float32 at least
     Verified:  tests/unit/test_shared_prompts.py::test_shared_prompts_change_neither_value_nor_gradient
     """
-    return _in_chunks(lm, states, tokens, _head(lm), 1.0, _log_probs).squeeze(1)
+    return _in_chunks(lm, states, tokens, logits_of(lm), 1.0, _log_probs).squeeze(1)
 
 
 def _in_chunks(
@@ -156,8 +156,11 @@ def _in_chunks(
     )
 
 
-def _head(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
-    """The head with logits in float32 at least: outside of autocast, and in the precision that its own weights have."""
+def logits_of(lm: LanguageModel) -> Callable[[Tensor], Tensor]:
+    """The head of a model that splits, with logits in float32 at least.
+
+    Outside of autocast, and in the precision that its own weights have.
+    """
     head = lm.head
     dtype = next(head.parameters()).dtype
     kind = lm.device.type
