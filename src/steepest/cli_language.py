@@ -14,6 +14,17 @@ from steepest.cli_options import fields_of, parse, pop_flag, read_config, unpref
 from steepest.errors import UsageError
 
 RLHF = ("ppo", "rloo", "grpo")
+RLHF_HELP = """usage: steepest rlhf ALGORITHM MODEL PROMPTS --reward REWARD [options]
+       steepest rlhf --resume RUN
+
+Train a language model on prompts and a reward. ALGORITHM is one of
+
+  ppo     clipped updates token by token, with a value head
+  rloo    a response is an action; its baseline is the mean reward of the prompt's other responses
+  grpo    advantages are rewards standardised over the responses to a prompt; the KL is in the loss
+
+REWARD is the folder of a reward model, or FILE.py:FUNCTION.
+steepest rlhf ppo --help lists the options of ppo; so for the others."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +133,9 @@ def rlhf(argv: list[str]) -> int:
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
         return _resume_language("rlhf", Path(resumed), argv)
+    if argv and argv[0] not in RLHF and set(argv) & {"-h", "--help"}:
+        print(RLHF_HELP)
+        return 0
     if not argv or argv[0] not in RLHF:
         raise UsageError(
             f"rlhf takes one of {', '.join(RLHF)}, a model and prompts: "
@@ -170,7 +184,8 @@ def _train_language(algorithm: str, what: str, argv: list[str], *, verb: str | N
     given = {**fields_of(parsed.run), **fields_of(parsed.config)}
     output = cast(LanguageOutputOptions, parsed.output)
     if output.show_batch:
-        print(_printable(show_batch(LanguageRun(algorithm, model, data, note=_say, **given))))
+        run = LanguageRun(algorithm, model, data, eval_data=output.eval_data, note=_say, **given)
+        print(_printable(show_batch(run)))
         return 0
     out = "" if output.out is None else str(output.out)
     run = drive_language(
@@ -237,6 +252,7 @@ def generate(argv: list[str]) -> int:
     from steepest.language.data import read_prompts
     from steepest.language.generation import Sampling
     from steepest.language.models import load_model
+    from steepest.language.showing import refuse_folder
     from steepest.language_api import answer_prompts, converse
 
     sampling = Sampling(
@@ -247,6 +263,8 @@ def generate(argv: list[str]) -> int:
     )
     if options.prompt and options.file is not None:
         raise UsageError("give prompts or a file of them, not both")
+    if options.out is not None:
+        refuse_folder(options.out)
     prompts: list[Any] = (
         list(options.prompt) if options.file is None else [row["prompt"] for row in read_prompts(options.file)]
     )

@@ -234,6 +234,7 @@ def answer_prompts(
     system: str | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``prompt`` and ``completion``. A text is asked in the chat template, if there is one, unless ``raw``."""
+    _refuse_system(lm, raw, system)
     asked = _asked(lm, prompts, raw, system)
     drawn = draw_responses(lm, asked, sampling, seed=seed, micro_batch_size=micro_batch_size)
     return [
@@ -248,6 +249,13 @@ def _asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | N
         return list(prompts)
     first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     return [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+
+
+def _refuse_system(lm: LanguageModel, raw: bool, system: str | None) -> None:
+    """UsageError where there is no conversation that ``system`` could begin."""
+    if system is not None and (raw or not lm.tokenizer.chat_template):
+        why = "raw leaves out the chat template" if raw else f"{_name_of(lm)} has no chat template"
+        raise UsageError(f"system is given, but {why}, and so there is no conversation that it could begin")
 
 
 def compare(
@@ -292,6 +300,7 @@ def compare(
 
     def load(source: LanguageModel | PathLike) -> tuple[str, LanguageModel]:
         lm = source if isinstance(source, LanguageModel) else load_model(source, dtype=dtype, device=device)
+        _refuse_system(lm, raw, system)
         return _name_of(source), lm
 
     def render(lm: LanguageModel) -> list[Prompt]:
@@ -345,9 +354,13 @@ def converse(
 ) -> None:
     """Answer line after line until there is no more: with a chat template as one conversation, else each by itself.
 
+    Control tokens that an answer holds are no part of the conversation, which could not be rendered with them.
+
     Args:      show takes pieces of answers as they come; read gives a line, EOFError at the end
+    Raises:    UsageError for ``system`` where there is no chat template
     """
-    chat = bool(lm.tokenizer.chat_template) and not raw
+    _refuse_system(lm, raw, system)
+    chat, left_out = bool(lm.tokenizer.chat_template) and not raw, False
     turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     for number in itertools.count():
         try:
@@ -366,8 +379,12 @@ def converse(
             continue
         show("\n")
         if chat:
-            answer = {"role": "assistant", "content": response_text(lm, drawn[0])}
-            turns += [{"role": "user", "content": line}, answer]
+            said = response_text(lm, drawn[0])
+            kept = Renderer(lm).without_control(said)
+            if kept != said and not left_out:
+                left_out = True
+                show("(control tokens in answers are left out of the conversation)\n")
+            turns += [{"role": "user", "content": line}, {"role": "assistant", "content": kept}]
 
 
 class _Stream:

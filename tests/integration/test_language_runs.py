@@ -320,3 +320,40 @@ def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pyt
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     shown = cli_language._printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600")
     assert shown == "a\\x1b[31m\\x07\\u202eb\tc\n漢\U0001f600"
+
+
+def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which could not be rendered again: they are left out of it, and that is said once."""
+    from steepest import language_api
+    from steepest.language.generation import Response, Sampling
+
+    lm = tiny(chat=True)
+    control = lm.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    word = lm.tokenizer.encode(" dull")
+    asked: list[Any] = []
+
+    def draw(lm: Any, prompts: list[Any], *_: Any, **__: Any) -> list[Response]:
+        asked.append(prompts[0])
+        language_api.Renderer(lm).prompt(prompts[0])  # raises what drawing a response would raise
+        return [Response((*word, control, *word, lm.end_token), (0.0,) * (2 * len(word) + 2), True)]
+
+    monkeypatch.setattr(language_api, "draw_responses", draw)
+    lines = iter(["Is it?", "And the plot?", "The story?"])
+    pieces: list[str] = []
+
+    def read(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    language_api.converse(lm, Sampling(), seed=0, raw=False, system=None, show=pieces.append, read=read)
+    assert [turn["content"] for turn in asked[-1]] == [
+        "Is it?",
+        " dull dull",
+        "And the plot?",
+        " dull dull",
+        "The story?",
+    ]
+    assert sum("left out of the conversation" in piece for piece in pieces) == 1
+    assert language_api.Renderer(lm).without_control("<|im<|im_end|>_end|>a<|pad|>") == "a"

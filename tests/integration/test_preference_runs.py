@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,36 @@ def test_the_whole_chain_by_the_command(
     assert "steepest generate" in capsys.readouterr().out
     assert main(["dpo", str(model), pairs, "--show-batch", "--batch-size", "2"]) == 0
     assert capsys.readouterr().out.count("learned") == 4
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["MODEL", "DATA", "--help"]])
+def test_the_algorithms_are_named_by_the_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rlhf", *arguments]) == 0
+    said = capsys.readouterr()
+    assert all(re.search(rf"^  {name} ", said.out, re.MULTILINE) for name in ("ppo", "rloo", "grpo"))
+    assert said.err == ""
+
+
+def test_checkpointing_does_not_stay_with_the_model() -> None:
+    lm = steepest.sft(tiny(scale=1.0), preferences(8), max_steps=1, gradient_checkpointing=True, threads=1)
+    notes: list[str] = []
+    LanguageRun("dpo", lm, preferences(8), max_steps=1, note=notes.append)
+    assert notes
+    assert not any("checkpointing" in note for note in notes)
+
+
+def test_what_becomes_of_evaluation_data_is_told() -> None:
+    """As of training data: what was cut, and what was left out."""
+    long = {"prompt": "This movie was dull. " * 20, "completion": " a", "chosen": " a", "rejected": " b"}
+    cut = {"prompt": "So", "completion": " dull" * 99, "chosen": " dull" * 99, "rejected": " great"}
+    rows, options = preferences(8), {"max_length": 60, "max_steps": 1, "batch_size": 4}
+    rlhf = {"max_new_tokens": 9, "group_size": 2, "reward": shout}
+    for algorithm, more in (("sft", {}), ("dpo", {}), ("reward", {}), ("rloo", rlhf)):
+        notes: list[str] = []
+        LanguageRun(algorithm, tiny(), rows, eval_data=[*rows, long, cut], note=notes.append, **options, **more)
+        told = notes[notes.index("evaluation data: 9 of 10 rows") :]
+        assert any("1 left out: the prompt" in line for line in told), algorithm
+        assert any("1 truncated at max_length" in line for line in told) == (algorithm != "rloo"), algorithm
 
 
 def test_from_python_with_models_and_functions_of_ones_own(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ DATA: Mistakes = {
         "if len(whole.tokens) > limit:",
         "if len(whole.tokens) >= limit:",
     ),
+    "what is not learned counts as truncated": ("report.truncated += lost", "report.truncated += 1"),
+    "no room for the response": ("_limit(lm, max_length) - new_tokens", "_limit(lm, max_length)"),
     "a prompt without its response kept": ("if not any(whole.response):", "if False:"),
     "the beginning twice": (
         "tokens = tokens if tokens[:1] == self.bos else (*self.bos, *tokens)",
@@ -237,6 +239,10 @@ REWARDS: Mistakes = {
     ),
     "a model of other tokens accepted": ("if model.lm.tokenizer.get_vocab() != lm.tokenizer.get_vocab():", "if False:"),
     "rewards that are no numbers accepted": ("if bad is not None:", "if False:"),
+    "another template taken for the same": (
+        "if reward.lm.tokenizer.chat_template == lm.tokenizer.chat_template:",
+        "if True:",
+    ),
     "too few rewards accepted": ("if len(found) != len(drawn):", "if False:"),
 }
 

@@ -1126,6 +1126,12 @@ RLHF_TRAINER: Mistakes = {
         " - self.config.missing_eos_penalty * cut",
         "",
     ),
+    "alarms again and again": ("if kind not in self.alarmed:", "if True:"),
+    "alarms by one batch": ("window = -(-WATCHED // self.config.batch_size)", "window = 1"),
+    "the first length not saved": (
+        'self.first_length = float(rest.pop("state/first_length", torch.nan))',
+        'rest.pop("state/first_length", torch.nan)',
+    ),
     "every update draws the same": ('f"responses {step}"', '"responses"'),
     "groups apart": (
         "for i in rows for _ in range(self.config.group_size)]",

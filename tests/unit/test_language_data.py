@@ -195,6 +195,17 @@ def test_truncation_is_counted_and_leaves_no_end() -> None:
     assert "1 left out: the prompt alone" in text
 
 
+def test_only_learned_tokens_count_as_truncated() -> None:
+    """The template ends in a line end after the end token, which is not learned."""
+    lm = tiny(chat=True)
+    (whole,), _ = load_sft(lm, [{"messages": CHAT}])
+    assert whole.response[-2:] == (True, False)
+    for cut, truncated in ((1, 0), (2, 1)):
+        (found,), report = load_sft(lm, [{"messages": CHAT}], max_length=len(whole.tokens) - cut)
+        assert report.truncated == truncated
+        assert (found.tokens[-1] == lm.end_token) == (truncated == 0)
+
+
 def test_a_sequence_as_long_as_the_limit_is_whole() -> None:
     lm = tiny()
     (example,), _ = load_sft(lm, demonstrations(1))
@@ -317,6 +328,16 @@ def test_prompts() -> None:
     assert report.long_prompts == 1
     chat, _ = load_prompts(lm, [{"prompt": CHAT[:2]}])
     assert lm.tokenizer.decode(list(chat[0].tokens)).endswith("Is it great?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_prompts_leave_room_for_responses() -> None:
+    lm = tiny()
+    rows = [{"prompt": "This film"}, {"prompt": "This film was dull. " * 5}]
+    length = len(load_prompts(lm, rows)[0][1].tokens)
+    for limit, long_prompts in ((length + 7, 0), (length + 6, 1)):
+        _, report = load_prompts(lm, rows, max_length=limit, new_tokens=7)
+        assert report.long_prompts == long_prompts
+    assert report.lines()[1] == "  1 left out: the prompt leaves less than max_new_tokens (7) of max_length"
 
 
 # Containers

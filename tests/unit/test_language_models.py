@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +21,7 @@ from steepest.language.models import (
     add_adapters,
     checkpoint_activations,
     hidden_states,
+    keep_activations,
     language_model,
     load_model,
     reference,
@@ -114,12 +119,68 @@ def test_missing_weights_are_not_drawn_at_random(tmp_path: Path) -> None:
 
 
 def test_what_is_not_on_the_hub_is_named_as_a_folder_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no connection")
+    def lacking(*_: object, **__: object) -> None:
+        raise OSError("no file named config.json")
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
-    with pytest.raises(UsageError, match=r"there is no such folder here, and on the Hugging Face hub .* no connection"):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lacking)
+    with pytest.raises(UsageError, match=r"no such folder here, and of the one on the Hugging Face hub: no file named"):
         load_model("models/gone")
+
+
+class NotThere(BaseHTTPRequestHandler):
+    """A hub without models."""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("up", "message"), [(True, "hub has no model of this name"), (False, "hub could not be asked")], ids=["up", "down"]
+)
+def test_a_misspelled_model_is_said_so_at_once(
+    up: bool, message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Asked once: loading it would try six times for every file, with longer and longer waits, and log each try."""
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), NotThere)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    if up:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+    else:
+        hub.server_close()
+    began = time.monotonic()
+    try:
+        with pytest.raises(
+            UsageError, match=f"there is no model at misspeled: no such folder is here, and .*{message}"
+        ):
+            load_model("misspeled")
+    finally:
+        if up:
+            hub.shutdown()
+            hub.server_close()
+    assert time.monotonic() - began < 15.0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_model_of_the_hub_that_is_here_is_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a network, what was downloaded before still loads."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    held = tmp_path / "models--some--model"
+    save_model(tiny(), held / "snapshots" / "abc")
+    (held / "refs").mkdir()
+    (held / "refs" / "main").write_text("abc")
+    assert torch.equal(logits(load_model("some/model")), logits(tiny()))
+    with pytest.raises(UsageError, match="hub could not be asked"):
+        load_model("some/other")
 
 
 def test_what_is_no_model_is_said_so(tmp_path: Path) -> None:
@@ -271,6 +332,14 @@ def test_dropout_goes_and_checkpointing_stays() -> None:
     assert torch.equal(*quiet)
     assert layer.training
     assert layer.self_attn.training
+
+
+def test_checkpointing_can_be_undone() -> None:
+    lm = tiny()
+    checkpoint_activations(lm)
+    assert lm.network.model.layers[0].gradient_checkpointing
+    keep_activations(lm)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in lm.model.modules())
 
 
 def test_adapters_on_4_bit_weights_have_the_gradient_of_the_weights_unpacked(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from steepest.errors import RunError, UsageError
 from steepest.language.batching import pad, responses
 from steepest.language.data import load_prompts
 from steepest.language.generation import Response
+from steepest.language.models import LanguageModel
 from steepest.language.reward_model import RewardModel, reward_head, save_reward_model
-from steepest.language.rewards import make_scorer
+from steepest.language.rewards import load_reward, make_scorer, named_function
+from steepest.language.rlhf import RLOO, RLOOConfig
 
 
 def test_every_kind_of_reward(tmp_path: Path) -> None:
@@ -58,6 +62,41 @@ def test_what_is_no_reward_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             make_scorer(lm, reward, micro_batch_size=2)
+
+
+def test_a_file_without_its_function_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its functions are named, without running it."""
+    monkeypatch.chdir(tmp_path)
+    Path("judge.py").write_text("raise SystemExit\ndef _half(x): ...\ndef right(x, y): ...\ndef left(x, y): ...\n")
+    Path("broken.py").write_text("def f(:")
+    Path("folder.py").mkdir()
+    for reward in ("judge.py", "judge.py:"):
+        with pytest.raises(UsageError, match=r"expected FILE\.py:FUNCTION, such as judge\.py:right or judge\.py:left$"):
+            load_reward(reward)
+    with pytest.raises(UsageError, match=r"reward is broken\.py; expected FILE\.py:FUNCTION$"):
+        load_reward(Path("broken.py"))
+    with pytest.raises(UsageError, match=r"no reward model in folder\.py"):
+        load_reward("folder.py")
+    assert named_function("some/judge.py:right") == (Path("some/judge.py"), "right")
+    assert named_function("some:folder") is None
+
+
+def test_a_reward_model_of_another_template_is_told_of() -> None:
+    """Where there are conversations, which it would read in the policy's."""
+    policy = tiny(chat=True)
+    other = copy.deepcopy(policy.tokenizer)
+    other.chat_template = other.chat_template.replace("assistant", "critic")
+    same, judge = (
+        RewardModel(LanguageModel(policy.model, tokenizer, policy.end_tokens), reward_head(32, seed=0))
+        for tokenizer in (policy.tokenizer, other)
+    )
+    rows: list[dict[str, Any]] = [{"prompt": f"Is it {word}?"} for word in ("dull", "great")]
+    chats = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    options = {"batch_size": 2, "group_size": 2, "max_new_tokens": 4, "max_length": 64}
+    for reward, prompts, told in ((judge, chats, 1), (judge, rows, 0), (same, chats, 0), (shout, chats, 0)):
+        notes: list[str] = []
+        RLOO.from_data(policy, RLOOConfig(**options), prompts, reward=reward, note=notes.append)
+        assert sum("another chat template" in note for note in notes) == told
 
 
 def test_rewards_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from steepest.language.data import load_prompts
 from steepest.language.generation import Response
 from steepest.language.models import LanguageModel
 from steepest.language.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
-from steepest.language.rlhf_trainer import RLHF, response_figures
+from steepest.language.rlhf_trainer import RLHF, alarms, response_figures
+from steepest.runs.language_run import LanguageRun
 from steepest.types import TokenBatch
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -276,3 +279,53 @@ def test_alarms_by_hand() -> None:
     found = response_figures([*drawn, Response((1, 0), (0.0,) * 2, True)])
     assert found["ended"] == pytest.approx(2 / 3)
     assert found["repetition"] == pytest.approx((1 / 6 + 1 / 2 + 0.0) / 3)
+    fine = {"ended": 0.06, "repetition": 0.29, "response_length": 39.0}
+    assert alarms(fine, 20.0, 64) == {}
+    for change, kind, said in (
+        ({"ended": 0.04}, "ended", r"4% of the responses end by themselves; max_new_tokens \(64\) cuts the rest"),
+        ({"repetition": 0.31}, "repetition", r"repeat themselves: 31% of their stretches of 4 tokens"),
+        ({"response_length": 41.0}, "length", r"have 41 tokens on average; at first they had 20"),
+        ({"response_length": 9.0}, "length", r"have 9 tokens on average; at first they had 20"),
+    ):
+        text = alarms({**fine, **change}, 20.0, 64)
+        assert list(text) == [kind]
+        assert re.search(said, text[kind])
+
+
+def test_alarms_are_said_once() -> None:
+    """By means over 64 responses, here of eight updates, and the length by that of the first eight."""
+    notes: list[str] = []
+    made = full("rloo", epochs=9, batch_size=8)
+    made.prepare(notes.append)
+    fine = {"ended": 1.0, "repetition": 0.0, "response_length": 10.0}
+    told: list[int] = []
+    for step in range(28):
+        made.step = step
+        made.watch({**fine, "response_length": 10.0 if step < 8 else 30.0, "ended": float(step < 8)})
+        told.append(len(notes))
+        if step == 7:
+            restored = full("rloo", epochs=9, batch_size=8)
+            restored.load_tensors(made.tensors(), 8)
+            assert restored.first_length == made.first_length == pytest.approx(10.0)
+    assert told.index(1) == 12  # (3 * 10 + 5 * 30) / 8 > 20, and three of eight still ended
+    assert notes[0].startswith("update 13: responses have 22 tokens")
+    assert told.index(2) == 15  # none of eight ended
+    assert len(notes) == 2
+    older = made.tensors()
+    del older["state/first_length"]
+    restored.load_tensors(older, 28)
+    restored.prepare(notes.append)
+    for _ in range(8):
+        restored.watch({**fine, "response_length": 99.0})
+    assert len(notes) == 2  # nothing to compare with
+
+
+def test_a_run_that_never_ends_its_responses_says_so() -> None:
+    said: list[str] = []
+    settings = {"batch_size": 8, "group_size": 2, "max_new_tokens": 4, "max_steps": 10, "epochs": 9, "threads": 1}
+    lm = dataclasses.replace(tiny(scale=1.0), end_tokens=(319,))
+    run = LanguageRun("rloo", lm, demonstrations(8), reward=shout, note=lambda text: None, **settings)
+    run.note = said.append  # as a display that takes over from the notes of the start
+    for _ in run:
+        pass
+    assert len([text for text in said if "end by themselves" in text]) == 1

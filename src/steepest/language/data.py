@@ -62,7 +62,9 @@ class Report:
     truncated: int = 0
     """Rows whose response was cut at max_length; it has no end token then."""
     long_prompts: int = 0
-    """Rows left out because their prompt alone fills max_length."""
+    """Rows left out because their prompt alone fills max_length, or leaves too little of it for a response."""
+    new_tokens: int = 0
+    """Tokens of max_length that are kept for a response, where responses are drawn."""
     merges: int = 0
     """Rows where the tokenizer, given prompt and response as one text, would merge across their boundary."""
     bad: list[str] = field(default_factory=list[str])
@@ -70,13 +72,14 @@ class Report:
     ignored: tuple[str, ...] = ()
     """Columns that mean nothing here."""
 
-    def lines(self) -> list[str]:
+    def lines(self, name: str = "data") -> list[str]:
         """The report for a reader: one line per thing worth knowing."""
-        out = [f"data: {self.used:,} of {self.rows:,} rows"]
+        out = [f"{name}: {self.used:,} of {self.rows:,} rows"]
         if self.truncated:
             out.append(f"  {self.truncated:,} truncated at max_length: their responses have no end token")
         if self.long_prompts:
-            out.append(f"  {self.long_prompts:,} left out: the prompt alone fills max_length")
+            kept = f"leaves less than max_new_tokens ({self.new_tokens}) of" if self.new_tokens else "alone fills"
+            out.append(f"  {self.long_prompts:,} left out: the prompt {kept} max_length")
         if self.merges:
             out.append(f"  {self.merges:,} joined in tokens where the tokenizer would have merged prompt and response")
         if self.bad:
@@ -148,11 +151,12 @@ def load_sft(
             completion = _messages(row["completion"], "completion")
             whole = renderer.conversation([*prompt, *completion], first=len(prompt))
         if len(whole.tokens) > limit:
+            lost = any(whole.response[limit:])  # not only what a template writes after the last end token
             whole = Example(whole.tokens[:limit], whole.response[:limit])
             if not any(whole.response):
                 report.long_prompts += 1
                 return None
-            report.truncated += 1
+            report.truncated += lost
         return whole
 
     return _convert(rows, example, report, drop_bad_rows), report
@@ -202,16 +206,19 @@ def load_preferences(
 
 
 def load_prompts(
-    lm: LanguageModel, source: Any, *, max_length: int | None = None, drop_bad_rows: bool = False
+    lm: LanguageModel, source: Any, *, max_length: int | None = None, new_tokens: int = 0, drop_bad_rows: bool = False
 ) -> tuple[list[Prompt], Report]:
     """Prompts as tokens, each with its row; arguments and errors as for ``load_sft``.
 
-    ``max_length`` bounds the prompt alone.
+    ``new_tokens`` of ``max_length`` are kept for the response.
+
+    Verified:  tests/unit/test_language_data.py::test_prompts_leave_room_for_responses
     """
     rows, _, report = _open(source, (("prompt",),), "prompt")
     report.ignored = ()  # a reward may look at them
+    report.new_tokens = new_tokens
     renderer = Renderer(lm)
-    limit = _limit(lm, max_length)
+    limit = _limit(lm, max_length) - new_tokens
 
     def prompt(row: dict[str, Any]) -> Prompt | None:
         tokens = renderer.prompt(row["prompt"])
@@ -362,6 +369,12 @@ class Renderer:
                     f"{len(response)}"
                 )
         return response if response[-1] in self.end_tokens else (*response, self.end_token)
+
+    def without_control(self, text: str) -> str:
+        """Text with nothing in it that is spelled like a control token."""
+        while (found := next((token for token in self.control if token in text), None)) is not None:
+            text = text.replace(found, "")
+        return text
 
     def template(self, messages: list[Message], *, answer: bool = False) -> tuple[int, ...]:
         """Messages as the chat template renders them, ``answer``: up to where the assistant answers."""

@@ -336,7 +336,8 @@ def read_pairs(
     if eval_data is None:
         return hold_out(pairs, config.eval_fraction, seed=seed, note=note)
     held_out, report = load_preferences(lm, eval_data, **options)
-    note(f"evaluation {report.lines()[0]}")
+    for line in report.lines("evaluation data"):
+        note(line)
     return pairs, held_out
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError
-from steepest.language.mishaps import explained, refuse_missing
+from steepest.language.mishaps import explained, refuse_absent, refuse_missing
 from steepest.products import as_computed
 from steepest.types import TokenBatch
 
@@ -195,6 +195,13 @@ def checkpoint_activations(lm: LanguageModel) -> None:
     enable({"use_reentrant": False, "context_fn": as_computed})
 
 
+def keep_activations(lm: LanguageModel) -> None:
+    """Undo ``checkpoint_activations``."""
+    network = lm.network
+    disable = getattr(network, "activation_checkpointing_disable", None) or network.gradient_checkpointing_disable
+    disable()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,6 +239,8 @@ def load_model(
     import transformers
 
     where = _locate(str(source))
+    if isinstance(where, str):
+        refuse_absent(where)
     adapter = where / "adapter_config.json" if isinstance(where, Path) and where.is_dir() else None
     if adapter is not None and adapter.is_file():
         return _load_adapters(cast(Path, where), dtype, device, quantization, chat_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import math
@@ -20,6 +21,7 @@ from steepest.language.generation import Response, response_text
 from steepest.language.models import LanguageModel
 from steepest.language.reward_model import RewardModel, load_reward_model
 
+SHOWN_FUNCTIONS = 3
 Scorer = Callable[[Sequence[Prompt], Sequence[Response]], Tensor]
 """Prompts and their responses to scores (B,), in reward units."""
 
@@ -49,13 +51,50 @@ def make_scorer(lm: LanguageModel, reward: Any, *, micro_batch_size: int) -> Sco
 def load_reward(reward: Any) -> RewardModel | TextReward:
     """A reward model or a function of texts, from whatever was given as reward; arguments and errors as make_scorer."""
     if isinstance(reward, (str, Path)):
-        file, colon, name = str(reward).rpartition(":")
-        reward = (
-            _function(Path(file).expanduser(), name) if colon and file.endswith(".py") else load_reward_model(reward)
-        )
+        named = named_function(reward)
+        reward = load_reward_model(reward) if named is None else _function(*named)
     if isinstance(reward, RewardModel) or callable(reward):
         return cast(RewardModel | TextReward, reward)
     raise UsageError(f"reward is {reward!r}; expected a reward model's folder, a Python function, or FILE.py:FUNCTION")
+
+
+def named_function(reward: str | Path) -> tuple[Path, str] | None:
+    """File and name that FILE.py:FUNCTION says; None where a folder is meant.
+
+    Raises:    UsageError for a Python file without a function's name
+    Verified:  tests/unit/test_rewards.py::test_a_file_without_its_function_is_explained
+    """
+    file, _, name = str(reward).rpartition(":")
+    if not file.endswith(".py"):
+        file, name = str(reward), ""
+    path = Path(file).expanduser()
+    if path.suffix != ".py" or path.is_dir():
+        return None
+    if not name:
+        known = " or ".join(f"{file}:{function}" for function in _functions(path)[:SHOWN_FUNCTIONS])
+        raise UsageError(f"reward is {reward}; expected FILE.py:FUNCTION" + (f", such as {known}" if known else ""))
+    return path, name
+
+
+def _functions(file: Path) -> list[str]:
+    """Names of the functions in a Python file, which is not run; none where it cannot be read."""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [node.name for node in body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+
+
+def template_difference(lm: LanguageModel, reward: RewardModel | TextReward, prompts: Sequence[Prompt]) -> str | None:
+    """What to say where a reward model reads conversations in another chat template than its own; else None."""
+    if not isinstance(reward, RewardModel) or all(isinstance(prompt.row["prompt"], str) for prompt in prompts):
+        return None
+    if reward.lm.tokenizer.chat_template == lm.tokenizer.chat_template:
+        return None
+    return (
+        "the reward model has another chat template than the policy, whose template it reads conversations in here: it "
+        "may score what it was not trained on"
+    )
 
 
 def _function(file: Path, name: str) -> TextReward:

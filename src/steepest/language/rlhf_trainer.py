@@ -20,7 +20,7 @@ from steepest.language.data import Prompt, fingerprint, load_prompts
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate
 from steepest.language.models import LanguageModel, without_dropout
 from steepest.language.reference import Reference
-from steepest.language.rewards import make_scorer
+from steepest.language.rewards import load_reward, make_scorer, template_difference
 from steepest.language.scoring import token_log_probs, token_log_probs_and_values
 from steepest.language.tokens import check_tokens, last_steps
 from steepest.language.training import Sums, Trainer, TrainingConfig, hold_out, sequence_limit
@@ -31,6 +31,12 @@ from steepest.types import TokenBatch
 Figures = dict[str, Tensor]
 REPEATED = 4
 """Stretches of so many tokens are looked for again."""
+WATCHED = 64
+"""Figures are means over so many responses at least before they can alarm: the mean length of 64 varies by an eighth of
+the lengths' own deviation."""
+FEWEST_ENDED, MOST_REPEATED, LENGTH_FACTOR = 0.05, 0.3, 2.0
+"""Bounds of what is not alarming. Text hardly reaches that repetition: of these sources and their documentation, which
+are full of tables, 4 to 18 % of a piece of 64 to 512 tokens (of up to four characters) occurred before in it."""
 
 
 class Steps(NamedTuple):
@@ -156,6 +162,10 @@ class RLHF(Trainer[Experience], Generic[C]):
         self.reference = reference or Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
         self.sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
         self.kl_coef = config.kl_coef
+        self.first_length = 0.0  # tokens, mean over the updates of the first window
+        self.recent: list[dict[str, float]] = []  # figures of the latest updates
+        self.alarmed: set[str] = set()  # what was said already
+        self.note: Callable[[str], None] = lambda _: None
 
     @classmethod
     def from_data(
@@ -172,13 +182,15 @@ class RLHF(Trainer[Experience], Generic[C]):
         if reward is None and config.reward is None:
             raise UsageError("reward is missing: the folder of a reward model, or FILE.py:FUNCTION; or from Python a "
                              "function of prompts and completions")  # fmt: skip
-        room = sequence_limit(lm, config) - config.max_new_tokens
-        if room < 1:
+        limit = sequence_limit(lm, config)
+        if limit <= config.max_new_tokens:
             raise UsageError(
                 f"max_new_tokens is {config.max_new_tokens}, which leaves no room for a prompt in max_length or the "
-                f"model's context ({sequence_limit(lm, config)} tokens)"
+                f"model's context ({limit} tokens)"
             )
-        options: dict[str, Any] = {"max_length": max(2, room), "drop_bad_rows": config.drop_bad_rows}
+        options: dict[str, Any] = {
+            "max_length": limit, "new_tokens": config.max_new_tokens, "drop_bad_rows": config.drop_bad_rows
+        }  # fmt: skip
         prompts, report = load_prompts(lm, data, **options)
         for line in report.lines():
             note(line)
@@ -186,10 +198,17 @@ class RLHF(Trainer[Experience], Generic[C]):
             prompts, held_out = hold_out(prompts, config.eval_fraction, seed=seed, note=note)
         else:
             held_out, report = load_prompts(lm, eval_data, **options)
-            note(f"evaluation {report.lines()[0]}")
+            for line in report.lines("evaluation data"):
+                note(line)
         if len(prompts) * config.group_size < config.minibatches:
             raise UsageError(f"{len(prompts)} prompts do not fill {config.minibatches} minibatches")
-        return cls(lm, config, prompts, config.reward if reward is None else reward, eval_prompts=held_out, seed=seed)
+        reward = load_reward(config.reward if reward is None else reward)
+        if (difference := template_difference(lm, reward, prompts)) is not None:
+            note(difference)
+        return cls(lm, config, prompts, reward, eval_prompts=held_out, seed=seed)
+
+    def prepare(self, note: Callable[[str], None]) -> None:
+        self.note = note
 
     # What an algorithm says of itself
 
@@ -345,8 +364,28 @@ class RLHF(Trainer[Experience], Generic[C]):
     def update(self) -> dict[str, float]:
         """Draw responses, score them, and improve the policy on them. Returns its figures by tag."""
         drawn = self.collect(self.step)
-        figures = self.improve(drawn.batch, drawn.score)
-        return self.advance({**figures, **response_figures(drawn.responses)}, len(drawn.responses))
+        figures = {**self.improve(drawn.batch, drawn.score), **response_figures(drawn.responses)}
+        self.watch(figures)
+        return self.advance(figures, len(drawn.responses))
+
+    def watch(self, figures: dict[str, float]) -> None:
+        """Say what is alarming about the responses of late, each kind of it once.
+
+        Verified:  tests/unit/test_rlhf.py::test_alarms_are_said_once
+        """
+        window = -(-WATCHED // self.config.batch_size)
+        if self.step < window:
+            self.first_length += figures["response_length"] / window
+        self.recent = [*self.recent, figures][-window:]
+        if len(self.recent) < window:
+            return
+        means = {
+            name: sum(x[name] for x in self.recent) / window for name in ("response_length", "ended", "repetition")
+        }
+        for kind, text in alarms(means, self.first_length, self.config.max_new_tokens).items():
+            if kind not in self.alarmed:
+                self.alarmed.add(kind)
+                self.note(f"update {self.step + 1:,}: {text}")
 
     def _figures(self, steps: Steps, score: Tensor, kl_coef: float) -> Figures:
         """Means over responses of what the batch was like before the update."""
@@ -378,11 +417,14 @@ class RLHF(Trainer[Experience], Generic[C]):
         return {f"eval/{name}": x for name, x in {**figures, **response_figures(drawn.responses)}.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {**super().tensors(), "state/kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}
+        state = {"kl_coef": self.kl_coef, "first_length": self.first_length}
+        saved = {f"state/{name}": torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+        return {**super().tensors(), **saved}
 
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         rest = dict(tensors)
         self.kl_coef = float(rest.pop("state/kl_coef"))
+        self.first_length = float(rest.pop("state/first_length", torch.nan))  # older checkpoints have none
         super().load_tensors(rest, step)
 
 
@@ -402,3 +444,25 @@ def response_figures(drawn: Sequence[Response]) -> dict[str, float]:
         "ended": sum(response.ended for response in drawn) / len(drawn),
         "repetition": sum(shares) / len(shares),
     }
+
+
+def alarms(figures: dict[str, float], first_length: float, max_new_tokens: int) -> dict[str, str]:
+    """What is alarming about responses, by kind, for a reader.
+
+    Args:      figures: means of ``response_length``, ``ended`` and ``repetition``; first_length: the mean length, in
+               tokens, that the run began with
+    Verified:  tests/unit/test_rlhf.py::test_alarms_by_hand
+    """
+    found: dict[str, str] = {}
+    ended, repetition, length = figures["ended"], figures["repetition"], figures["response_length"]
+    if ended < FEWEST_ENDED:
+        found["ended"] = (
+            f"{ended:.0%} of the responses end by themselves; max_new_tokens ({max_new_tokens}) cuts the rest"
+        )
+    if repetition > MOST_REPEATED:
+        found["repetition"] = (
+            f"responses repeat themselves: {repetition:.0%} of their stretches of {REPEATED} tokens occurred before"
+        )
+    if length > LENGTH_FACTOR * first_length or length < first_length / LENGTH_FACTOR:
+        found["length"] = f"responses have {length:.0f} tokens on average; at first they had {first_length:.0f}"
+    return found

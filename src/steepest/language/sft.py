@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ from steepest.types import TokenBatch
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(TrainingConfig):
     """Supervised fine-tuning on demonstrations."""
+
+    has_dropout: ClassVar[bool] = True
 
     packing: bool = False
     """Put several sequences into each row of max_length tokens, kept apart by their positions."""
@@ -90,7 +92,8 @@ class SFT(Trainer[TokenBatch]):
             note(line)
         if eval_data is not None:
             held_out, report = load_sft(lm, eval_data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
-            note(f"evaluation {report.lines()[0]}")
+            for line in report.lines("evaluation data"):
+                note(line)
         else:
             examples, held_out = hold_out(examples, config.eval_fraction, seed=seed, note=note)
         return cls(lm, config, examples, eval_examples=held_out, seed=seed)

@@ -123,6 +123,11 @@ def checked_out(path: Path) -> Path:
     """The place for a comparison's figures, before anything is computed for it."""
     if path.suffix != ".json":
         raise UsageError(f"out is {path}; expected a name ending in .json (one in .md is written beside it)")
+    return refuse_folder(path)
+
+
+def refuse_folder(path: Path) -> Path:
+    """The place for a file, before anything is computed for it."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give a name of a file in it")
     return path

@@ -42,6 +42,8 @@ class TrainingConfig:
 
     learning_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
     """What learning_rate is by default: for all of a model, and for adapters."""
+    has_dropout: ClassVar[bool] = False
+    """Whether dropout is on in training."""
 
     epochs: int = 1
     """Passes over the data."""
@@ -75,7 +77,7 @@ class TrainingConfig:
     lora_alpha: float = 32.0
     """Adapters are scaled by lora_alpha / lora_rank."""
     lora_dropout: float = 0.0
-    """Dropout before the adapters."""
+    """Dropout before the adapters, in SFT only: everywhere else dropout is off."""
     eval_fraction: float = 0.0
     """Hold out this fraction of the data for evaluation, where no evaluation data is given."""
     drop_bad_rows: bool = False
@@ -95,6 +97,8 @@ class TrainingConfig:
         require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "zero or more")
         require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "in [0, 1)")
+        require(self.has_dropout or not self.lora_dropout, "lora_dropout", self.lora_dropout,
+                "0: dropout is off here, only sft has it")  # fmt: skip
         require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a fraction, in [0, 1)")
 
 

@@ -35,6 +35,7 @@ from steepest.language.models import (
     LanguageModel,
     Quantization,
     find_device,
+    keep_activations,
     load_model,
     name_base,
     require_language,
@@ -43,6 +44,7 @@ from steepest.language.models import (
     without_adapters,
 )
 from steepest.language.reading import check_source
+from steepest.language.rewards import named_function
 from steepest.learner import keep_freed_memory
 from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.config import checked_options, refuse_unknown
@@ -286,7 +288,7 @@ class LanguageRun:
         distributed.check_same(self.trainer.data_fingerprint, "the data")
         if settings.fsdp:
             self.trainer.shard(device, self.note)
-        self.trainer.prepare(self.note)
+        self.trainer.prepare(self._say)
         tenth = max(1, self.trainer.total_steps // 10)
         self.settings = dataclasses.replace(
             settings,
@@ -294,6 +296,10 @@ class LanguageRun:
             eval_every=tenth if settings.eval_every is None else settings.eval_every,
             checkpoint_every=tenth if settings.checkpoint_every is None else settings.checkpoint_every,
         )
+
+    def _say(self, text: str) -> None:
+        """Pass on what a trainer notes, to whatever takes notes by then."""
+        self.note(text)
 
     # Files
 
@@ -424,6 +430,8 @@ class LanguageRun:
             yield self.iterate()
         if not distributed.decided(self._is_summed_up()):
             self.finish()
+        if self.trainer.config.gradient_checkpointing:
+            keep_activations(self.model)  # or it would stay with the model wherever that goes next
 
     def iterate(self) -> Row:
         """One update, with whatever is due after it.
@@ -564,11 +572,11 @@ IN_MEMORY = "(made in Python)"
 
 def _path_of_reward(reward: str | Path) -> str:
     """A reward's folder or file from the root, so that a resumed run may start from another folder."""
-    place, colon, name = str(reward).rpartition(":")
-    path = Path(place if colon and place.endswith(".py") else str(reward)).expanduser()
+    named = named_function(reward)
+    path = Path(reward).expanduser() if named is None else named[0]
     if not path.exists():
         raise UsageError(f"there is no reward at {path}")
-    return f"{path.resolve()}{colon}{name}" if path.suffix == ".py" else str(path.resolve())
+    return str(path.resolve()) if named is None else f"{path.resolve()}:{named[1]}"
 
 
 def _source(given: Any) -> str | None:
