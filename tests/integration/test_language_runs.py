@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -188,6 +189,70 @@ def test_models_and_data_made_in_python(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded.network(input_ids=tokens).logits, trained.network(input_ids=tokens).logits)
         assert not torch.equal(loaded.network(input_ids=tokens).logits, tiny(scale=1.0).network(tokens).logits)
+
+
+def test_a_run_goes_on_with_no_other_model(model: Path, tmp_path: Path) -> None:
+    base, out, films = tmp_path / "base", tmp_path / "run", tmp_path / "films.jsonl"
+    shutil.copytree(model, base)
+
+    def write(rows: list[dict[str, str]]) -> None:
+        films.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(demonstrations(56)[48:])
+    options = {**OPTIONS, "eval_data": films, "lora_rank": 4, "epochs": 3, "checkpoint_every": 1}
+    with LanguageRun("sft", base, demonstrations(24), out=out, **options) as run:
+        for _ in itertools.islice(run, 2):
+            pass
+
+    def resumed() -> tuple[list[str], float]:
+        notes: list[str] = []
+        with LanguageRun.resume(out, data=demonstrations(24), note=notes.append) as run:
+            row = next(iter(run))
+        return [note for note in notes if "changed" in note], row["train/loss"]
+
+    config = json.loads((base / "config.json").read_text())
+    for what, changed in (("weights", {}), ("config", {"rms_norm_eps": 0.5})):
+        if what == "weights":
+            save_model(tiny(scale=1.0, dropout=0.1, seed=9), base)
+        (base / "config.json").write_text(json.dumps({**config, **changed}))
+        with pytest.raises(UsageError, match=rf"model {base} has changed since .* began: its {what}.*Restore it"):
+            resumed()
+        shutil.rmtree(base)
+        shutil.copytree(model, base)
+    (base / "config.json").write_text(json.dumps({**config, "transformers_version": "0.0", "_name_or_path": "x"}))
+    assert resumed()[0] == []
+    write(demonstrations(56)[40:48])
+    notes, _ = resumed()
+    assert len(notes) == 1
+    assert "the evaluation data has changed since the run began: from here on" in notes[0]
+
+    # A run of another version of a package may read the same files otherwise; weights are weights.
+    saved = json.loads((out / "config.json").read_text())
+    packages = {**saved["environment"]["packages"], "transformers": "0.0"}
+    newer = {**saved, "environment": {**saved["environment"], "packages": packages}}
+    (out / "config.json").write_text(json.dumps({**newer, "fingerprints": {**saved["fingerprints"], "settings": "x"}}))
+    assert any("config, or how it is read, has changed" in note for note in resumed()[0])
+    (out / "config.json").write_text(json.dumps({**newer, "fingerprints": {**saved["fingerprints"], "weights": "x"}}))
+    with pytest.raises(UsageError, match="its weights are others"):
+        resumed()
+    del saved["fingerprints"]  # as of a run that an older version began
+    (out / "config.json").write_text(json.dumps(saved))
+    assert resumed()[0] == []
+
+
+def test_a_run_on_adapters_resumes(model: Path, data: Path, tmp_path: Path) -> None:
+    """Also one of an older version, which took no notice of what rank they have."""
+    finished(tmp_path / "first", model, data, lora_rank=2, lora_alpha=8.0, max_steps=1)
+    options = {**OPTIONS, "lora_rank": 2, "lora_alpha": 8.0, "checkpoint_every": 1}
+    with LanguageRun("sft", tmp_path / "first", data, out=tmp_path / "run", **options) as run:
+        next(iter(run))
+    for rank in (2, 64):
+        saved = json.loads((tmp_path / "run" / "config.json").read_text())
+        saved["config"]["lora_rank"] = rank
+        (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
+        with LanguageRun.resume(tmp_path / "run") as run:
+            next(iter(run))
+            assert {p.shape[0] for name, p in run.trainer.named.items() if "lora_A" in name} == {2}
 
 
 def test_training_that_diverges_names_the_last_good_checkpoint(model: Path, data: Path, tmp_path: Path) -> None:

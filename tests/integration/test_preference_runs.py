@@ -19,7 +19,7 @@ from helpers_language import demonstrations, preferences, shout, tiny
 from steepest.cli import main
 from steepest.errors import UsageError
 from steepest.language.models import load_model, save_model
-from steepest.language.reward_model import load_reward_model
+from steepest.language.reward_model import RewardModel, load_reward_model, reward_head, save_reward_model
 from steepest.runs.language_run import LanguageRun
 from steepest.runs.metrics import read_metrics
 
@@ -197,6 +197,91 @@ def test_from_python_with_models_and_functions_of_ones_own(tmp_path: Path) -> No
         LanguageRun.resume(tmp_path / "run", data=rows)
     steepest.resume_language(tmp_path / "run", data=rows, reward=shout)
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_what_else_has_changed_is_refused_or_said(model: Path, tmp_path: Path) -> None:
+    rows, judge = tmp_path / "rows.jsonl", tmp_path / "judge.py"
+    judges: dict[str, Any] = {"by_file": f"{judge}:letters", "by_model": tmp_path / "judge"}
+
+    def write(answer: str) -> None:
+        rows.write_text("".join(json.dumps({**row, "answer": answer}) + "\n" for row in preferences(24)))
+
+    def resumed(name: str) -> list[str]:
+        notes: list[str] = []
+        with LanguageRun.resume(tmp_path / name, note=notes.append) as run:
+            next(iter(run))
+        return [note for note in notes if "changed" in note]
+
+    write("right")
+    judge.write_text(REWARD)
+    save_reward_model(RewardModel(tiny(scale=1.0), reward_head(32, seed=0)), tmp_path / "judge")
+    options = {**RLHF, "group_size": 2, "eval_fraction": 0.0, "checkpoint_every": 1, "epochs": 3}
+    for name, reward in judges.items():
+        with LanguageRun("rloo", model, rows, reward=reward, out=tmp_path / name, **options) as run:
+            next(iter(run))
+    with LanguageRun("dpo", model, rows, eval_data=rows, out=tmp_path / "dpo", **OPTIONS, checkpoint_every=1) as run:
+        next(iter(run))
+    assert resumed("by_file") == resumed("by_model") == []
+    write("wrong")
+    with pytest.raises(UsageError, match=r"has changed since .* its rows hold something else"):
+        resumed("by_file")
+    assert resumed("dpo") == []  # which reads no answers
+    write("right")
+    judge.write_text(REWARD.replace('"e"', '"o"'))
+    save_reward_model(RewardModel(tiny(scale=1.0), reward_head(32, seed=1)), tmp_path / "judge")
+    for name in judges:
+        (note,) = resumed(name)
+        assert "the reward has changed since the run began: from here on" in note
+
+    # Other pairs to evaluate on, more of them than before, are compared with the reference of the run's beginning.
+    saved = json.loads((tmp_path / "dpo" / "config.json").read_text())
+    others = tmp_path / "others.jsonl"
+    others.write_text("".join(json.dumps(row) + "\n" for row in preferences(56)[24:]))
+    (tmp_path / "dpo" / "config.json").write_text(json.dumps({**saved, "eval_data": str(others)}))
+    notes: list[str] = []
+    with LanguageRun.resume(tmp_path / "dpo", note=notes.append) as run:
+        fresh = LanguageRun("dpo", model, rows, eval_data=others, **OPTIONS)
+        found, expected = run.trainer.ref_log_probs, fresh.trainer._precomputed()
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-4)  # scored in other batches, in float32
+        assert abs(run.trainer.evaluate()["eval/kl"]) > 1e-2  # the policy of now is another one
+    assert any("the evaluation data has changed" in note for note in notes)
+
+
+def test_a_reward_model_goes_on_with_its_head(model: Path, data: Path, tmp_path: Path) -> None:
+    rows, options = data / "pairs.jsonl", {**OPTIONS, "checkpoint_every": 1}
+    first, notes = tmp_path / "first", list[str]()
+    with LanguageRun("reward", model, rows, out=first, **options) as run:
+        for _ in run:
+            pass
+    head = load_reward_model(first).head.weight
+    for name, steps in (("alone", 99), ("stopped", 2), ("stopped before a checkpoint", 0)):
+        with LanguageRun("reward", first, rows, out=tmp_path / name, note=notes.append, **options) as run:
+            assert torch.equal(run.trainer.model.head.weight, head)
+            for _ in itertools.islice(run, steps):
+                pass
+    assert any("going on with the head of the reward model" in note for note in notes)
+    for name in ("stopped", "stopped before a checkpoint"):
+        with LanguageRun.resume(tmp_path / name) as run:
+            for _ in run:
+                pass
+        assert differences(tmp_path / "alone", tmp_path / name) == []
+    notes.clear()
+    LanguageRun("dpo", first, rows, note=notes.append, **OPTIONS)
+    LanguageRun("reward", load_model(first), rows, note=notes.append, **OPTIONS)  # whose weights may have changed since
+    assert sum("is a reward model: its head is left out" in note for note in notes) == 2
+
+
+def test_held_out_pairs_are_of_other_prompts(model: Path) -> None:
+    rows = [{**row, "rejected": f" It was {n}."} for row in preferences(8) for n in range(4)]
+    for algorithm, options in (("dpo", {}), ("reward", {}), ("grpo", {"max_new_tokens": 4, "reward": shout})):
+        notes: list[str] = []
+        run = LanguageRun(algorithm, model, rows, eval_fraction=0.25, note=notes.append, max_length=64, **options)
+        made = run.trainer
+        prompts: Any = [[p.tokens for p in rows] for rows in (made.prompts, made.eval_prompts)] if options else [
+            [p.prompt for p in rows] for rows in (made.pairs, made.eval_pairs)]  # fmt: skip
+        assert [len(rows) for rows in prompts] == [24, 8]
+        assert not set(prompts[0]) & set(prompts[1])
+        assert "evaluation data: 8 rows of 2 prompts held out" in notes
 
 
 SHORT = ("--max-new-tokens", "5")

@@ -212,16 +212,29 @@ REFERENCE: Mistakes = {
         "token_log_probs(self.lm, batch, temperature=temperature)",
         "token_log_probs(self.lm, batch)",
     ),
-    "a key without the weights": (
-        "digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())",
+    "a key without the weights": ("digest.update(weights_fingerprint(weights).encode())", "pass"),
+    "a key without the settings": (
+        "digest.update(settings_fingerprint(lm, adapters=not adapters_are_fresh).encode())",
         "pass",
     ),
+    "a key with fresh adapters": ("if name not in left_out}", "if True}"),
     "a key without the template": ("digest.update(str(tokenizer.chat_template).encode())", "pass"),
     "a key without the data": ('f"|{data_fingerprint}|{precision}', 'f"|{precision}'),
     "a key without the temperature": ("|{temperature!r}|", "|"),
     "a key without the precision": ("|{precision}|", "|"),
     "a key without the path": ("|{share_prompts}|", "|"),
     "other shapes taken from the cache": ("tuple(x.shape) != s for x, s in", "False for x, s in"),
+}
+
+FINGERPRINTS: Mistakes = {
+    "the weights left out": (
+        "digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)",
+        "pass",
+    ),
+    "the adapters' settings left out": ("if adapters and lm.has_adapters:", "if False:"),
+    "bookkeeping counted": ("if name not in BOOKKEEPING and not name.startswith", "if not name.startswith"),
+    "sets in any order": ("sorted(map(repr, ", "list(map(repr, "),
+    "addresses counted": ('re.sub(r" at 0x[0-9a-f]+", "", repr(value))', "repr(value)"),
 }
 
 SFT: Mistakes = {

@@ -1212,6 +1212,14 @@ TRAINING: Mistakes = {
     "a sum instead of a mean": ("(loss / total).backward()", "loss.backward()"),
     "gradients pile up": ("self.optimizer.zero_grad(set_to_none=True)", "pass"),
     "figures of the last part": ("sums.get(name, 0.0) + float(value.detach())", "float(value.detach())"),
+    "rows held out without those of their prompt": (
+        "groups.setdefault(tuple(prompt(row)) or place,",
+        "groups.setdefault(place,",
+    ),
+    "other adapters taken for those asked for": (
+        "if (rank, alpha) != (config.lora_rank, config.lora_alpha):",
+        "if False:",
+    ),
     "the norm not limited": (
         "clip_grad_norm_(self.named.values(), self.config.max_gradient_norm)",
         'clip_grad_norm_(self.named.values(), float("inf"))',
@@ -1492,6 +1500,7 @@ SUSPECTS: dict[str, Suspect] = {
         ("unit/test_language_models.py", "unit/test_language_generation.py", "unit/test_language_batching.py"),
     ),
     "language/reference.py": Suspect(lm.REFERENCE, ("unit/test_dpo.py", "unit/test_rlhf.py", "exact/test_rlhf.py")),
+    "language/fingerprints.py": Suspect(lm.FINGERPRINTS, ("unit/test_dpo.py", "unit/test_language_data.py")),
     "language/sft.py": Suspect(lm.SFT, ("unit/test_language_sft.py",)),
     "language/rewards.py": Suspect(lm.REWARDS, ("unit/test_rewards.py", "unit/test_rlhf.py")),
     "language/measures.py": Suspect(lm.MEASURES, ("unit/test_comparison.py",)),

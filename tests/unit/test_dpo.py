@@ -17,7 +17,7 @@ from steepest.language import dpo as module
 from steepest.language import reference as reference_module
 from steepest.language.data import load_preferences
 from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
-from steepest.language.models import LanguageModel
+from steepest.language.models import LanguageModel, add_adapters, load_model, save_model
 from steepest.language.pairs import joined, pair_log_probs
 from steepest.language.reference import load_cached, reference_key, save_cached
 from steepest.language.scoring import token_log_probs
@@ -176,6 +176,40 @@ def test_the_cache_is_used_and_anything_changed_recomputes(tmp_path: Path, monke
     save_cached(tmp_path, "key", [torch.zeros(3, 2)])
     assert load_cached(tmp_path, "key", [(3, 2)]) is not None
     assert load_cached(tmp_path, "key", [(4, 2)]) is None
+
+
+def test_the_key_holds_the_settings_and_no_bookkeeping(tmp_path: Path) -> None:
+    """Equal weights compute something else with another config, and the same wherever they come from."""
+
+    def key(lm: LanguageModel) -> str:
+        return reference_key(lm, "x", precision="float32")
+
+    def adapted(alpha: float) -> LanguageModel:
+        return add_adapters(load_model(tmp_path / "tiny"), rank=2, alpha=alpha, dropout=0.0, seed=0)
+
+    save_model(tiny(), tmp_path / "tiny")
+    loaded = load_model(tmp_path / "tiny")
+    assert key(loaded) == key(tiny())
+    others = [tiny(), tiny()]
+    others[0].network.config.rms_norm_eps = 0.5
+    others[1].network.config.rope_parameters = {**others[1].network.config.rope_parameters, "rope_theta": 7.0}
+    assert len({key(lm) for lm in (loaded, *others)}) == 3
+    save_model(adapted(8.0), tmp_path / "adapters")
+    assert key(load_model(tmp_path / "adapters")) == key(adapted(8.0))
+    assert key(adapted(8.0)) != key(adapted(32.0))
+
+
+def test_fresh_adapters_share_the_cache_of_their_base(tmp_path: Path) -> None:
+    """They are switched off in the reference; adapters that were there before are part of it."""
+
+    def cached(lm: LanguageModel, seed: int, **options: Any) -> int:
+        config = DPOConfig(lora_rank=4, reference_cache=str(tmp_path), max_length=64, **options)
+        DPO(lm, config, load_preferences(lm, preferences(4))[0], seed=seed)._precomputed()
+        return len(list(tmp_path.iterdir()))
+
+    assert [cached(tiny(), seed) for seed in (0, 1)] == [1, 1]
+    assert cached(tiny(), 0, lora_alpha=8.0) == 1
+    assert [cached(trainer(lora_rank=4).lm, seed) for seed in (0, 1)] == [2, 2]
 
 
 @pytest.mark.parametrize("options", [{}, {"reference": "on_the_fly"}, {"lora_rank": 4, "reference": "on_the_fly"}])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers_language import demonstrations, tiny, tokenizer
@@ -19,6 +21,7 @@ from steepest.language.data import (
     load_sft,
     show_example,
 )
+from steepest.language.fingerprints import rows_fingerprint
 from steepest.language.models import LanguageModel
 from steepest.language.reading import read_rows
 
@@ -220,6 +223,19 @@ def test_the_fingerprint_tells_rows_and_their_parts_apart() -> None:
     assert len({fingerprint([row]) for row in rows}) == 4
     assert fingerprint([[[1], [2]]]) == fingerprint(iter([((1,), (2,))]))
     assert fingerprint([[[1]], [[2]]]) != fingerprint([[[2]], [[1]]])
+
+
+def test_a_hash_of_rows_is_of_all_that_they_hold() -> None:
+    """Also of what JSON has no form for, and of nothing that differs from process to process."""
+
+    def row(**columns: Any) -> list[dict[str, Any]]:
+        return [{"prompt": "x", "when": datetime.date(2020, 1, 2), **columns}]
+
+    rows = [row(), row(answer=1), row(answer=[1, 2]), row(answer=np.array([1, 3])), row(answer={"deep": {"b", "a"}})]
+    assert len({rows_fingerprint(x) for x in (*rows, row(when=datetime.date(2020, 1, 3)), row() * 2)}) == 7
+    assert rows_fingerprint(row(answer=np.array([1, 2]))) == rows_fingerprint(rows[2])
+    assert rows_fingerprint(row(answer={1, 9})) == rows_fingerprint(row(answer={9, 1}))
+    assert rows_fingerprint(row(image=object())) == rows_fingerprint(row(image=object()))
 
 
 def test_a_length_that_the_model_cannot_take_is_refused() -> None:

@@ -12,9 +12,9 @@ from helpers_language import EXAMPLES, demonstrations, tiny
 from steepest.errors import RunError, UsageError
 from steepest.language.batching import pad
 from steepest.language.data import load_sft
-from steepest.language.models import LanguageModel
-from steepest.language.sft import SFT, SFTConfig
-from steepest.language.training import schedule_factor
+from steepest.language.models import LanguageModel, add_adapters
+from steepest.language.sft import SFT, SFTConfig, first_prompt
+from steepest.language.training import hold_out, schedule_factor
 
 
 def trainer(lm: LanguageModel | None = None, rows: int = 24, **options: Any) -> SFT:
@@ -218,6 +218,45 @@ def test_an_update_is_adamw_with_decay_of_matrices() -> None:
         large = p.grad.abs() > 1e-5  # beside Adam's epsilon of 1e-8
         assert bool(large.any())
         torch.testing.assert_close(p.detach()[large], (kept - rate * p.grad.sign())[large], rtol=1e-5, atol=2e-6)
+
+
+def test_other_adapters_than_there_are_is_an_error() -> None:
+    lm = add_adapters(tiny(), rank=2, alpha=8.0, dropout=0.0, seed=0)
+    for options in ({}, {"lora_rank": 2, "lora_alpha": 8.0}, {"lora_alpha": 1.0}):
+        assert trainer(lm, **options).lm is lm
+    for options in ({"lora_rank": 64, "lora_alpha": 8.0}, {"lora_rank": 2, "lora_alpha": 1.0}):
+        with pytest.raises(UsageError, match="goes on with its adapters of rank 2 and alpha 8"):
+            trainer(lm, **options)
+
+
+def test_no_prompt_is_held_out_and_trained_on() -> None:
+    said: list[str] = []
+
+    def split(rows: list[str], prompt: Any = str.split, fraction: float = 0.25) -> tuple[list[str], list[str]]:
+        return hold_out(rows, lambda row: prompt(row)[:1], fraction, seed=3, note=said.append)
+
+    rows = [f"{prompt} {answer}" for answer in range(5) for prompt in "abcdefgh"]
+    kept, held = split(rows)
+    assert sorted(kept + held) == sorted(rows)
+    assert {row[0] for row in kept} | {row[0] for row in held} == set("abcdefgh")
+    assert len({row[0] for row in held}) == 2
+    assert not {row[0] for row in kept} & {row[0] for row in held}
+    assert (kept, held) == split(rows)
+    assert said[0] == "evaluation data: 10 rows of 2 prompts held out"
+    # Rows without a prompt, and prompts that come once, are held out one by one, alike.
+    assert split(rows, lambda row: []) == split(rows, lambda row: [row])
+    assert said[-1] == "evaluation data: 10 rows held out"
+    with pytest.raises(UsageError, match=r"eval_fraction 0.25 of 3 rows of 1 prompts leaves none to train on"):
+        split(["a 0", "a 1", "a 2"])
+
+
+def test_the_prompt_of_a_demonstration() -> None:
+    lm = tiny(chat=True)
+    turns = [{"role": r, "content": c} for r, c in (("user", "So?"), ("assistant", "No."), ("user", "Why?"))]
+    rows = [[*turns[:1], {"role": "assistant", "content": "Yes."}], [*turns, {"role": "assistant", "content": "A."}]]
+    one, other = (first_prompt(e) for e in load_sft(lm, [{"messages": row} for row in rows])[0])
+    assert one == other != ()
+    assert {first_prompt(e) for e in load_sft(lm, [{"text": "This film"}, {"text": "This movie"}])[0]} == {()}
 
 
 def test_half_precision_weights_are_not_trained() -> None:

@@ -186,6 +186,10 @@ class DPO(Trainer[ScoredPairs]):
         return fingerprint(self.pairs)
 
     @property
+    def eval_fingerprint(self) -> str:
+        return fingerprint(self.eval_pairs)
+
+    @property
     def epoch_steps(self) -> int:
         return max(1, -(-len(self.pairs) // self.config.batch_size))
 
@@ -238,6 +242,7 @@ class DPO(Trainer[ScoredPairs]):
                     fingerprint(everything),
                     precision=self.config.precision,
                     share_prompts=self.why_not_shared is None,
+                    adapters_are_fresh=self.adapters_are_fresh if self.reference is None else self.reference.switches,
                     weights=weights,
                 )
                 found = distributed.decided(load_cached(folder, key, [(len(everything), 2)]))
@@ -319,6 +324,13 @@ class DPO(Trainer[ScoredPairs]):
         ref = {} if self.ref_log_probs is None else {"reference/log_probs": self.ref_log_probs}
         return {**super().tensors(), **ref}
 
+    def with_new_evaluation(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        ref = tensors.get("reference/log_probs")
+        if ref is None:
+            return tensors
+        new = [self._score_all(self.eval_pairs)] if self.eval_pairs else []
+        return {**tensors, "reference/log_probs": torch.cat([ref[: len(self.pairs)], *new])}
+
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         rest = dict(tensors)
         self.ref_log_probs = rest.pop("reference/log_probs", None)
@@ -334,7 +346,7 @@ def read_pairs(
     for line in report.lines():
         note(line)
     if eval_data is None:
-        return hold_out(pairs, config.eval_fraction, seed=seed, note=note)
+        return hold_out(pairs, lambda pair: pair.prompt, config.eval_fraction, seed=seed, note=note)
     held_out, report = load_preferences(lm, eval_data, **options)
     for line in report.lines("evaluation data"):
         note(line)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steepest.errors import RunError
+from steepest.language.fingerprints import settings_fingerprint, weights_fingerprint
 from steepest.language.models import LanguageModel, reference, without_dropout
 from steepest.language.pairs import pair_log_probs
 from steepest.language.scoring import token_log_probs
@@ -59,22 +60,28 @@ def reference_key(
     precision: Literal["float32", "bfloat16"],
     temperature: float = 1.0,
     share_prompts: bool = False,
+    adapters_are_fresh: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> str:
     """A hash of all that the reference's log-probabilities depend on.
 
-    Weights, adapters among them; tokenizer and chat template; the token ids; number types and temperature; and whether
-    prompts were shared, which rounds otherwise.
+    Weights and config, those of adapters among them; tokenizer and chat template; the token ids; number types and
+    temperature; and whether prompts were shared, which rounds otherwise.
 
-    Args:      share_prompts: as of ``pairs.pair_log_probs``; weights: in place of those that the model holds, by their
-               names
+    Args:      share_prompts: as of ``pairs.pair_log_probs``; adapters_are_fresh: they are no part of the reference, and
+               left out; weights: in place of those that the model holds, by their names
 
-    Verified:  tests/unit/test_dpo.py::test_the_cache_is_used_and_anything_changed_recomputes
+    Verified:  tests/unit/test_dpo.py::test_the_cache_is_used_and_anything_changed_recomputes,
+               tests/unit/test_dpo.py::test_the_key_holds_the_settings_and_no_bookkeeping,
+               tests/unit/test_dpo.py::test_fresh_adapters_share_the_cache_of_their_base
     """
+    weights = lm.model.state_dict() if weights is None else weights
+    if adapters_are_fresh:
+        left_out = lm.parameters()
+        weights = {name: tensor for name, tensor in weights.items() if name not in left_out}
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted((lm.model.state_dict() if weights is None else weights).items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(weights_fingerprint(weights).encode())
+    digest.update(settings_fingerprint(lm, adapters=not adapters_are_fresh).encode())
     tokenizer: Any = lm.tokenizer
     if tokenizer is not None:
         digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())

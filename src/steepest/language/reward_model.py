@@ -97,22 +97,32 @@ def load_reward_model(source: str | Path, **options: Any) -> RewardModel:
     Raises:    UsageError where there is no reward model
     Verified:  tests/unit/test_reward_model.py::test_saving_and_loading_gives_the_same_scores
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(source).expanduser()
     folder = folder if (folder / HEAD_FILE).is_file() else folder / "model"
     if not (folder / HEAD_FILE).is_file():
         raise UsageError(f"no reward model in {source}: expected a folder with {HEAD_FILE} in it, such as one that "
                          "steepest reward wrote")  # fmt: skip
     lm = load_model(folder, **options)
+    return RewardModel(lm, load_head(folder).to(lm.device).requires_grad_(False))
+
+
+def has_head(lm: LanguageModel) -> bool:
+    """Whether the model was loaded from the folder of a reward model."""
+    return bool(lm.source) and (Path(lm.source) / HEAD_FILE).is_file()
+
+
+def load_head(folder: Path) -> nn.Linear:
+    """The head in the folder of a reward model. UsageError where it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         weights = load_file(str(folder / HEAD_FILE))
         head = nn.Linear(weights["weight"].shape[1], 1)
         head.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UsageError(f"{folder / HEAD_FILE} is no head of a reward model: {error}") from error
-    return RewardModel(lm, head.to(lm.device).requires_grad_(False))
+    return head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,15 +193,20 @@ class RewardTrainer(Trainer[PreferenceBatch]):
         data: Any,
         *,
         eval_data: Any = None,
+        head: nn.Linear | None = None,
         seed: int = 0,
         note: Callable[[str], None],
     ) -> Self:
         pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
-        return cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
+        return cls(lm, config, pairs, eval_pairs=held_out, head=head, seed=seed)
 
     @property
     def data_fingerprint(self) -> str:
         return fingerprint(self.pairs)
+
+    @property
+    def eval_fingerprint(self) -> str:
+        return fingerprint(self.eval_pairs)
 
     @property
     def epoch_steps(self) -> int:

@@ -17,6 +17,7 @@ from steepest.errors import UsageError, require
 from steepest.language import distributed
 from steepest.language.batching import epoch_order, pad, responses
 from steepest.language.data import Prompt, fingerprint, load_prompts
+from steepest.language.fingerprints import rows_fingerprint
 from steepest.language.generation import Response, Sampling, draw_uniforms, generate
 from steepest.language.models import LanguageModel, without_dropout
 from steepest.language.reference import Reference
@@ -158,7 +159,8 @@ class RLHF(Trainer[Experience], Generic[C]):
         self.head = head
         self.prompts = list(prompts)
         self.eval_prompts = list(eval_prompts)
-        self.score = make_scorer(self.lm, reward, micro_batch_size=config.micro_batch_size)
+        self.reward = load_reward(reward)
+        self.score = make_scorer(self.lm, self.reward, micro_batch_size=config.micro_batch_size)
         self.reference = reference or Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
         self.sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
         self.kl_coef = config.kl_coef
@@ -195,7 +197,7 @@ class RLHF(Trainer[Experience], Generic[C]):
         for line in report.lines():
             note(line)
         if eval_data is None:
-            prompts, held_out = hold_out(prompts, config.eval_fraction, seed=seed, note=note)
+            prompts, held_out = hold_out(prompts, lambda p: p.tokens, config.eval_fraction, seed=seed, note=note)
         else:
             held_out, report = load_prompts(lm, eval_data, **options)
             for line in report.lines("evaluation data"):
@@ -227,6 +229,14 @@ class RLHF(Trainer[Experience], Generic[C]):
     @property
     def data_fingerprint(self) -> str:
         return fingerprint([prompt.tokens] for prompt in self.prompts)
+
+    @property
+    def rows_fingerprint(self) -> str:
+        return rows_fingerprint(prompt.row for prompt in self.prompts)  # a reward may look at all of them
+
+    @property
+    def eval_fingerprint(self) -> str:
+        return rows_fingerprint(prompt for prompt in self.eval_prompts)
 
     @property
     def epoch_steps(self) -> int:

@@ -95,12 +95,16 @@ class SFT(Trainer[TokenBatch]):
             for line in report.lines("evaluation data"):
                 note(line)
         else:
-            examples, held_out = hold_out(examples, config.eval_fraction, seed=seed, note=note)
+            examples, held_out = hold_out(examples, first_prompt, config.eval_fraction, seed=seed, note=note)
         return cls(lm, config, examples, eval_examples=held_out, seed=seed)
 
     @property
     def data_fingerprint(self) -> str:
         return fingerprint(self.examples)
+
+    @property
+    def eval_fingerprint(self) -> str:
+        return fingerprint(self.eval_examples)
 
     @property
     def epoch_steps(self) -> int:
@@ -157,3 +161,9 @@ class SFT(Trainer[TokenBatch]):
                     count += self.count(batch)
         loss = distributed.total(total) / distributed.total(count)
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+
+
+def first_prompt(example: Example) -> tuple[int, ...]:
+    """The tokens before the first that is learned; empty for a text, of which everything is but the very first."""
+    start = example.response.index(True)
+    return example.tokens[:start] if start > 1 else ()

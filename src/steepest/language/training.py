@@ -79,7 +79,7 @@ class TrainingConfig:
     lora_dropout: float = 0.0
     """Dropout before the adapters, in SFT only: everywhere else dropout is off."""
     eval_fraction: float = 0.0
-    """Hold out this fraction of the data for evaluation, where no evaluation data is given."""
+    """Hold out this fraction of the prompts, with all their rows, where no evaluation data is given."""
     drop_bad_rows: bool = False
     """Leave out rows that cannot be used, and count them, instead of refusing the dataset."""
 
@@ -121,8 +121,21 @@ def sequence_limit(lm: LanguageModel, config: TrainingConfig) -> int:
 
 
 def with_adapters(lm: LanguageModel, config: TrainingConfig, seed: int) -> LanguageModel:
-    """The model as it is to be trained: with fresh adapters where the config asks for them and it has none yet."""
-    if config.lora_rank and not lm.has_adapters:
+    """The model as it is to be trained: with fresh adapters where the config asks for them and it has none yet.
+
+    Raises:    UsageError where it has other adapters than the config asks for, or nothing that can be trained
+    Verified:  tests/unit/test_language_sft.py::test_other_adapters_than_there_are_is_an_error
+    """
+    if config.lora_rank and lm.has_adapters:
+        for own in cast(Any, lm.model).peft_config.values():
+            rank, alpha = getattr(own, "r", None), getattr(own, "lora_alpha", None)
+            if (rank, alpha) != (config.lora_rank, config.lora_alpha):
+                raise UsageError(
+                    f"lora_rank is {config.lora_rank} and lora_alpha {config.lora_alpha:g}, for a model with adapters: "
+                    f"it goes on with its adapters of rank {rank} and alpha {alpha}. Leave out lora_rank, or merge "
+                    "them first (merge_adapters)"
+                )
+    elif config.lora_rank:
         lm = add_adapters(
             lm,
             rank=config.lora_rank,
@@ -142,19 +155,31 @@ def with_adapters(lm: LanguageModel, config: TrainingConfig, seed: int) -> Langu
     return lm
 
 
-def hold_out(rows: list[T], fraction: float, *, seed: int, note: Callable[[str], None]) -> tuple[list[T], list[T]]:
-    """Rows to train on, and rows held out for evaluation: a function of the seed.
+def hold_out(
+    rows: list[T], prompt: Callable[[T], Sequence[int]], fraction: float, *, seed: int, note: Callable[[str], None]
+) -> tuple[list[T], list[T]]:
+    """Rows to train on, and rows held out for evaluation, never of the same prompt: a function of the seed.
 
+    Args:      prompt: the tokens of a row's prompt, empty where it has none: it then stands for itself; fraction: of
+               the prompts
     Raises:    UsageError where none is left to train on
+    Verified:  tests/unit/test_language_sft.py::test_no_prompt_is_held_out_and_trained_on
     """
     if not fraction:
         return rows, []
-    order = np.random.default_rng(stream_seed(seed, "held out")).permutation(len(rows))
-    size = max(1, round(fraction * len(rows)))
-    if size >= len(rows):
-        raise UsageError(f"eval_fraction {fraction} of {len(rows)} rows leaves none to train on")
-    note(f"evaluation data: {size:,} rows held out")
-    return [rows[i] for i in order[size:]], [rows[i] for i in order[:size]]
+    groups: dict[Any, list[T]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(tuple(prompt(row)) or place, []).append(row)
+    every = list(groups.values())
+    order = np.random.default_rng(stream_seed(seed, "held out")).permutation(len(every))
+    size = max(1, round(fraction * len(every)))
+    repeated = len(every) < len(rows)
+    if size >= len(every):
+        of = f" of {len(every)} prompts" if repeated else ""
+        raise UsageError(f"eval_fraction {fraction} of {len(rows)} rows{of} leaves none to train on")
+    kept, held = ([row for i in part for row in every[i]] for part in (order[size:], order[:size]))
+    note(f"evaluation data: {len(held):,} rows{f' of {size:,} prompts' if repeated else ''} held out")
+    return kept, held
 
 
 class Trainer(ABC, Generic[B]):
@@ -247,6 +272,16 @@ class Trainer(ABC, Generic[B]):
     @abstractmethod
     def data_fingerprint(self) -> str:
         """A hash of the tokenised data."""
+
+    @property
+    @abstractmethod
+    def eval_fingerprint(self) -> str:
+        """A hash of the held-out data."""
+
+    @property
+    def rows_fingerprint(self) -> str | None:
+        """A hash of the data's rows, where more of them is read than their tokens."""
+        return None
 
     @property
     @abstractmethod
@@ -401,6 +436,10 @@ class Trainer(ABC, Generic[B]):
                 if moment in state:
                     out[f"{moment}/{name}"] = state[moment]
         return out if self.sharded is None else self.sharded.gathered(out)
+
+    def with_new_evaluation(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``tensors()`` of a run whose held-out data was exchanged since. The model is as it was loaded."""
+        return tensors
 
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on from ``tensors()``.

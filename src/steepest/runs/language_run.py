@@ -15,6 +15,7 @@ and train together, and the main one alone has a folder.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import math
 import shlex
@@ -26,9 +27,11 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+from torch import nn
 
 from steepest.errors import RunError, SteepestError, UsageError, require
 from steepest.language import distributed
+from steepest.language.fingerprints import settings_fingerprint, weights_fingerprint
 from steepest.language.models import (
     Device,
     Dtype,
@@ -165,7 +168,8 @@ class LanguageRun:
                     options = {**options, "reward": _path_of_reward(options["reward"])}
                 settings, config = resolve_language_options(algorithm, options)
                 name = f"{_label(data)} ({_label(model)})"
-                self._start(algorithm, model, data, eval_data, reward, name, settings, config, note)
+                hashed = out is not None and not isinstance(model, LanguageModel)  # which the run's folder keeps itself
+                self._start(algorithm, model, data, eval_data, reward, name, settings, config, note, hashed=hashed)
                 if out is not None and distributed.is_main():
                     label = f"{algorithm}-{_label(model)}-seed{settings.seed}"
                     self._create(Path(out) if str(out) else None, label)
@@ -186,7 +190,9 @@ class LanguageRun:
         """Go on from the last checkpoint of a run, to the same bits as if it had never stopped.
 
         Args:      data, eval_data, reward: again, where the run was given rows in memory, or a Python function
-        Raises:    UsageError if there is no run, it is in use, or its data is missing or has changed
+        Raises:    UsageError if there is no run, it is in use, or its model or data is missing or has changed
+        Verified:  tests/integration/test_language_runs.py::test_a_run_goes_on_with_no_other_model,
+                   tests/integration/test_preference_runs.py::test_what_else_has_changed_is_refused_or_said
         """
         require_language()
         distributed.join()
@@ -224,6 +230,8 @@ class LanguageRun:
                 settings,
                 config,
                 note,
+                hashed="settings" in saved.get("fingerprints", {}),
+                resumed=True,
             )
         except BaseException:
             directory.close()
@@ -246,7 +254,11 @@ class LanguageRun:
         settings: LanguageRunConfig,
         config: Any,
         note: Callable[[str], None] | None,
+        *,
+        hashed: bool,
+        resumed: bool = False,
     ) -> None:
+        """``hashed``: whether the model's fingerprints are needed, which takes as long as reading its weights."""
         require_language()
         keep_freed_memory()
         self.note = note if note is not None and distributed.is_main() else lambda _: None
@@ -283,9 +295,15 @@ class LanguageRun:
             )
         distributed.copy_from_main(lm.model)
         self.base = lm
-        more = {"reward": reward} if kind.takes_reward else {}
+        head = self._old_head(lm, isinstance(model, LanguageModel))
+        # Before the trainer adds its adapters, and takes the model apart.
+        self.start_fingerprints = _fingerprints_of_start(lm, head, settings.quantization) if hashed else {}
+        if resumed and lm.has_adapters:
+            # They were compared with lora_rank when the run began, or the run is of a version that went on regardless.
+            config = dataclasses.replace(config, lora_rank=0)
+        more: dict[str, Any] = {"reward": reward} if kind.takes_reward else {} if head is None else {"head": head}
         self.trainer = kind.from_data(lm, config, data, eval_data=eval_data, seed=settings.seed, note=self.note, **more)
-        distributed.check_same(self.trainer.data_fingerprint, "the data")
+        distributed.check_same((self.trainer.data_fingerprint, self.trainer.rows_fingerprint), "the data")
         if settings.fsdp:
             self.trainer.shard(device, self.note)
         self.trainer.prepare(self._say)
@@ -300,6 +318,18 @@ class LanguageRun:
     def _say(self, text: str) -> None:
         """Pass on what a trainer notes, to whatever takes notes by then."""
         self.note(text)
+
+    def _old_head(self, lm: LanguageModel, made_in_python: bool) -> nn.Linear | None:
+        """The head that training goes on with, where it is of a reward model and starts from one."""
+        from steepest.language.reward_model import has_head, load_head
+
+        if not has_head(lm):
+            return None
+        if self.algorithm == "reward" and not made_in_python:
+            self.note(f"going on with the head of the reward model {lm.source}")
+            return load_head(Path(lm.source)).to(lm.device)
+        self.note(f"{lm.source} is a reward model: its head is left out")
+        return None
 
     # Files
 
@@ -324,11 +354,10 @@ class LanguageRun:
         """Take an old run's folder and load its newest checkpoint."""
         if distributed.is_main():
             self._use(directory)
-        if self.trainer.data_fingerprint != saved["fingerprint"]:
-            raise UsageError(
-                f"the data, or its tokenizer, has changed since {directory.path} began: it cannot go on from the same "
-                "place. Restore it, or start a new run from the model so far"
-            )
+        environment = environment_report()
+        changed = changed_since(saved["environment"], environment)
+        elsewhere = bool(changed) or environment["gpu"] != saved["environment"]["gpu"]
+        others = self._other_than_before(directory, saved, elsewhere)
         found = None if self.store is None else self.store.load_latest()
         path = distributed.decided(None if found is None else found[0])
         if path is None:
@@ -336,6 +365,8 @@ class LanguageRun:
         else:
             tensors, metadata = load_tensors(path, kind="checkpoint") if found is None else found[1:]
             try:
+                if "eval_data" in others:
+                    tensors = self.trainer.with_new_evaluation(tensors)
                 self.trainer.load_tensors(tensors, int(metadata["step"]))
                 self.wall_seconds = float(metadata["wall_seconds"])
                 self.evaluation, self.evaluated_at = metadata["evaluation"], int(metadata["evaluated_at"])
@@ -348,12 +379,41 @@ class LanguageRun:
             return
         if path is not None:
             self.note(f"resuming from {path.name}")
-        changed = changed_since(saved["environment"], environment_report())
+        for name in sorted(others):
+            self.note(NOTED[name])
         processes = saved.get("processes", 1)
         if processes != distributed.world_size():
             changed.append(f"processes were {processes}, are {distributed.world_size()}")
         if changed:
             self.note(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
+
+    def _other_than_before(self, directory: RunDirectory, saved: dict[str, Any], elsewhere: bool) -> set[str]:
+        """Names of the fingerprints that are others than when the run began, yet let it go on.
+
+        Args:      elsewhere: with other packages or on another machine, which may read the same model otherwise
+        Raises:    UsageError where the run cannot go on with them
+        """
+        before, now = saved.get("fingerprints", {}), self.fingerprints()  # runs of older versions have none
+        others = {name for name in before.keys() & now.keys() if before[name] != now[name]}
+        if self.trainer.data_fingerprint != saved["fingerprint"]:
+            older = not before and self.trainer.config.eval_fraction > 0
+            said = " (or an older version held out some rows of a prompt and not the others)" if older else ""
+            raise UsageError(
+                f"the data, or its tokenizer, has changed since {directory.path} began{said}: it cannot go on from the "
+                "same place. Restore it, or start a new run from the model so far"
+            )
+        if "rows" in others:
+            raise UsageError(
+                f"the data has changed since {directory.path} began: its prompts are the same, but its rows hold "
+                "something else, which a reward may look at. Restore it, or start a new run from the model so far"
+            )
+        for name in MODEL:
+            if name in others and (name == "weights" or not elsewhere):
+                raise UsageError(
+                    f"the model {saved['model']} has changed since {directory.path} began: {MODEL[name]}. What the run "
+                    "does not train, and its reference, would be another model's. Restore it, or start a new run"
+                )
+        return others
 
     def _use(self, directory: RunDirectory) -> None:
         self.directory = directory
@@ -369,6 +429,15 @@ class LanguageRun:
             wandb=self.settings.wandb,
         )
 
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of what a resumed run has to find again, besides the data's tokens; None of what it has not."""
+        return {
+            **self.start_fingerprints,
+            "rows": self.trainer.rows_fingerprint,
+            "eval_data": self.trainer.eval_fingerprint,
+            "reward": None if self.sources["reward"] else _fingerprint_of_reward(self.trainer),
+        }
+
     def description(self) -> dict[str, Any]:
         """Everything that defines the run, as JSON."""
         return {
@@ -376,6 +445,7 @@ class LanguageRun:
             "name": self.name,
             **self.sources,
             "fingerprint": self.trainer.data_fingerprint,
+            "fingerprints": self.fingerprints(),
             "config": dataclasses.asdict(self.trainer.config),
             "run": dataclasses.asdict(self.settings),
             "processes": distributed.world_size(),
@@ -568,6 +638,50 @@ class LanguageRun:
 
 
 IN_MEMORY = "(made in Python)"
+MODEL = {
+    "weights": "its weights are others",
+    "weights in 4 bits": "its weights are others",
+    "settings": "its config, end tokens or adapters' config are others",
+}
+"""Fingerprints of a model, and what it means that one is not as it was."""
+NOTED = {
+    "weights in 4 bits": "the model, or how it is rounded to 4 bits, has changed since the run began: from here on "
+    "what is not trained is the new one's",
+    "settings": "the model's config, or how it is read, has changed since the run began: from here on the new one is "
+    "used",
+    "reward": "the reward has changed since the run began: from here on the new one scores responses, and scores from "
+    "before and after cannot be compared",
+    "eval_data": "the evaluation data has changed since the run began: from here on evaluations are of the new data, "
+    "and cannot be compared with those before, by which best-model was chosen",
+}
+"""What to say of fingerprints that are not as they were."""
+
+
+def _fingerprints_of_start(lm: LanguageModel, head: nn.Linear | None, quantization: Quantization) -> dict[str, str]:
+    """Hashes of a model as it was loaded, made by the main process."""
+    found: dict[str, str] = {}
+    if distributed.is_main():
+        heads = {} if head is None else {f"head.{name}": x for name, x in head.state_dict().items()}
+        weights = weights_fingerprint({**lm.model.state_dict(), **heads})
+        found = {
+            "weights" if quantization == "none" else "weights in 4 bits": weights,
+            "settings": settings_fingerprint(lm),
+        }
+    return distributed.decided(found)
+
+
+def _fingerprint_of_reward(trainer: Any) -> str | None:
+    """A hash of a reward that lies in files: a program's text, or a reward model."""
+    from steepest.language.reward_model import RewardModel
+
+    path = getattr(trainer.config, "reward", None)
+    if path is None:
+        return None
+    reward = trainer.reward
+    if not isinstance(reward, RewardModel):
+        return hashlib.blake2b(Path(path.rpartition(":")[0]).read_bytes(), digest_size=16).hexdigest()
+    heads = {f"head.{name}": x for name, x in reward.head.state_dict().items()}
+    return weights_fingerprint({**reward.lm.model.state_dict(), **heads}) + settings_fingerprint(reward.lm)
 
 
 def _path_of_reward(reward: str | Path) -> str:
