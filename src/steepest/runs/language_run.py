@@ -15,7 +15,6 @@ and train together, and the main one alone has a folder.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import math
 import shlex
@@ -31,7 +30,6 @@ from torch import nn
 
 from steepest.errors import RunError, SteepestError, UsageError, require
 from steepest.language import distributed
-from steepest.language.fingerprints import settings_fingerprint, weights_fingerprint
 from steepest.language.models import (
     Device,
     Dtype,
@@ -52,6 +50,7 @@ from steepest.learner import keep_freed_memory
 from steepest.runs.checkpoint import CheckpointStore
 from steepest.runs.config import checked_options, refuse_unknown
 from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
+from steepest.runs.language_identity import MODEL, NOTED, fingerprint_of_reward, fingerprints_of_start
 from steepest.runs.metrics import MetricsLog
 from steepest.tensor_files import load_tensors
 
@@ -297,7 +296,7 @@ class LanguageRun:
         self.base = lm
         head = self._old_head(lm, isinstance(model, LanguageModel))
         # Before the trainer adds its adapters, and takes the model apart.
-        self.start_fingerprints = _fingerprints_of_start(lm, head, settings.quantization) if hashed else {}
+        self.start_fingerprints = fingerprints_of_start(lm, head, settings.quantization) if hashed else {}
         if resumed and lm.has_adapters:
             # They were compared with lora_rank when the run began, or the run is of a version that went on regardless.
             config = dataclasses.replace(config, lora_rank=0)
@@ -435,7 +434,7 @@ class LanguageRun:
             **self.start_fingerprints,
             "rows": self.trainer.rows_fingerprint,
             "eval_data": self.trainer.eval_fingerprint,
-            "reward": None if self.sources["reward"] else _fingerprint_of_reward(self.trainer),
+            "reward": None if self.sources["reward"] else fingerprint_of_reward(self.trainer),
         }
 
     def description(self) -> dict[str, Any]:
@@ -638,50 +637,6 @@ class LanguageRun:
 
 
 IN_MEMORY = "(made in Python)"
-MODEL = {
-    "weights": "its weights are others",
-    "weights in 4 bits": "its weights are others",
-    "settings": "its config, end tokens or adapters' config are others",
-}
-"""Fingerprints of a model, and what it means that one is not as it was."""
-NOTED = {
-    "weights in 4 bits": "the model, or how it is rounded to 4 bits, has changed since the run began: from here on "
-    "what is not trained is the new one's",
-    "settings": "the model's config, or how it is read, has changed since the run began: from here on the new one is "
-    "used",
-    "reward": "the reward has changed since the run began: from here on the new one scores responses, and scores from "
-    "before and after cannot be compared",
-    "eval_data": "the evaluation data has changed since the run began: from here on evaluations are of the new data, "
-    "and cannot be compared with those before, by which best-model was chosen",
-}
-"""What to say of fingerprints that are not as they were."""
-
-
-def _fingerprints_of_start(lm: LanguageModel, head: nn.Linear | None, quantization: Quantization) -> dict[str, str]:
-    """Hashes of a model as it was loaded, made by the main process."""
-    found: dict[str, str] = {}
-    if distributed.is_main():
-        heads = {} if head is None else {f"head.{name}": x for name, x in head.state_dict().items()}
-        weights = weights_fingerprint({**lm.model.state_dict(), **heads})
-        found = {
-            "weights" if quantization == "none" else "weights in 4 bits": weights,
-            "settings": settings_fingerprint(lm),
-        }
-    return distributed.decided(found)
-
-
-def _fingerprint_of_reward(trainer: Any) -> str | None:
-    """A hash of a reward that lies in files: a program's text, or a reward model."""
-    from steepest.language.reward_model import RewardModel
-
-    path = getattr(trainer.config, "reward", None)
-    if path is None:
-        return None
-    reward = trainer.reward
-    if not isinstance(reward, RewardModel):
-        return hashlib.blake2b(Path(path.rpartition(":")[0]).read_bytes(), digest_size=16).hexdigest()
-    heads = {f"head.{name}": x for name, x in reward.head.state_dict().items()}
-    return weights_fingerprint({**reward.lm.model.state_dict(), **heads}) + settings_fingerprint(reward.lm)
 
 
 def _path_of_reward(reward: str | Path) -> str:
