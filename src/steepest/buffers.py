@@ -306,7 +306,7 @@ class ReplayBuffer:
                    tests/unit/test_buffers.py::test_next_observations_are_the_true_ones
         """
         here = (row % self.length) * self.envs + env
-        # Rows that decided nothing, pauses and restarts, hold neither rewards nor ends: they pass on what comes after.
+        # Rows that decided nothing, pauses and restarts, hold no rewards: they pass on what comes after.
         reward, terminated = self.flat["reward"][here], self.flat["terminated"][here]
         discount = np.where(self.flat["valid"][here], np.float32(gamma), np.float32(1.0))
         going = ~(terminated | self.flat["truncated"][here])

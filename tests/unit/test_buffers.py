@@ -89,7 +89,8 @@ class History:
                 terminated = moment.terminated
             if moment.terminated or moment.truncated:
                 break
-        following = self.rows[at][env].obs if at < len(self.rows) else self.obs["obs"][env]
+        newest = at == len(self.rows)
+        following = self.obs["obs"][env] if newest else self.rows[at][env].obs
         first = self.rows[row][env]
         return {
             "obs/obs": first.obs,
@@ -99,6 +100,7 @@ class History:
             "discount": discount,
             "terminated": terminated,
             "next_obs/obs": following,
+            "next_action_mask": self.mask[env] if newest else self.masks[at][env],
         }
 
 
@@ -106,11 +108,13 @@ def make(rows: int, envs: int = 3, **options: Any) -> ReplayBuffer:
     return ReplayBuffer(vector(3), discrete(3), rows=rows, num_envs=envs, **options)
 
 
-def filled(pause: bool, rows: int = 40, steps: int = 61, **options: Any) -> History:
+def filled(
+    pause: bool, rows: int = 40, steps: int = 61, restarts: tuple[int, ...] = (7, 8, 30), **options: Any
+) -> History:
     history = History(make(rows, **options), (3, 5, 1), pause=pause)
     for t in range(steps):
         history.play(1 + t % 3)
-        if t in (7, 8, 30):
+        if t in restarts:
             history.restart()
     return history
 
@@ -118,9 +122,12 @@ def filled(pause: bool, rows: int = 40, steps: int = 61, **options: Any) -> Hist
 @pytest.mark.parametrize("pause", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 7])
 def test_n_step_returns_against_a_loop(n_steps: int, pause: bool) -> None:
-    history = filled(pause)
+    history = filled(pause, steps=60, restarts=(7, 8, 48, 55))
     buffer = history.buffer
     assert buffer.written == len(history.rows) > 2 * buffer.rows
+    kept = history.rows[buffer.first :]
+    assert any(not m.terminated and not m.truncated and m.valid for m in kept[-1]), "some step is the newest of all"
+    assert sum(not any(m.valid for m in row) for row in kept) >= 2, "and there are restarts"
     pairs = [(r, e) for r in range(buffer.first, buffer.written) for e in range(3) if history.rows[r][e].valid]
     rows, envs = np.array(pairs).T
     found = buffer.transitions(rows, envs, gamma=GAMMA, n_steps=n_steps)

@@ -190,7 +190,7 @@ def test_every_end_token_ends() -> None:
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=8, top_k=2), Sampling(max_new_tokens=8, top_p=0.3)])
 def test_top_k_and_top_p_leave_the_rest_out(sampling: Sampling) -> None:
     lm = tiny(scale=3.0)
-    unlikely = 0
+    unlikely = last = 0
     for prompt, answer in zip(PROMPTS, sampled(lm, sampling), strict=True):
         tokens = list(prompt)
         for token, log_prob in zip(answer.tokens, answer.log_probs, strict=True):
@@ -199,12 +199,15 @@ def test_top_k_and_top_p_leave_the_rest_out(sampling: Sampling) -> None:
             above = probability[probability > probability[token]]
             if sampling.top_k:
                 assert len(above) < sampling.top_k
+                last += len(above) == sampling.top_k - 1
             else:
                 assert float(above.sum()) < sampling.top_p + 1e-6
+                last += float(above.sum() + probability[token]) >= sampling.top_p
             unlikely += len(above) > 0
             assert log_prob == pytest.approx(float(probability[token].log()), abs=1e-4)  # of the whole policy
             tokens.append(token)
     assert unlikely > 0
+    assert last > 0, "the token that fills the number, or the mass, belongs to it"
 
 
 def test_a_uniform_at_its_edges_draws_a_possible_token() -> None:
