@@ -15,11 +15,12 @@ from steepest import losses
 from steepest.errors import UsageError
 from steepest.language import dpo as module
 from steepest.language import reference as reference_module
+from steepest.language.batching import pad, responses
 from steepest.language.data import load_preferences
 from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
 from steepest.language.models import LanguageModel, add_adapters, load_model, save_model
 from steepest.language.pairs import joined, pair_log_probs
-from steepest.language.reference import load_cached, reference_key, save_cached
+from steepest.language.reference import Reference, load_cached, reference_key, save_cached
 from steepest.language.scoring import token_log_probs
 from steepest.types import PreferenceBatch
 
@@ -263,3 +264,13 @@ def test_pairs_without_reference_are_scored_as_they_come() -> None:
     assert batch.ref_log_prob is None
     given = ScoredPairs(batch.pairs, made.reference_log_probs(batch.pairs))
     torch.testing.assert_close(made.losses(batch)[0], made.losses(given)[0], rtol=0, atol=0)
+
+
+def test_the_reference_has_no_dropout() -> None:
+    """Whatever mode the model is in that its adapters are switched off in."""
+    lm = add_adapters(tiny(dropout=0.5), rank=2, alpha=8, dropout=0.0, seed=0)
+    rows = pad(responses([(260, 270, 280)] * 2, [(261, 262), (263, 264)]), lm.pad_token)
+    expected = Reference(lm, adapters_are_fresh=True).log_probs(rows)
+    lm.model.train()
+    assert torch.equal(Reference(lm, adapters_are_fresh=True).log_probs(rows), expected)
+    assert not torch.equal(token_log_probs(lm, rows), expected)
