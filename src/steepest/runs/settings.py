@@ -104,7 +104,8 @@ def resolve_settings(
     # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
     tenth = max(1, settings.total_steps // 10)
     # A replay buffer keeps what is written between two checkpoints beside its own rows.
-    written = min(tenth, getattr(config, "buffer_size", 10 * tenth) // 10 or 1)
+    buffer_size = getattr(config, "buffer_size", None)
+    written = tenth if buffer_size is None else min(tenth, max(1, buffer_size // 10))
     episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings)
     return dataclasses.replace(
         settings,
