@@ -324,13 +324,6 @@ class DPO(Trainer[ScoredPairs]):
         ref = {} if self.ref_log_probs is None else {"reference/log_probs": self.ref_log_probs}
         return {**super().tensors(), **ref}
 
-    def with_new_evaluation(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        ref = tensors.get("reference/log_probs")
-        if ref is None:
-            return tensors
-        new = [self._score_all(self.eval_pairs)] if self.eval_pairs else []
-        return {**tensors, "reference/log_probs": torch.cat([ref[: len(self.pairs)], *new])}
-
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         rest = dict(tensors)
         self.ref_log_probs = rest.pop("reference/log_probs", None)

@@ -437,10 +437,6 @@ class Trainer(ABC, Generic[B]):
                     out[f"{moment}/{name}"] = state[moment]
         return out if self.sharded is None else self.sharded.gathered(out)
 
-    def with_new_evaluation(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``tensors()`` of a run whose held-out data was exchanged since. The model is as it was loaded."""
-        return tensors
-
     def load_tensors(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on from ``tensors()``.
 

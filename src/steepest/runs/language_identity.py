@@ -25,8 +25,6 @@ NOTED = {
     "used",
     "reward": "the reward has changed since the run began: from here on the new one scores responses, and scores from "
     "before and after cannot be compared",
-    "eval_data": "the evaluation data has changed since the run began: from here on evaluations are of the new data, "
-    "and cannot be compared with those before, by which best-model was chosen",
 }
 """What to say of fingerprints that are not as they were."""
 

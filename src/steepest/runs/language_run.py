@@ -364,8 +364,6 @@ class LanguageRun:
         else:
             tensors, metadata = load_tensors(path, kind="checkpoint") if found is None else found[1:]
             try:
-                if "eval_data" in others:
-                    tensors = self.trainer.with_new_evaluation(tensors)
                 self.trainer.load_tensors(tensors, int(metadata["step"]))
                 self.wall_seconds = float(metadata["wall_seconds"])
                 self.evaluation, self.evaluated_at = metadata["evaluation"], int(metadata["evaluated_at"])
@@ -405,6 +403,11 @@ class LanguageRun:
             raise UsageError(
                 f"the data has changed since {directory.path} began: its prompts are the same, but its rows hold "
                 "something else, which a reward may look at. Restore it, or start a new run from the model so far"
+            )
+        if "eval_data" in others:
+            raise UsageError(
+                f"the evaluation data has changed since {directory.path} began, and best-model was chosen by the old "
+                "one: restore it, or start a new run from the model so far"
             )
         for name in MODEL:
             if name in others and (name == "weights" or not elsewhere):
