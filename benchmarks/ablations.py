@@ -25,8 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from steepest.runs.directory import environment_report
 from steepest.runs.run import Run
+from steepest.runs.store.folder import environment_report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "ablations.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import steepest
-from steepest.runs.directory import environment_report
+from steepest.runs.store.folder import environment_report
 
 RESULTS = Path(__file__).resolve().parent / "results" / "asynchronous.json"
 WARM_UP = 100

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 import steepest
-from steepest.agent import Agent
+from steepest.agents.agent import Agent
 from steepest.exact import finite_mdp as mdps
-from steepest.networks import PolicyInput
+from steepest.exact import gains, optimal
+from steepest.networks.inputs import PolicyInput
 from steepest.problems import Problem, access_control, riverswim
-from steepest.runs.directory import environment_report
+from steepest.runs.store.folder import environment_report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "average-reward.json"
@@ -47,7 +48,7 @@ def share_of_the_best_gain(agent: Agent, problem: Problem) -> float:
     with torch.no_grad():
         distribution: Any = agent.forward(state["params"], state, states).distribution
     policy = distribution.log_probs.double().softmax(-1)
-    return float(mdps.gain(mdp, policy) / mdps.optimal_gain(mdp)[0])
+    return float(gains.gain(mdp, policy) / optimal.optimal_gain(mdp)[0])
 
 
 def run_case(case: str, seeds: int) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def run_case(case: str, seeds: int) -> dict[str, Any]:
     algorithm, env, options = CASES[case]
     agents = steepest.train_seeds(algorithm, env, seeds=seeds, eval_episodes=0, threads=1, **options)
     if env in PROBLEMS:
-        best = float(mdps.optimal_gain(mdps.FiniteMDP.from_problem(PROBLEMS[env]()))[0])
+        best = float(optimal.optimal_gain(mdps.FiniteMDP.from_problem(PROBLEMS[env]()))[0])
         shares = [share_of_the_best_gain(agent, PROBLEMS[env]()) for agent in agents]
         return {"best_gain": best, "share_of_the_best_gain_by_seed": shares, "worst": min(shares)}
     rewards: list[float] = []

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from steepest.exact import linear_td
-from steepest.exact.finite_mdp import FiniteMDP, stationary_distribution
+from steepest.exact.finite_mdp import FiniteMDP
+from steepest.exact.gains import stationary_distribution
 from steepest.losses import auxiliary_direction, gtd2_direction, tdc_direction
 from steepest.problems import baird
 from steepest.returns import td_error

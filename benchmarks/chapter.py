@@ -19,8 +19,8 @@ from typing import Any
 
 import steepest
 from ablations import DOCS, between, figures, git
-from steepest.runs.directory import environment_report
-from steepest.runs.metrics import read_metrics
+from steepest.runs.store.folder import environment_report
+from steepest.runs.store.metrics import read_metrics
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "chapter.json"

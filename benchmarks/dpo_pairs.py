@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from steepest.exact import language as exact
-from steepest.exact.text import TabularLM, padded
-from steepest.language.adapter import as_language_model
-from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
-from steepest.language.reference import Reference
+from steepest.exact import preferences
+from steepest.exact.token_batches import TabularLM, padded
+from steepest.language.models.function_model import as_language_model
+from steepest.language.scoring.reference import Reference
+from steepest.language.training.dpo import DPO, DPOConfig, ScoredPairs
 from steepest.types import PreferenceBatch
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +54,7 @@ def labelled_pairs(
     x = torch.multinomial(language.prompt_weight, n, replacement=True, generator=g)
     chances = exact.response_log_probs(language, reference).exp()
     y = torch.multinomial(chances[x], 2, replacement=True, generator=g)
-    preferred = exact.preference_probs(score)[x, y[:, 0], y[:, 1]]
+    preferred = preferences.preference_probs(score)[x, y[:, 0], y[:, 1]]
     first = torch.rand(n, generator=g, dtype=torch.float64) < preferred
     chosen, rejected = torch.where(first, y[:, 0], y[:, 1]), torch.where(first, y[:, 1], y[:, 0])
     return PreferenceBatch(padded(language, x, chosen), padded(language, x, rejected))
@@ -80,7 +81,7 @@ def train(language: exact.EnumerableLanguage, reference: Tensor, batch: Preferen
 
 def predicted(ref_log_prob: Tensor, optimum: Tensor, score: Tensor) -> float:
     """n times the expected KL for many pairs: half of tr(H I^-1) of every prompt, whose weights cancel."""
-    preference, weight = exact.preference_probs(score), exact.pair_weights(ref_log_prob)
+    preference, weight = preferences.preference_probs(score), preferences.pair_weights(ref_log_prob)
     spread = weight * preference * (1.0 - preference) * KL_COEF**2  # (P, R, R), symmetric
     information = 2.0 * (torch.diag_embed(spread.sum(-1)) - spread)  # of differences: singular along a shift
     chance = optimum.exp()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests" / "integration"))
 
 from helpers_runs import differences, start_command, steepest_command, stray_files  # noqa: E402
 
-from steepest.runs.directory import environment_report  # noqa: E402
+from steepest.runs.store.folder import environment_report  # noqa: E402
 
 SMALL_REPLAY: list[Any] = [
     *("--hidden-sizes", 32, 32, "--batch-size", 32, "--learning-starts", 300, "--steps-per-iteration", 100),

@@ -82,7 +82,7 @@ def seeds_of(case: str) -> int:
 
 def run_case(case: str, folder: Path, seeds: int) -> None:
     """Train one case to its end and write its result."""
-    steepest = (sys.executable, "-m", "steepest.cli")
+    steepest = (sys.executable, "-m", "steepest")
     threads = () if case in IMAGES else ("--threads", "1")
     options = ("--seeds", str(seeds), "--eval-episodes", "20", *threads, "--out", str(folder))
     arguments = ("train", *CASES[case], *options)

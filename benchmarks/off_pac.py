@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import steepest
-from steepest.runs.directory import environment_report
-from steepest.runs.metrics import read_metrics
-from steepest.tile_coding import TileCoding
+from steepest.networks.tile_coding import TileCoding
+from steepest.runs.store.folder import environment_report
+from steepest.runs.store.metrics import read_metrics
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "off-pac-pendulum.json"

@@ -16,7 +16,7 @@ RLHF_UPDATES = 12
 
 
 def train(case: dict[str, Any], updates: int, seed: int, threads: int) -> dict[str, Any]:
-    from steepest.runs.language_run import LanguageRun
+    from steepest.runs.loops.language import LanguageRun
 
     model, data = shared.prepare(case, updates, seed, os.environ.get("SMOLLM2"))
     start = time.perf_counter()
@@ -64,8 +64,8 @@ def iterate_rlhf(updates: int, seed: int) -> dict[str, Any]:
     import torch
 
     from steepest.language import TokenPPOConfig, load_model, load_prompts
-    from steepest.language.rlhf import TokenPPO
-    from steepest.learner import keep_freed_memory
+    from steepest.language.training.rlhf import TokenPPO
+    from steepest.learner.memory import keep_freed_memory
 
     keep_freed_memory()  # as every run does
     case = {**shared.SCRATCH, "algorithm": "sft"}

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from steepest.buffers import ReplayBuffer
-from steepest.runs.directory import environment_report
+from steepest.experience.replay import ReplayBuffer
+from steepest.runs.store.folder import environment_report
 from steepest.types import ActionSpec, ObsField, ObsSpec, Rollout
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -91,11 +91,11 @@ def ours(folder: Path) -> dict[str, Any]:
 
     from steepest import losses
     from steepest.language import DPOConfig, RewardModelConfig, SFTConfig, load_model, load_preferences, load_sft
-    from steepest.language.dpo import DPO
-    from steepest.language.pairs import joined
-    from steepest.language.reference import Reference
-    from steepest.language.reward_model import RewardTrainer
-    from steepest.language.sft import SFT
+    from steepest.language.scoring.pairs import joined
+    from steepest.language.scoring.reference import Reference
+    from steepest.language.training.dpo import DPO
+    from steepest.language.training.reward_model import RewardTrainer
+    from steepest.language.training.sft import SFT
 
     found: dict[str, Any] = {}
     common: dict[str, Any] = {"batch_size": 8, "micro_batch_size": 8}
@@ -153,7 +153,7 @@ def ours(folder: Path) -> dict[str, Any]:
     trainer = reward("end_is_padding", 0.0)
     pairs = trainer.pairs  # in the order of the file, as TRL's
     for name, cut in (("scores", 0), ("scores_before_the_end", 1)):
-        from steepest.language.batching import pad_pairs
+        from steepest.language.data.batching import pad_pairs
 
         shorter = [p._replace(chosen=p.chosen[: len(p.chosen) - cut], rejected=p.rejected[: len(p.rejected) - cut])
                    for p in pairs]  # fmt: skip

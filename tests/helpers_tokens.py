@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from steepest.exact.language import EnumerableLanguage
-from steepest.language.adapter import as_language_model
-from steepest.language.models import LanguageModel
-from steepest.language.reference import Reference
+from steepest.language.models.function_model import as_language_model
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.scoring.reference import Reference
 
 F64 = torch.float64
 

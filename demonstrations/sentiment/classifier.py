@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steepest.tensor_files import load_tensors, save_tensors
+from steepest.files.tensors import load_tensors, save_tensors
 
 BUCKETS = 2**18
 Kind = Literal["words", "characters"]

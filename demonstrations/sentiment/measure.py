@@ -12,13 +12,13 @@ from torch import Tensor
 
 from demonstrations.sentiment.classifier import Classifier
 from demonstrations.sentiment.settings import RESPONSE_TOKENS
-from steepest.agent import stream_seed
+from steepest.api.language import response_text
 from steepest.language import LanguageModel, RewardModel, generate
-from steepest.language.batching import pad, responses
-from steepest.language.generation import Response, Sampling, draw_uniforms
-from steepest.language.models import without_dropout
-from steepest.language.tokens import token_kl, token_log_probs
-from steepest.language_api import response_text
+from steepest.language.data.batching import pad, responses
+from steepest.language.data.tokens import token_kl, token_log_probs
+from steepest.language.models.language_model import without_dropout
+from steepest.language.scoring.generation import Response, Sampling, draw_uniforms
+from steepest.seeding import stream_seed
 from steepest.types import TokenBatch
 
 ROWS = 32

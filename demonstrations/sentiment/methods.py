@@ -41,13 +41,13 @@ from demonstrations.sentiment.settings import (
     Variant,
 )
 from demonstrations.stages import Result, Work, stage, write_json
-from steepest.agent import stream_seed
+from steepest.api.language import response_text
 from steepest.exact.language import best_of_n_kl_bound
-from steepest.files import write_text_atomic
+from steepest.files.atomic import write_text_atomic
 from steepest.language import LanguageModel, load_model, load_reward_model, save_model, tiny_llama, train_tokenizer
-from steepest.language.generation import Response
-from steepest.language_api import response_text
-from steepest.runs.language_run import LanguageRun
+from steepest.language.scoring.generation import Response
+from steepest.runs.loops.language import LanguageRun
+from steepest.seeding import stream_seed
 
 Record = dict[str, Any]
 Rows = list[dict[str, Any]]

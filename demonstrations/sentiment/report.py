@@ -13,9 +13,9 @@ from typing import Any
 from demonstrations.sentiment.methods import Experiment
 from demonstrations.sentiment.settings import METHODS, budget
 from demonstrations.stages import write_json
-from steepest.drawing import COLOURS, FAINT_INK, INK, STYLE
-from steepest.files import write_text_atomic
-from steepest.runs.directory import environment_report, finite_json
+from steepest.files.atomic import write_text_atomic
+from steepest.files.style import COLOURS, FAINT_INK, INK, STYLE
+from steepest.runs.store.folder import environment_report, finite_json
 
 HERE = Path(__file__).resolve().parent
 PAGE, IMAGE = HERE.parents[1] / "docs" / "sentiment.md", HERE.parents[1] / "docs" / "images" / "sentiment.png"

@@ -10,50 +10,50 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steepest import estimators as estimators
-    from steepest.agent import Agent as Agent
-    from steepest.api import evaluate as evaluate
-    from steepest.api import load as load
-    from steepest.api import plot as plot
-    from steepest.api import resume as resume
-    from steepest.api import train as train
-    from steepest.api import train_seeds as train_seeds
+    from steepest.agents.agent import Agent as Agent
+    from steepest.api.agents import evaluate as evaluate
+    from steepest.api.agents import load as load
+    from steepest.api.agents import plot as plot
+    from steepest.api.agents import resume as resume
+    from steepest.api.agents import train as train
+    from steepest.api.agents import train_seeds as train_seeds
+    from steepest.api.language import compare as compare
+    from steepest.api.language import dpo as dpo
+    from steepest.api.language import respond as respond
+    from steepest.api.language import resume_language as resume_language
+    from steepest.api.language import reward_model as reward_model
+    from steepest.api.language import rlhf as rlhf
+    from steepest.api.language import sft as sft
     from steepest.environments import make_env as make_env
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
     from steepest.errors import UsageError as UsageError
-    from steepest.language_api import compare as compare
-    from steepest.language_api import dpo as dpo
-    from steepest.language_api import respond as respond
-    from steepest.language_api import resume_language as resume_language
-    from steepest.language_api import reward_model as reward_model
-    from steepest.language_api import rlhf as rlhf
-    from steepest.language_api import sft as sft
-    from steepest.runs.evaluation import Evaluation as Evaluation
+    from steepest.runs.evaluate import Evaluation as Evaluation
     from steepest.runs.run import Run as Run
     from steepest.verification import verify as verify
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Agent": "steepest.agent",
-    "evaluate": "steepest.api",
-    "load": "steepest.api",
-    "plot": "steepest.api",
-    "resume": "steepest.api",
-    "train": "steepest.api",
-    "train_seeds": "steepest.api",
+    "Agent": "steepest.agents.agent",
+    "evaluate": "steepest.api.agents",
+    "load": "steepest.api.agents",
+    "plot": "steepest.api.agents",
+    "resume": "steepest.api.agents",
+    "train": "steepest.api.agents",
+    "train_seeds": "steepest.api.agents",
     "make_env": "steepest.environments",
     "RunError": "steepest.errors",
     "SteepestError": "steepest.errors",
     "UsageError": "steepest.errors",
-    "compare": "steepest.language_api",
-    "dpo": "steepest.language_api",
-    "respond": "steepest.language_api",
-    "resume_language": "steepest.language_api",
-    "reward_model": "steepest.language_api",
-    "rlhf": "steepest.language_api",
-    "sft": "steepest.language_api",
-    "Evaluation": "steepest.runs.evaluation",
+    "compare": "steepest.api.language",
+    "dpo": "steepest.api.language",
+    "respond": "steepest.api.language",
+    "resume_language": "steepest.api.language",
+    "reward_model": "steepest.api.language",
+    "rlhf": "steepest.api.language",
+    "sft": "steepest.api.language",
+    "Evaluation": "steepest.runs.evaluate",
     "Run": "steepest.runs.run",
     "verify": "steepest.verification",
 }

@@ -20,12 +20,12 @@ import steepest
 from helpers import F64, to_float64
 from steepest import Run, UsageError
 from steepest.algorithms import ALGORITHMS, find
-from steepest.buffers import ReplayBuffer
 from steepest.environments import make_env
-from steepest.learner import to_host, tree_leaves, tree_map
-from steepest.rollout import Collector
-from steepest.runs.config import RunConfig
-from steepest.runs.metrics import read_metrics
+from steepest.experience.replay import ReplayBuffer
+from steepest.experience.rollout import Collector
+from steepest.learner.trees import to_host, tree_leaves, tree_map
+from steepest.runs.options.config import RunConfig
+from steepest.runs.store.metrics import read_metrics
 
 VECTOR = OBSERVATIONS["vector"]
 FOUR = ACTIONS["discrete"][0]

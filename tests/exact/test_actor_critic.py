@@ -14,7 +14,8 @@ from torch import Tensor
 from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.errors import UsageError
-from steepest.learner import autograd_gradient, tree_map
+from steepest.learner.step import autograd_gradient
+from steepest.learner.trees import tree_map
 from steepest.types import Rollout
 
 PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state

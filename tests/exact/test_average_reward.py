@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from helpers import F64, discrete, to_float64, vector
+from steepest.agents.average_reward import VALUE_PIN
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.algorithms.trpo import TRPO, TRPOConfig
 from steepest.errors import UsageError
-from steepest.exact import finite_mdp as mdps
+from steepest.exact import gains
+from steepest.exact import gradients as exact_gradients
 from steepest.exact.finite_mdp import softmax_policy
-from steepest.exact.theorems import Process, continuing
-from steepest.learner import autograd_gradient
-from steepest.on_policy import VALUE_PIN
+from steepest.learner.step import autograd_gradient
 from steepest.types import Rollout
+from steepest.verification.random_problems import Process, continuing
 
 STEPS = 2
 AGENTS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -47,7 +48,7 @@ def recording(seed: int) -> tuple[Process, Rollout, Tensor]:
     states, actions = range(c.mdp.num_states), range(c.mdp.num_actions)
     rows = torch.tensor(list(itertools.product(states, actions, states, actions, states)))
     state, action = rows[:, 0::2].T, rows[:, 1::2].T
-    chance = mdps.stationary_distribution(c.mdp, c.policy)[state[0]]
+    chance = gains.stationary_distribution(c.mdp, c.policy)[state[0]]
     for t in range(STEPS):
         chance = chance * c.policy[state[t], action[t]] * c.mdp.transition[state[t], action[t], state[t + 1]]
     never = torch.zeros(action.shape, dtype=torch.bool)
@@ -106,8 +107,8 @@ def gradients(name: str, seed: int, value: Tensor, gain: Tensor | float, **confi
 def exact(seed: int) -> tuple[Process, Tensor, Tensor, Tensor]:
     """The process, its gain, its differential values, and the exact gradient of the gain."""
     c = continuing(seed)
-    slope = mdps.gain_policy_gradient(c.mdp, softmax_policy, c.theta)
-    return c, mdps.gain(c.mdp, c.policy), mdps.differential_value(c.mdp, c.policy), slope
+    slope = exact_gradients.gain_policy_gradient(c.mdp, softmax_policy, c.theta)
+    return c, gains.gain(c.mdp, c.policy), gains.differential_value(c.mdp, c.policy), slope
 
 
 @agents
@@ -143,7 +144,7 @@ def test_the_critic_comes_to_rest_at_the_values_of_mean_zero(name: str) -> None:
     there, the critic rests. A constant on top is pulled back, and so is what a wrong gain adds.
     """
     c, gain, value, _ = exact(0)
-    mu = mdps.stationary_distribution(c.mdp, c.policy)
+    mu = gains.stationary_distribution(c.mdp, c.policy)
     centred = value - _row_mean(value)
     _, rest = gradients(name, 0, centred, gain)
     torch.testing.assert_close(rest, torch.zeros_like(rest), rtol=0, atol=1e-12)
@@ -163,7 +164,7 @@ def _share_of_states() -> Tensor:
     """(S,) the probability of each state among the decided steps: the stationary distribution."""
     c, rollout, chance = recording(0)
     share = torch.einsum("tks,k->s", rollout.obs["obs"][:-1], chance) / STEPS
-    torch.testing.assert_close(share, mdps.stationary_distribution(c.mdp, c.policy), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(share, gains.stationary_distribution(c.mdp, c.policy), rtol=1e-10, atol=1e-12)
     return share
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from helpers import F64
-from steepest.exact import lqr
-from steepest.exact.theorems import Control, control
+from steepest.exact import lqr, lqr_gradients
 from steepest.losses import compatible_action_gradient, compatible_feature, deterministic_policy_direction
-from steepest.verification.compatible import ROWS, directions_of, visits_of
+from steepest.verification.random_problems import Control, control
+from steepest.verification.shipped.compatible import ROWS, directions_of, visits_of
 from steepest.verification.table import check
 
 SEEDS = range(3)
@@ -35,7 +35,7 @@ def test_compatible_critic_gives_the_exact_gradient() -> None:
 def action_gradient_error(c: Control, w: torch.Tensor) -> torch.Tensor:
     """E_{p^mu} |grad_a Q^w - grad_a Q|^2."""
     v = visits_of(c)
-    target = v.state @ lqr.action_gradient(c.problem, c.feedback).mT
+    target = v.state @ lqr_gradients.action_gradient(c.problem, c.feedback).mT
     return v.weight @ (compatible_action_gradient(v.jacobian, w) - target).square().sum(-1)
 
 
@@ -43,7 +43,7 @@ def action_gradient_error(c: Control, w: torch.Tensor) -> torch.Tensor:
 def test_the_fitted_weights_minimise_the_error(seed: int) -> None:
     """The shipped slope at the exact weights: the error has no gradient in w there, and is not zero."""
     c = control(seed)
-    w = lqr.compatible_weights(c.problem, c.feedback, directions_of(c)).requires_grad_()
+    w = lqr_gradients.compatible_weights(c.problem, c.feedback, directions_of(c)).requires_grad_()
     error = action_gradient_error(c, w)
     slope = torch.autograd.grad(error, w)[0]
     assert float(slope.abs().max()) < 1e-9 * error.item()
@@ -66,5 +66,5 @@ def test_regression_on_exact_advantages_finds_them(seed: int) -> None:
         targets.append(q(v.state, action) - q(v.state, v.mean))
     w = torch.linalg.lstsq(torch.cat(features), torch.cat(targets)).solution
     direction = deterministic_policy_direction(jacobian, compatible_action_gradient(jacobian, w))
-    exact = lqr.deterministic_policy_gradient(c.problem, c.feedback)
+    exact = lqr_gradients.deterministic_policy_gradient(c.problem, c.feedback)
     torch.testing.assert_close((v.weight @ direction).view_as(exact), exact, rtol=1e-9, atol=1e-12)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from helpers import F64
-from steepest.exact.theorems import control, relative_error
 from steepest.losses import q_learning_target, smoothed_action
-from steepest.verification import off_policy
+from steepest.verification.random_problems import control
+from steepest.verification.shipped import off_policy
+from steepest.verification.statement import relative_error
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from helpers_tokens import F64, PLAIN, listed, listed_reference, normal, small_language
 from steepest.exact import language as exact
-from steepest.exact.text import TabularLM, padded
-from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
+from steepest.exact import preferences
+from steepest.exact.token_batches import TabularLM, padded
+from steepest.language.training.dpo import DPO, DPOConfig, ScoredPairs
 from steepest.types import PreferenceBatch
 
 LANGUAGE = small_language()
@@ -26,7 +27,7 @@ def labelled(
     y = torch.multinomial(
         exact.response_log_probs(LANGUAGE, reference).exp()[x], 2, replacement=True, generator=generator
     )
-    p = exact.preference_probs(score)[x, y[:, 0], y[:, 1]]
+    p = preferences.preference_probs(score)[x, y[:, 0], y[:, 1]]
     first = torch.rand(n, generator=generator, dtype=F64) < p
     chosen, rejected = torch.where(first, y[:, 0], y[:, 1]), torch.where(first, y[:, 1], y[:, 0])
     return PreferenceBatch(padded(LANGUAGE, x, chosen), padded(LANGUAGE, x, rejected)), x, chosen, rejected

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import steepest
-from steepest import cli, losses, problems, returns
+from steepest import losses, problems, returns
+from steepest.cli import main
 from steepest.errors import UsageError
 from steepest.estimators import (
     ESTIMATORS,
@@ -325,7 +326,7 @@ def test_the_command_prints_and_draws(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     few = ["--repeats", "10", "--steps", "50"]
-    assert cli.main(["estimators", "--problem", "walk", "riverswim", *few]) == 0
+    assert main.main(["estimators", "--problem", "walk", "riverswim", *few]) == 0
     out = capsys.readouterr().out
     for name in ESTIMATORS:
         assert f"\n{name} " in out
@@ -336,7 +337,7 @@ def test_the_command_prints_and_draws(
     assert [path.name for path in tmp_path.iterdir()] == ["estimators.png"]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "160")
-    assert cli.main(["estimators", "--problem", "walk", *few, "--out", "elsewhere/picture"]) == 0
+    assert main.main(["estimators", "--problem", "walk", *few, "--out", "elsewhere/picture"]) == 0
     assert "│" in capsys.readouterr().out
     assert Path("elsewhere/picture.png").exists()
 
@@ -345,7 +346,7 @@ def test_json_says_what_the_python_call_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["estimators", "--problem", "walk", "--repeats", "10", "--seed", "2", "--json"]) == 0
+    assert main.main(["estimators", "--problem", "walk", "--repeats", "10", "--seed", "2", "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found == json.loads(json.dumps(steepest.estimators.compare("walk", repeats=10, seed=2).to_json()))
     assert not list(tmp_path.iterdir())
@@ -361,14 +362,14 @@ def test_json_says_what_the_python_call_says(
     ],
 )
 def test_misuse_of_the_command(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimators", *arguments]) == 2
+    assert main.main(["estimators", *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
 
 
 def test_the_help_names_the_problems(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["estimators", "--help"]) == 0
+    assert main.main(["estimators", "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     for name in PROBLEMS:
         assert name in out

@@ -14,6 +14,7 @@ from torch import Tensor
 from steepest import problems
 from steepest.errors import RunError, UsageError
 from steepest.exact import finite_mdp as exact
+from steepest.exact import gains, gradients, offline, optimal
 from steepest.exact.finite_mdp import FiniteMDP, softmax_policy
 
 F64 = torch.float64
@@ -119,7 +120,7 @@ def test_optimal_gain_of_riverswim() -> None:
     """Detailed balance by hand, relative value iteration, all 64 policies; swimming right is best. About 0.43."""
     problem = problems.riverswim()
     mdp = FiniteMDP.from_problem(problem)
-    found, policy = exact.optimal_gain(mdp)
+    found, policy = optimal.optimal_gain(mdp)
     assert float(found) == pytest.approx(problem.published["optimal_gain"].value, abs=1e-10)
     assert float(found) == pytest.approx(3601.5 / 8402.5, abs=1e-10)
     low, high = relative_value_iteration(mdp)
@@ -127,14 +128,14 @@ def test_optimal_gain_of_riverswim() -> None:
     assert high - low < 1e-10
     assert float(found) == pytest.approx(brute_force_gain(mdp), abs=1e-9)
     assert policy.argmax(1).tolist() == [1] * 6
-    assert float(exact.gain(mdp, policy)) == pytest.approx(float(found), abs=1e-12)
+    assert float(gains.gain(mdp, policy)) == pytest.approx(float(found), abs=1e-12)
 
 
 def test_optimal_gain_of_the_access_control_queue() -> None:
     """Against relative value iteration. The book states only what a learner had estimated, 2.31; 2.7476 is derived."""
     problem = problems.access_control()
     mdp = FiniteMDP.from_problem(problem)
-    found, policy = exact.optimal_gain(mdp)
+    found, policy = optimal.optimal_gain(mdp)
     low, high = relative_value_iteration(mdp)
     assert high - low < 1e-10
     assert low - 1e-10 <= float(found) <= high + 1e-10
@@ -150,7 +151,7 @@ def test_optimal_gain_of_the_access_control_queue() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_optimal_gain_of_garnets(seed: int) -> None:
     mdp = garnet(seed, states=4, actions=2)
-    found, policy = exact.optimal_gain(mdp)
+    found, policy = optimal.optimal_gain(mdp)
     assert float(found) == pytest.approx(brute_force_gain(mdp), abs=1e-9)
     low, high = relative_value_iteration(mdp)
     assert low - 1e-9 <= float(found) <= high + 1e-9
@@ -159,9 +160,9 @@ def test_optimal_gain_of_garnets(seed: int) -> None:
 
 def test_optimal_gain_with_several_recurrent_classes() -> None:
     with pytest.raises(UsageError, match=r"depends on the first state \(from 1 to 3\)"):
-        exact.optimal_gain(two_islands())
+        optimal.optimal_gain(two_islands())
     # From either state one may stay for ever or cross: the myopic policy has two classes, the optimum one.
-    found, policy = exact.optimal_gain(FiniteMDP.from_problem(problems.two_state()))
+    found, policy = optimal.optimal_gain(FiniteMDP.from_problem(problems.two_state()))
     assert float(found) == pytest.approx(1.0, abs=1e-12)
     assert policy.argmax(1).tolist() == [1, 0]
 
@@ -179,16 +180,16 @@ def test_random_walk_values(states: int) -> None:
 def test_cliff_walking_optimum() -> None:
     problem = problems.cliff_walking()
     mdp = FiniteMDP.from_problem(problem)
-    for solution in (exact.value_iteration(mdp), exact.policy_iteration(mdp)):
+    for solution in (optimal.value_iteration(mdp), optimal.policy_iteration(mdp)):
         assert float(mdp.initial @ solution.value) == problem.published["optimal_objective"].value == -13.0
         assert float(exact.objective(mdp, solution.policy)) == pytest.approx(-13.0, abs=1e-10)
-    path = list(exact.trajectories(mdp, exact.policy_iteration(mdp).policy, 20))
+    path = list(exact.trajectories(mdp, optimal.policy_iteration(mdp).policy, 20))
     assert [(p, len(actions), sum(rewards)) for p, _, actions, rewards in path] == [(1.0, 13, -13.0)]
 
 
 def test_two_states_by_hand() -> None:
     mdp = FiniteMDP.from_problem(problems.two_state(0.5))
-    solution = exact.policy_iteration(mdp)
+    solution = optimal.policy_iteration(mdp)
     assert solution.policy.argmax(1).tolist() == [1, 0]
     assert close(solution.value, torch.tensor([1.0, 2.0]), 1e-13)  # 1 / (1 - 0.5), and half of it one step before
     assert close(solution.action_value, torch.tensor([[0.6, 1.0], [2.0, 0.5]], dtype=F64), 1e-13)
@@ -244,7 +245,7 @@ def test_score_function_gradient_over_all_trajectories(gamma: float) -> None:
         score = sum(log_policy[s, a] for s, a in zip(states, actions, strict=False))
         surrogate = surrogate + p * sum(gamma**t * r for t, r in enumerate(rewards)) * score
     found = torch.autograd.grad(surrogate, theta)[0]
-    assert close(found, exact.objective_gradient(mdp, softmax_policy, theta))
+    assert close(found, gradients.objective_gradient(mdp, softmax_policy, theta))
 
 
 def test_trajectories_stop_at_the_horizon() -> None:
@@ -283,7 +284,7 @@ def test_advantages_have_mean_zero_under_the_policy() -> None:
     found = exact.advantage(mdp, policy)
     assert close((policy * found).sum(1), 0.0, 1e-12)
     assert close(found, exact.action_value(mdp, policy) - exact.state_value(mdp, policy).unsqueeze(-1), 1e-12)
-    best = exact.policy_iteration(mdp).policy
+    best = optimal.policy_iteration(mdp).policy
     assert float(exact.advantage(mdp, best).max()) < 1e-10
 
 
@@ -313,8 +314,8 @@ def test_theorem_gradient_is_the_gradient(seed: int) -> None:
     """With p^pi as the weight; the normalised mu misses exactly the factor sum eta."""
     for mdp in (garnet(seed), garnet(seed, gamma=0.99), looping_mdp(1.0), absorbing_mdp(seed, 1.0)):
         theta = logits(mdp, seed)
-        found = exact.policy_gradient(mdp, softmax_policy, theta)
-        autodiff = exact.objective_gradient(mdp, softmax_policy, theta)
+        found = gradients.policy_gradient(mdp, softmax_policy, theta)
+        autodiff = gradients.objective_gradient(mdp, softmax_policy, theta)
         assert close(found, autodiff)
         assert float(found.norm()) > 1e-3
         leaf = theta.clone().requires_grad_()
@@ -329,8 +330,8 @@ def test_gradient_of_the_objective_against_differences() -> None:
     theta = logits(mdp, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: exact.objective(mdp, softmax_policy(x)), theta)
     assert torch.autograd.gradcheck(lambda x: exact.discounted_visits(mdp, softmax_policy(x)), theta)
-    assert torch.autograd.gradcheck(lambda x: exact.stationary_distribution(mdp, softmax_policy(x)), theta)
-    assert torch.autograd.gradcheck(lambda x: exact.differential_value(mdp, softmax_policy(x)), theta)
+    assert torch.autograd.gradcheck(lambda x: gains.stationary_distribution(mdp, softmax_policy(x)), theta)
+    assert torch.autograd.gradcheck(lambda x: gains.differential_value(mdp, softmax_policy(x)), theta)
     ending = looping_mdp(1.0)
     assert torch.autograd.gradcheck(
         lambda x: exact.objective(ending, softmax_policy(x)), logits(ending, 4).requires_grad_()
@@ -342,7 +343,7 @@ def test_fisher_matrix_is_the_curvature_of_the_divergence(seed: int) -> None:
     """The Hessian of sum_s w(s) KL(pi_theta || pi) at pi = pi_theta, either way round; elsewhere it is another."""
     mdp = garnet(seed)
     theta, weight = logits(mdp, seed), exact.state_distribution(mdp, policy_of(mdp, seed))
-    fisher = exact.fisher_matrix(weight, softmax_policy, theta)
+    fisher = gradients.fisher_matrix(weight, softmax_policy, theta)
     old = softmax_policy(theta)
 
     def divergence(vector: Tensor, *, swapped: bool) -> Tensor:
@@ -369,9 +370,9 @@ def test_no_step_within_the_divergence_climbs_further(seed: int) -> None:
     mdp = garnet(seed)
     theta = logits(mdp, seed)
     policy = softmax_policy(theta)
-    slope = exact.objective_gradient(mdp, softmax_policy, theta)
-    fisher = exact.fisher_matrix(exact.discounted_visits(mdp, policy), softmax_policy, theta)
-    step = exact.natural_step(slope, fisher, 0.01).flatten()
+    slope = gradients.objective_gradient(mdp, softmax_policy, theta)
+    fisher = gradients.fisher_matrix(exact.discounted_visits(mdp, policy), softmax_policy, theta)
+    step = gradients.natural_step(slope, fisher, 0.01).flatten()
     assert float(0.5 * step @ fisher @ step) == pytest.approx(0.01, rel=1e-9)
     g = torch.Generator().manual_seed(seed)
     others = torch.randn((1000, len(step)), generator=g, dtype=torch.float64)
@@ -386,8 +387,8 @@ def test_no_step_within_the_divergence_climbs_further(seed: int) -> None:
 def test_undiscounted_weighting_is_not_the_gradient() -> None:
     mdp = absorbing_mdp(0, 0.7)
     theta = logits(mdp, 0)
-    true = exact.objective_gradient(mdp, softmax_policy, theta)
-    found = exact.undiscounted_weighting_gradient(mdp, softmax_policy, theta)
+    true = gradients.objective_gradient(mdp, softmax_policy, theta)
+    found = gradients.undiscounted_weighting_gradient(mdp, softmax_policy, theta)
     assert far(found, true, 0.05)
     # By enumeration: each step's score times the discounted return that follows it, without gamma^t.
     leaf = theta.clone().requires_grad_()
@@ -399,17 +400,17 @@ def test_undiscounted_weighting_is_not_the_gradient() -> None:
             surrogate = surrogate + p * to_go * log_policy[s, a]
     assert close(found, torch.autograd.grad(surrogate, leaf)[0])
     # A horizon beyond the end changes nothing, a shorter one does; at gamma = 1 it is the gradient.
-    assert close(exact.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=3), found)
-    assert far(exact.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=2), found)
+    assert close(gradients.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=3), found)
+    assert far(gradients.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=2), found)
     ending = mdp.with_gamma(1.0)
     assert close(
-        exact.undiscounted_weighting_gradient(ending, softmax_policy, theta),
-        exact.objective_gradient(ending, softmax_policy, theta),
+        gradients.undiscounted_weighting_gradient(ending, softmax_policy, theta),
+        gradients.objective_gradient(ending, softmax_policy, theta),
     )
     with pytest.raises(UsageError, match="never ends"):
-        exact.undiscounted_weighting_gradient(garnet(0), softmax_policy, logits(garnet(0), 0))
+        gradients.undiscounted_weighting_gradient(garnet(0), softmax_policy, logits(garnet(0), 0))
     with pytest.raises(UsageError, match="horizon is -1"):
-        exact.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=-1)
+        gradients.undiscounted_weighting_gradient(mdp, softmax_policy, theta, horizon=-1)
 
 
 # Average reward
@@ -419,16 +420,16 @@ def test_undiscounted_weighting_is_not_the_gradient() -> None:
 def test_theorem_gradient_of_the_gain(seed: int) -> None:
     for mdp in (garnet(seed), ring(), FiniteMDP.from_problem(problems.riverswim())):
         theta = logits(mdp, seed)
-        found = exact.gain_policy_gradient(mdp, softmax_policy, theta)
-        assert close(found, exact.gain_gradient(mdp, softmax_policy, theta))
+        found = gradients.gain_policy_gradient(mdp, softmax_policy, theta)
+        assert close(found, gradients.gain_gradient(mdp, softmax_policy, theta))
         assert float(found.norm()) > 1e-5
-        shifted = exact.differential_action_value(mdp, softmax_policy(theta)) + 3.0
-        mu = exact.stationary_distribution(mdp, softmax_policy(theta))
+        shifted = gains.differential_action_value(mdp, softmax_policy(theta)) + 3.0
+        mu = gains.stationary_distribution(mdp, softmax_policy(theta))
         leaf = theta.clone().requires_grad_()
         constant = (mu.unsqueeze(-1) * softmax_policy(leaf) * shifted).sum()
         assert close(torch.autograd.grad(constant, leaf)[0], found)  # the constant that is open does not matter
-    with_visits = exact.policy_gradient(garnet(seed), softmax_policy, logits(garnet(seed), seed))
-    assert far(with_visits, exact.gain_gradient(garnet(seed), softmax_policy, logits(garnet(seed), seed)), 0.1)
+    with_visits = gradients.policy_gradient(garnet(seed), softmax_policy, logits(garnet(seed), seed))
+    assert far(with_visits, gradients.gain_gradient(garnet(seed), softmax_policy, logits(garnet(seed), seed)), 0.1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -436,21 +437,21 @@ def test_gain_is_the_limit_of_the_average_reward(seed: int) -> None:
     mdp = garnet(seed)
     policy = policy_of(mdp, seed)
     far_ahead = torch.linalg.matrix_power(exact.policy_transition(mdp, policy), 2**16)
-    assert close(exact.stationary_distribution(mdp, policy).expand(5, 5), far_ahead)
-    assert close(exact.gain(mdp, policy), float(mdp.initial @ far_ahead @ exact.policy_reward(mdp, policy)))
+    assert close(gains.stationary_distribution(mdp, policy).expand(5, 5), far_ahead)
+    assert close(gains.gain(mdp, policy), float(mdp.initial @ far_ahead @ exact.policy_reward(mdp, policy)))
     # (1 - gamma) V tends to the gain.
     near_one = exact.state_value(mdp.with_gamma(1.0 - 1e-7), policy)
-    assert close(1e-7 * near_one, exact.gain(mdp, policy), 1e-5)
+    assert close(1e-7 * near_one, gains.gain(mdp, policy), 1e-5)
 
 
 def test_differential_values() -> None:
     mdp = garnet(2)
     policy = policy_of(mdp, 2)
-    value, q = exact.differential_value(mdp, policy), exact.differential_action_value(mdp, policy)
-    assert float(exact.stationary_distribution(mdp, policy) @ value) == pytest.approx(0.0, abs=1e-12)
+    value, q = gains.differential_value(mdp, policy), gains.differential_action_value(mdp, policy)
+    assert float(gains.stationary_distribution(mdp, policy) @ value) == pytest.approx(0.0, abs=1e-12)
     assert close((policy * q).sum(1), value, 1e-12)
     # What a start earns beyond the gain, summed up.
-    chain, excess = exact.policy_transition(mdp, policy), exact.policy_reward(mdp, policy) - exact.gain(mdp, policy)
+    chain, excess = exact.policy_transition(mdp, policy), exact.policy_reward(mdp, policy) - gains.gain(mdp, policy)
     total, now = torch.zeros(5, dtype=F64), torch.eye(5, dtype=F64)
     for _ in range(3000):
         total, now = total + now @ excess, now @ chain
@@ -461,13 +462,13 @@ def test_periodic_chains_have_cesaro_limits() -> None:
     """P(s_t = s) has no limit on the ring, its average has: a third each. Value and gain by hand."""
     mdp = ring()
     always = deterministic(mdp, (0, 0, 0))
-    assert close(exact.stationary_distribution(mdp, always), torch.full((3,), 1 / 3, dtype=F64), 1e-13)
-    assert float(exact.gain(mdp, always)) == pytest.approx(3.0, abs=1e-13)
-    value = exact.differential_value(mdp, always)
+    assert close(gains.stationary_distribution(mdp, always), torch.full((3,), 1 / 3, dtype=F64), 1e-13)
+    assert float(gains.gain(mdp, always)) == pytest.approx(3.0, abs=1e-13)
+    value = gains.differential_value(mdp, always)
     assert close(value, torch.tensor([-5.0, 1.0, 4.0], dtype=F64) / 3.0, 1e-12)
-    assert float(exact.optimal_gain(mdp)[0]) == pytest.approx(brute_force_gain(mdp), abs=1e-10)
+    assert float(optimal.optimal_gain(mdp)[0]) == pytest.approx(brute_force_gain(mdp), abs=1e-10)
     # Waiting in the last state doubles the time there: (1 + 2 + 6 + 6) / 4.
-    assert float(exact.optimal_gain(mdp)[0]) == pytest.approx(3.75, abs=1e-12)
+    assert float(optimal.optimal_gain(mdp)[0]) == pytest.approx(3.75, abs=1e-12)
 
 
 def test_transient_states_have_no_share() -> None:
@@ -476,15 +477,15 @@ def test_transient_states_have_no_share() -> None:
     transition = mdp.transition.clone()
     transition[2] = 0.0
     transition[2, :, 0] = 1.0  # the second island now leads back
-    found = exact.stationary_distribution(FiniteMDP(transition, mdp.reward, mdp.initial, 0.9), left)
+    found = gains.stationary_distribution(FiniteMDP(transition, mdp.reward, mdp.initial, 0.9), left)
     assert close(found, torch.tensor([0.0, 1.0, 0.0]), 1e-13)
 
 
 def test_multichains_are_refused() -> None:
     mdp = two_islands()
     policy = uniform(mdp)
-    assert exact.recurrent_classes(exact.policy_transition(mdp, policy)) == [[1], [2]]
-    for function in (exact.stationary_distribution, exact.gain, exact.differential_value):
+    assert gains.recurrent_classes(exact.policy_transition(mdp, policy)) == [[1], [2]]
+    for function in (gains.stationary_distribution, gains.gain, gains.differential_value):
         with pytest.raises(UsageError, match=r"islands: .*2 recurrent classes \(state 1; state 2\)"):
             function(mdp, policy)
     assert bool(torch.isfinite(exact.state_value(mdp, policy)).all()), "discounted values need no single class"
@@ -496,7 +497,7 @@ def test_multichains_are_refused() -> None:
 @pytest.mark.parametrize("gamma", [0.5, 0.9, 0.99])
 def test_value_and_policy_iteration_agree(gamma: float) -> None:
     for mdp in (garnet(3, gamma=gamma), FiniteMDP.from_problem(problems.access_control(3, gamma=gamma))):
-        by_value, by_policy = exact.value_iteration(mdp), exact.policy_iteration(mdp)
+        by_value, by_policy = optimal.value_iteration(mdp), optimal.policy_iteration(mdp)
         assert close(by_value.value, by_policy.value, 1e-11)
         assert torch.equal(by_value.policy, by_policy.policy)
         assert close(by_policy.action_value.amax(1), by_policy.value, 1e-12)
@@ -510,49 +511,49 @@ def test_value_and_policy_iteration_agree(gamma: float) -> None:
         for a in itertools.product(range(2), repeat=4)
     )
     mdp = garnet(3, states=4, actions=2, gamma=gamma)
-    assert float(mdp.initial @ exact.policy_iteration(mdp).value) == pytest.approx(best, abs=1e-10)
+    assert float(mdp.initial @ optimal.policy_iteration(mdp).value) == pytest.approx(best, abs=1e-10)
 
 
 def test_iterations_that_cannot_converge_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "ITERATIONS", 100)
+    monkeypatch.setattr(optimal, "ITERATIONS", 100)
     with pytest.raises(RunError, match="value iteration has not converged after 100 iterations"):
-        exact.value_iteration(ring().with_gamma(1.0))
+        optimal.value_iteration(ring().with_gamma(1.0))
     with pytest.raises(RunError, match="soft Q iteration"):
-        exact.soft_optimal(ring().with_gamma(1.0), 1.0)
+        optimal.soft_optimal(ring().with_gamma(1.0), 1.0)
     with pytest.raises(UsageError, match="never ends"):
-        exact.policy_iteration(ring().with_gamma(1.0))
+        optimal.policy_iteration(ring().with_gamma(1.0))
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_soft_optimum(temperature: float) -> None:
     """A fixed point, equal to its own policy's value, stationary, and better than other policies."""
     for mdp in (garnet(1), looping_mdp(0.9), absorbing_mdp(1, 1.0)):
-        found = exact.soft_optimal(mdp, temperature)
+        found = optimal.soft_optimal(mdp, temperature)
         soft = temperature * torch.logsumexp(found.action_value / temperature, 1)
         assert close(torch.where(mdp.absorbing, 0.0, soft), found.value, 1e-13)
         assert close(found.policy, softmax_policy(found.action_value / temperature), 1e-13)
-        assert close(exact.soft_state_value(mdp, found.policy, temperature), found.value)
+        assert close(optimal.soft_state_value(mdp, found.policy, temperature), found.value)
 
         def worth(policy: Tensor, mdp: FiniteMDP = mdp) -> Tensor:
-            return mdp.initial @ exact.soft_state_value(mdp, policy, temperature)
+            return mdp.initial @ optimal.soft_state_value(mdp, policy, temperature)
 
         leaf = found.policy.log().requires_grad_()
         assert float(torch.autograd.grad(worth(softmax_policy(leaf)), leaf)[0].abs().max()) < 1e-10
         for seed in range(5):
             near = softmax_policy(found.policy.log() + 0.1 * logits(mdp, seed))
             assert float(worth(near)) < float(worth(found.policy))
-    assert bool((exact.soft_state_value(mdp, uniform(mdp), temperature)[mdp.absorbing] == 0.0).all())
+    assert bool((optimal.soft_state_value(mdp, uniform(mdp), temperature)[mdp.absorbing] == 0.0).all())
     certain = deterministic(garnet(1), (0,) * garnet(1).num_states)  # no entropy, and 0 log 0 is 0
-    assert close(exact.soft_state_value(garnet(1), certain, temperature), exact.state_value(garnet(1), certain))
+    assert close(optimal.soft_state_value(garnet(1), certain, temperature), exact.state_value(garnet(1), certain))
 
 
 def test_soft_optimum_grows_into_the_optimum() -> None:
     mdp = garnet(1)
-    hard = exact.policy_iteration(mdp)
-    assert close(exact.soft_optimal(mdp, 1e-4).value, hard.value, 1e-3)
-    assert torch.equal(exact.soft_optimal(mdp, 1e-4).policy.argmax(1), hard.policy.argmax(1))
+    hard = optimal.policy_iteration(mdp)
+    assert close(optimal.soft_optimal(mdp, 1e-4).value, hard.value, 1e-3)
+    assert torch.equal(optimal.soft_optimal(mdp, 1e-4).policy.argmax(1), hard.policy.argmax(1))
     with pytest.raises(UsageError, match="temperature is 0"):
-        exact.soft_optimal(mdp, 0.0)
+        optimal.soft_optimal(mdp, 0.0)
 
 
 # Off-policy gradients
@@ -564,21 +565,23 @@ def test_off_policy_gradients(seed: int, weighting: exact.Weighting) -> None:
     """Emphasis brings back what dropping grad Q loses. Interest 1 in every state is another objective's."""
     mdp = garnet(seed)
     theta, behaviour = logits(mdp, seed), policy_of(mdp, seed + 100)
-    true = exact.off_policy_gradient(mdp, behaviour, softmax_policy, theta, weighting)
-    weight = exact.behaviour_weighting(mdp, behaviour, weighting)
+    true = gradients.off_policy_gradient(mdp, behaviour, softmax_policy, theta, weighting)
+    weight = gradients.behaviour_weighting(mdp, behaviour, weighting)
     assert float(weight.sum()) == pytest.approx(1.0 if weighting == "stationary" else 10.0, abs=1e-10)
     value = exact.state_value(mdp, softmax_policy(theta))
-    assert close(exact.off_policy_objective(mdp, behaviour, softmax_policy(theta), weighting), float(weight @ value))
+    assert close(
+        gradients.off_policy_objective(mdp, behaviour, softmax_policy(theta), weighting), float(weight @ value)
+    )
 
-    approximate = exact.off_policy_gradient_approximate(mdp, behaviour, softmax_policy, theta, weighting)
+    approximate = gradients.off_policy_gradient_approximate(mdp, behaviour, softmax_policy, theta, weighting)
     assert far(approximate, true, 0.05)
-    assert close(exact.emphatic_gradient(mdp, behaviour, softmax_policy, theta, weighting), true)
+    assert close(gradients.emphatic_gradient(mdp, behaviour, softmax_policy, theta, weighting), true)
     ones = torch.ones(mdp.num_states, dtype=F64)
-    wrong = exact.emphatic_gradient(mdp, behaviour, softmax_policy, theta, weighting, interest=ones)
+    wrong = gradients.emphatic_gradient(mdp, behaviour, softmax_policy, theta, weighting, interest=ones)
     assert far(wrong / wrong.norm(), true / true.norm(), 0.01)
     with pytest.raises(UsageError, match=r"interest has shape \(1,\)"):
-        exact.emphasis(mdp, behaviour, softmax_policy(theta), weighting, interest=ones[:1])
-    m = exact.emphasis(mdp, behaviour, softmax_policy(theta), weighting)
+        gradients.emphasis(mdp, behaviour, softmax_policy(theta), weighting, interest=ones[:1])
+    m = gradients.emphasis(mdp, behaviour, softmax_policy(theta), weighting)
     assert close(m, weight + 0.9 * exact.policy_transition(mdp, softmax_policy(theta)).T @ m)
     # What is dropped is grad Q: the approximation is the gradient at Q held fixed, in its own product rule.
     leaf = theta.clone().requires_grad_()
@@ -591,7 +594,7 @@ def test_off_policy_gradients(seed: int, weighting: exact.Weighting) -> None:
 def test_unknown_weighting_is_refused() -> None:
     mdp = garnet(0)
     with pytest.raises(UsageError, match="'stationary' or 'discounted'"):
-        exact.behaviour_weighting(mdp, uniform(mdp), "uniform")  # pyright: ignore[reportArgumentType]
+        gradients.behaviour_weighting(mdp, uniform(mdp), "uniform")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -616,7 +619,7 @@ def test_followon_trace_over_all_behaviour_trajectories(interest: Callable[[int]
             rho = float(policy[s, a] / behaviour[s, a])
             surrogate = surrogate + p * trace * rho * q[s, a] * log_policy[s, a]
     found = torch.autograd.grad(surrogate, leaf)[0]
-    true = exact.off_policy_gradient(mdp, behaviour, softmax_policy, theta, "discounted")
+    true = gradients.off_policy_gradient(mdp, behaviour, softmax_policy, theta, "discounted")
     if right:
         assert close(found, true)
     else:
@@ -627,7 +630,7 @@ def test_followon_trace_over_all_behaviour_trajectories(interest: Callable[[int]
 # Conservative evaluation
 
 
-@pytest.mark.parametrize("evaluate", [exact.conservative_evaluation, exact.conservative_evaluation_in_expectation])
+@pytest.mark.parametrize("evaluate", [offline.conservative_evaluation, offline.conservative_evaluation_in_expectation])
 @pytest.mark.parametrize("make", [lambda: garnet(0), lambda: looping_mdp(0.9), lambda: absorbing_mdp(0, 1.0)])
 def test_conservative_iterations_reach_their_fixed_points(
     evaluate: Callable[..., Tensor], make: Callable[[], FiniteMDP]
@@ -638,7 +641,7 @@ def test_conservative_iterations_reach_their_fixed_points(
     assert close(evaluate(mdp, policy, behaviour, mu, 0.5, iterations=400), solved)
     assert far(evaluate(mdp, policy, behaviour, mu, 0.5, iterations=2), solved)
     # The defining equation, written out, where something is decided.
-    offset = 0.0 if evaluate is exact.conservative_evaluation else 1.0
+    offset = 0.0 if evaluate is offline.conservative_evaluation else 1.0
     backup = mdp.reward + mdp.gamma * mdp.transition @ (policy * solved).sum(1) - 0.5 * (mu / behaviour - offset)
     live = ~mdp.absorbing
     assert close(solved[live], backup[live])
@@ -652,9 +655,9 @@ def test_conservative_bounds_without_sampling_error(seed: int) -> None:
     mdp = garnet(seed)
     policy, behaviour = policy_of(mdp, seed), policy_of(mdp, seed + 50)
     q, value = exact.action_value(mdp, policy), exact.state_value(mdp, policy)
-    pointwise = exact.conservative_evaluation(mdp, policy, behaviour, policy, 0.3)
+    pointwise = offline.conservative_evaluation(mdp, policy, behaviour, policy, 0.3)
     assert bool((pointwise < q).all())
-    inside = exact.conservative_evaluation_in_expectation(mdp, policy, behaviour, policy, 0.3)
+    inside = offline.conservative_evaluation_in_expectation(mdp, policy, behaviour, policy, 0.3)
     assert bool(((policy * inside).sum(1) < value).all())
     assert bool((inside > pointwise).all()), "the second bound is tighter"
 
@@ -663,7 +666,7 @@ def test_conservative_bounds_without_sampling_error(seed: int) -> None:
 def test_conservative_weights_are_not_negative(weight: float) -> None:
     mdp = FiniteMDP.from_problem(problems.two_state())
     policy = torch.full((2, 2), 0.5, dtype=F64)
-    for evaluation in (exact.conservative_evaluation, exact.conservative_evaluation_in_expectation):
+    for evaluation in (offline.conservative_evaluation, offline.conservative_evaluation_in_expectation):
         free = evaluation(mdp, policy, policy, policy, 0.0)
         torch.testing.assert_close(free, exact.action_value(mdp, policy), rtol=1e-12, atol=1e-12)
         with pytest.raises(ValueError, match=r"weight is .*; it must be a number >= 0"):
@@ -673,7 +676,7 @@ def test_conservative_weights_are_not_negative(weight: float) -> None:
 def test_conservative_penalty_needs_support() -> None:
     mdp = garnet(0)
     with pytest.raises(UsageError, match="never takes action 1 in state 0"):
-        exact.conservative_evaluation(mdp, uniform(mdp), deterministic(mdp, (0,) * 5), uniform(mdp), 1.0)
+        offline.conservative_evaluation(mdp, uniform(mdp), deterministic(mdp, (0,) * 5), uniform(mdp), 1.0)
 
 
 def test_empirical_model() -> None:
@@ -681,41 +684,41 @@ def test_empirical_model() -> None:
     counts = torch.zeros((5, 2, 5), dtype=F64)
     counts[:4, :, 0], counts[:4, 1, 4] = 3, 1
     counts[:4, 0, 1] = 1
-    model, behaviour = exact.empirical_model(mdp, counts)
+    model, behaviour = offline.empirical_model(mdp, counts)
     assert torch.equal(model.transition[0, 0], torch.tensor([0.75, 0.25, 0, 0, 0], dtype=F64))
     assert torch.equal(model.transition[0, 1], torch.tensor([0.75, 0, 0, 0, 0.25], dtype=F64))
     assert torch.equal(behaviour, uniform(mdp))
     assert torch.equal(model.reward, mdp.reward)
     assert torch.equal(model.absorbing, mdp.absorbing)
     observed = mdp.reward + 1.0
-    model = exact.empirical_model(mdp, counts, observed)[0]
+    model = offline.empirical_model(mdp, counts, observed)[0]
     assert torch.equal(model.reward[:4], observed[:4])
     assert torch.equal(model.absorbing, mdp.absorbing), "the end pays nothing, whatever was recorded there"
     with pytest.raises(UsageError, match=r"reward has shape \(5, 1\)"):
-        exact.empirical_model(mdp, counts, observed[:, :1])
+        offline.empirical_model(mdp, counts, observed[:, :1])
 
     # Counted from a list of transitions; and exact where the counts are the probabilities.
     where = counts.nonzero()
     listed = where.repeat_interleave(counts[tuple(where.T)].to(torch.int64), 0)
-    assert torch.equal(exact.transition_counts(mdp, *listed.T), counts)
+    assert torch.equal(offline.transition_counts(mdp, *listed.T), counts)
     state, action, following = listed.T
     with pytest.raises(UsageError, match=r"state goes from -1 to 2; it must lie in 0 to 4"):
-        exact.transition_counts(mdp, state - 1, action, following)
+        offline.transition_counts(mdp, state - 1, action, following)
     with pytest.raises(UsageError, match=r"action goes from 0 to 2; it must lie in 0 to 1"):
-        exact.transition_counts(mdp, state, 2 * action, following)
+        offline.transition_counts(mdp, state, 2 * action, following)
     with pytest.raises(UsageError, match=r"action has shape \(1,\)"):
-        exact.transition_counts(mdp, state, action[:1], following)
+        offline.transition_counts(mdp, state, action[:1], following)
     policy = policy_of(mdp, 0)
     visits = 1e6 * policy.unsqueeze(-1) * mdp.transition
-    model, behaviour = exact.empirical_model(mdp, visits)
+    model, behaviour = offline.empirical_model(mdp, visits)
     assert close(model.transition, mdp.transition, 1e-12)
     assert close(behaviour[:4], policy[:4], 1e-12)
 
     counts[2, 1] = 0
     with pytest.raises(UsageError, match="action 1 never occurs in state 2"):
-        exact.empirical_model(mdp, counts)
+        offline.empirical_model(mdp, counts)
     with pytest.raises(UsageError, match=r"counts have shape \(5, 2\)"):
-        exact.empirical_model(mdp, counts.sum(-1))
+        offline.empirical_model(mdp, counts.sum(-1))
 
 
 # What is refused
@@ -780,7 +783,7 @@ def test_invalid_policies_are_refused() -> None:
         (good * 0.99, r"policy sums to 0\.99 at \(0,\)"),
         (good + torch.tensor([0.5, -0.5, 0.0]), "a probability is never negative"),
     ):
-        for function in (exact.state_value, exact.discounted_visits, exact.gain, exact.policy_transition):
+        for function in (exact.state_value, exact.discounted_visits, gains.gain, exact.policy_transition):
             with pytest.raises(UsageError, match=message):
                 function(mdp, policy)
 

@@ -13,8 +13,7 @@ from helpers import F64
 from steepest import problems, returns
 from steepest.errors import UsageError
 from steepest.exact import finite_mdp as mdps
-from steepest.exact import linear_td
-from steepest.exact.theorems import continuing, episodic
+from steepest.exact import gains, linear_td
 from steepest.losses import (
     auxiliary_direction,
     curvature_direction,
@@ -22,7 +21,8 @@ from steepest.losses import (
     gtd2_direction,
     tdc_direction,
 )
-from steepest.verification.off_policy_actor import ROWS
+from steepest.verification.random_problems import continuing, episodic
+from steepest.verification.shipped.off_policy_actor import ROWS
 from steepest.verification.table import check
 
 SEEDS = range(3)
@@ -51,7 +51,7 @@ def test_system_equals_sums_over_steps(seed: int) -> None:
     """A, b and C as the long-run means of traces along the chain of the behaviour, propagated step by step."""
     c, trace_decay = continuing(seed), 0.7
     features, theta = normal(seed, 5, 3), normal(seed + 9, 3)
-    d = mdps.stationary_distribution(c.mdp, c.other)
+    d = gains.stationary_distribution(c.mdp, c.other)
     ratio = c.policy / c.other
     joint = (d.unsqueeze(-1) * c.other).unsqueeze(-1) * c.mdp.transition  # (s, a, s')
     carried = torch.zeros(5, 3, dtype=F64)  # d(s) E[e_{t-1} | s_t = s]
@@ -71,7 +71,7 @@ def test_projected_error_by_its_definition(seed: int) -> None:
     """|Pi (T v - v)|^2 in the norm of the behaviour's states, Pi the projection onto the features."""
     c = continuing(seed)
     features, theta = normal(seed, 5, 3), normal(seed + 9, 3)
-    d = mdps.stationary_distribution(c.mdp, c.other)
+    d = gains.stationary_distribution(c.mdp, c.other)
     v = features @ theta
     error = mdps.policy_reward(c.mdp, c.policy) + c.mdp.gamma * mdps.policy_transition(c.mdp, c.policy) @ v - v
     root = d.sqrt().unsqueeze(-1)
@@ -88,7 +88,7 @@ def test_fixed_points(seed: int, trace_decay: float) -> None:
     """With a feature per state it is V^pi for every lambda and weighting; on fewer, lambda = 1 projects V^pi."""
     c = continuing(seed)
     value = mdps.state_value(c.mdp, c.policy)
-    d = mdps.stationary_distribution(c.mdp, c.other)
+    d = gains.stationary_distribution(c.mdp, c.other)
     for visits in (d, mdps.discounted_visits(c.mdp, c.other)):
         full = linear_td.td_system(c.mdp, c.policy, torch.eye(5, dtype=F64), visits, trace_decay)
         close(linear_td.fixed_point(full), value)
@@ -103,7 +103,7 @@ def test_fixed_points(seed: int, trace_decay: float) -> None:
 def test_no_first_step_of_a_settled_critic_moves(seed: int) -> None:
     """At the TD fixed point with w = 0, all expected updates are at rest; a step away, TDC is no semi-gradient."""
     c = continuing(seed)
-    d = mdps.stationary_distribution(c.mdp, c.other)
+    d = gains.stationary_distribution(c.mdp, c.other)
     system = linear_td.td_system(c.mdp, c.policy, normal(seed, 5, 3), d, 0.4)
     theta, zero = linear_td.fixed_point(system), torch.zeros(3, dtype=F64)
     for found in (
@@ -126,7 +126,7 @@ def test_absorbing_states_have_no_features() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     c = continuing(0)
-    d, x = mdps.stationary_distribution(c.mdp, c.other), normal(0, 5, 2)
+    d, x = gains.stationary_distribution(c.mdp, c.other), normal(0, 5, 2)
     with pytest.raises(UsageError, match=r"features have shape \(4, 2\)"):
         linear_td.td_system(c.mdp, c.policy, x[:4], d)
     with pytest.raises(UsageError, match=r"visits have shape \(4,\)"):
@@ -273,7 +273,7 @@ def baird_run(method: str, steps: int) -> tuple[float, float, float]:
     mdp = mdps.FiniteMDP.from_problem(problem)
     behaviour, features = torch.tensor(problem.behaviour), torch.tensor(problem.features)
     policy = torch.tensor([[0.0, 1.0]], dtype=F64).repeat(7, 1)
-    visits = mdps.stationary_distribution(mdp, behaviour)
+    visits = gains.stationary_distribution(mdp, behaviour)
     joint = (visits.unsqueeze(-1) * behaviour).unsqueeze(-1) * mdp.transition
     state, action, following = joint.nonzero().unbind(1)
     weight, phi, next_phi = joint[state, action, following], features[state], features[following]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from helpers_tokens import listed, normal, small_language
 from steepest.exact import language as exact
-from steepest.exact.text import TabularLM, everything
-from steepest.language import scoring
-from steepest.language.adapter import as_language_model
-from steepest.language.models import LanguageModel
-from steepest.language.scoring import token_divergences
+from steepest.exact.token_batches import TabularLM, everything
+from steepest.language.models.function_model import as_language_model
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.scoring import scoring
+from steepest.language.scoring.scoring import token_divergences
 
 LANGUAGE = small_language()
 SHAPE = LANGUAGE.response_shape

@@ -15,17 +15,12 @@ from steepest.exact.language import (
     EnumerableLanguage,
     best_of_n_kl_bound,
     best_of_n_log_probs,
-    dpo_loss,
     expected_score,
-    implied_reward,
     kl_divergence,
     log_partition,
     optimal_log_probs,
     optimal_value,
-    pair_weights,
     policy_logits,
-    preference_loss,
-    preference_probs,
     prompt_mean,
     response_log_probs,
     rlhf_gradient,
@@ -35,6 +30,7 @@ from steepest.exact.language import (
     token_kl_divergence,
     token_log_probs,
 )
+from steepest.exact.preferences import dpo_loss, implied_reward, pair_weights, preference_loss, preference_probs
 
 F64 = torch.float64
 KL_COEF = 0.7

@@ -16,21 +16,23 @@ from torch.distributions import MultivariateNormal
 from steepest.errors import UsageError
 from steepest.exact.lqr import (
     LQR,
-    action_gradient,
-    compatible_weights,
-    deterministic_policy_gradient,
     objective,
-    off_policy_gradient,
-    off_policy_objective,
-    off_policy_semi_gradient,
     optimal_feedback,
-    policy_gradient,
     q_function,
     random_lqr,
     riccati,
     second_moment,
     soft_optimal_policy,
     value_function,
+)
+from steepest.exact.lqr_gradients import (
+    action_gradient,
+    compatible_weights,
+    deterministic_policy_gradient,
+    off_policy_gradient,
+    off_policy_objective,
+    off_policy_semi_gradient,
+    policy_gradient,
 )
 
 F64 = torch.float64

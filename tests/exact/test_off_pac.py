@@ -7,10 +7,10 @@ import torch
 
 from helpers import F64
 from steepest.exact import finite_mdp as mdps
-from steepest.exact import linear_td
-from steepest.exact.theorems import continuing, episodic
+from steepest.exact import gradients, linear_td
 from steepest.losses import emphatic_weight, followon_trace
-from steepest.verification.off_policy_actor import ROWS, steps_of
+from steepest.verification.random_problems import continuing, episodic
+from steepest.verification.shipped.off_policy_actor import ROWS, steps_of
 from steepest.verification.table import check
 
 
@@ -53,7 +53,7 @@ def test_emphatic_weight_spans_off_pac_and_the_gradient() -> None:
 def test_followon_trace_gathers_the_emphasis(seed: int) -> None:
     """Its sum over the visits to a state has the mean m, interest gamma^t; with interest 1 it has not."""
     c = episodic(seed)
-    m = torch.where(c.mdp.absorbing, 0.0, mdps.emphasis(c.mdp, c.other, c.policy, "discounted"))
+    m = torch.where(c.mdp.absorbing, 0.0, gradients.emphasis(c.mdp, c.other, c.policy, "discounted"))
     for interest_base, right in ((c.mdp.gamma, True), (1.0, False)):
         trace = previous = torch.ones_like(c.other_paths.probability)
         total = torch.zeros_like(m)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
+from steepest.agents.rollout_updates import all_sequences
 from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.on_policy import all_sequences
 from steepest.types import Rollout
 
 PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state

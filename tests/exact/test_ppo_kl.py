@@ -22,10 +22,10 @@ from helpers import (
     to_float64,
     vector,
 )
+from steepest.agents.rollout_updates import Batch, all_sequences, batch_inputs
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
-from steepest.learner import Gradient, Hyper, Metrics, State
+from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import adapt_kl_coef, penalised_surrogate_loss
-from steepest.on_policy import Batch, all_sequences, batch_inputs
 from steepest.types import Rollout
 
 PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state

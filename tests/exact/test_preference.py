@@ -13,9 +13,10 @@ from torch import Tensor
 from helpers_tokens import F64, listed, normal, small_language
 from steepest import losses
 from steepest.exact import language as exact
-from steepest.exact.text import TabularLM, everything
-from steepest.language import scoring
-from steepest.language.tokens import response_log_probs, token_log_probs
+from steepest.exact import preferences
+from steepest.exact.token_batches import TabularLM, everything
+from steepest.language.data.tokens import response_log_probs, token_log_probs
+from steepest.language.scoring import scoring
 from steepest.losses import (
     bradley_terry_loss,
     dpo_loss,
@@ -134,8 +135,8 @@ def all_pairs(x: Tensor) -> tuple[Tensor, Tensor]:
 def test_reward_losses_over_all_pairs(seed: int) -> None:
     """Averaged over all pairs as they are drawn and labelled, the loss and its gradient are the population's."""
     _, reference, score = problem(seed)
-    weight = exact.pair_weights(exact.response_log_probs(LANGUAGE, reference))
-    preference = exact.preference_probs(score)
+    weight = preferences.pair_weights(exact.response_log_probs(LANGUAGE, reference))
+    preference = preferences.preference_probs(score)
 
     def expected_loss(r: Tensor) -> Tensor:
         first, second = all_pairs(r)
@@ -143,7 +144,7 @@ def test_reward_losses_over_all_pairs(seed: int) -> None:
         return exact.prompt_mean(LANGUAGE, (weight * both).sum((-2, -1)))
 
     def population(r: Tensor) -> Tensor:
-        return exact.preference_loss(LANGUAGE, r, preference, weight)
+        return preferences.preference_loss(LANGUAGE, r, preference, weight)
 
     model = normal(seed + 300, score.shape)
     close(expected_loss(model), population(model))
@@ -178,7 +179,7 @@ def test_dpo_over_all_pairs(seed: int) -> None:
     """Averaged over all pairs, value and gradient are those of the exact population loss; so with soft labels."""
     table, reference, score = problem(seed)
     ref = exact.response_log_probs(LANGUAGE, reference)
-    weight, preference = exact.pair_weights(ref), exact.preference_probs(score)
+    weight, preference = preferences.pair_weights(ref), preferences.preference_probs(score)
 
     def sampled(t: Tensor) -> Tensor:
         first, second = all_pairs(log_probs(t))
@@ -194,7 +195,7 @@ def test_dpo_over_all_pairs(seed: int) -> None:
         return exact.prompt_mean(LANGUAGE, (weight * per_pair).sum((-2, -1)))
 
     def population(t: Tensor) -> Tensor:
-        return exact.dpo_loss(LANGUAGE, exact.response_log_probs(LANGUAGE, t), ref, preference, KL_COEF)
+        return preferences.dpo_loss(LANGUAGE, exact.response_log_probs(LANGUAGE, t), ref, preference, KL_COEF)
 
     for function in (sampled, soft):
         close(function(table), population(table))
@@ -209,7 +210,7 @@ def test_dpo_reaches_the_rlhf_optimum(seed: int) -> None:
     """Descending the population loss from the reference, token by token, ends at ref exp(r / beta) / Z."""
     _, reference, score = problem(seed)
     ref = exact.response_log_probs(LANGUAGE, reference)
-    weight, preference = exact.pair_weights(ref), exact.preference_probs(score)
+    weight, preference = preferences.pair_weights(ref), preferences.preference_probs(score)
     optimum = exact.optimal_log_probs(ref, score, KL_COEF)
     table = reference.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from helpers import F64, discrete, to_float64, vector
 from steepest.algorithms.dqn import DQN, DQNConfig
-from steepest.buffers import ReplayBuffer
-from steepest.exact.theorems import Sides, relative_error, tightness
+from steepest.experience.replay import ReplayBuffer
 from steepest.losses import chosen_q_value, double_dqn_target, dqn_target
 from steepest.types import Rollout
-from steepest.verification import q_learning
+from steepest.verification.shipped import q_learning
+from steepest.verification.statement import Sides, relative_error, tightness
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
 

@@ -23,7 +23,7 @@ from helpers import (
 )
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
-from steepest.learner import autograd_gradient
+from steepest.learner.step import autograd_gradient
 from steepest.types import Rollout
 
 PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state

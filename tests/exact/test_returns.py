@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from helpers import F64, Ragged, defining_gae, layered_mdp, ragged
-from steepest.exact import finite_mdp as mdps
-from steepest.exact.theorems import continuing
+from steepest.exact import gains
 from steepest.returns import (
     differential_generalized_advantage,
     differential_td_error,
@@ -21,6 +20,7 @@ from steepest.returns import (
     reward_to_go,
     vtrace,
 )
+from steepest.verification.random_problems import continuing
 
 DISCOUNTS = [(1.0, 1.0), (0.9, 0.8), (0.99, 0.0), (0.0, 0.5), (0.7, 1.0)]
 
@@ -178,7 +178,7 @@ def test_undecided_rows_at_the_end_change_nothing(name: str) -> None:
 def test_differential_error_has_mean_zero() -> None:
     """Under the policy, at every state, with the exact gain and values; with another gain it has not."""
     c = continuing(0)
-    v, gain = mdps.differential_value(c.mdp, c.policy), mdps.gain(c.mdp, c.policy)
+    v, gain = gains.differential_value(c.mdp, c.policy), gains.gain(c.mdp, c.policy)
     chance = c.policy.unsqueeze(-1) * c.mdp.transition
     shape = chance.shape
 

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from helpers_tokens import F64, PLAIN, listed, normal, small_language
-from steepest.exact import language as exact
-from steepest.exact.text import padded
-from steepest.language.reward_model import RewardModelConfig, RewardTrainer, pair_scores, reward_head, score_losses
+from steepest.exact import preferences
+from steepest.exact.token_batches import padded
+from steepest.language.training.reward_model import (
+    RewardModelConfig,
+    RewardTrainer,
+    pair_scores,
+    reward_head,
+    score_losses,
+)
 from steepest.types import PreferenceBatch
 
 LANGUAGE = small_language()
@@ -42,7 +48,7 @@ def trainer_of(**config: Any) -> RewardTrainer:
 def test_differences_of_the_true_reward_are_recovered() -> None:
     """Over all pairs, each as often as it is labelled so, the trained scores differ as the true ones do."""
     score = 0.7 * normal(3, LANGUAGE.response_shape)
-    preference = exact.preference_probs(score)
+    preference = preferences.preference_probs(score)
     x, one, other = (i.flatten() for i in torch.meshgrid(*(torch.arange(n) for n in (2, 15, 15)), indexing="ij"))
     p = preference[x, one, other]
     batch = PreferenceBatch(padded(LANGUAGE, x, one), padded(LANGUAGE, x, other))
@@ -73,7 +79,7 @@ def test_updates_learn_from_labelled_pairs() -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.randint(PROMPTS, (4000,), generator=g)
     y = torch.randint(RESPONSES, (4000, 2), generator=g)
-    first = torch.rand(4000, generator=g, dtype=F64) < exact.preference_probs(score)[x, y[:, 0], y[:, 1]]
+    first = torch.rand(4000, generator=g, dtype=F64) < preferences.preference_probs(score)[x, y[:, 0], y[:, 1]]
     chosen, rejected = torch.where(first, y[:, 0], y[:, 1]), torch.where(first, y[:, 1], y[:, 0])
     batch = PreferenceBatch(padded(LANGUAGE, x, chosen), padded(LANGUAGE, x, rejected))
     trainer = trainer_of(learning_rate=0.1, centring_coef=0.001, schedule="linear", epochs=100)
@@ -89,5 +95,5 @@ def test_updates_learn_from_labelled_pairs() -> None:
     # A response occurs in about 270 pairs, which tell its score to about 2 / sqrt(270) = 0.12.
     assert float((centred - true).square().mean().sqrt()) < 0.2
     assert float(found.mean(-1).abs().max()) < 0.2
-    best = float((-torch.log(exact.preference_probs(score)[x, chosen, rejected])).mean())
+    best = float((-torch.log(preferences.preference_probs(score)[x, chosen, rejected])).mean())
     assert figures["likelihood_loss"] == pytest.approx(best, abs=0.01)  # the labels' own entropy, nearly

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from helpers_tokens import F64, PLAIN, listed, listed_reference, no_reward, normal, small_language
 from steepest.exact import language as exact
-from steepest.exact.text import TabularActorCritic, TabularLM, everything, padded, prefix_values
-from steepest.language.rlhf import GRPO, RLOO, TokenPPO, TokenPPOConfig
-from steepest.language.rlhf_trainer import RLHF, Steps
-from steepest.language.tokens import last_steps, token_kl, token_log_probs
+from steepest.exact.token_batches import TabularActorCritic, TabularLM, everything, padded, prefix_values
+from steepest.language.data.tokens import last_steps, token_kl, token_log_probs
+from steepest.language.training.rlhf import GRPO, RLOO, TokenPPO, TokenPPOConfig
+from steepest.language.training.rlhf_base import RLHF, Steps
 from steepest.losses import k1_estimate, k2_estimate, k3_estimate, proportional_kl_coef, score_function_loss
 from steepest.returns import generalized_advantage, scaled_token_rewards, token_rewards
 from steepest.types import TokenBatch

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from helpers import F64
-from steepest.exact.theorems import Sides, relative_error
 from steepest.losses import expected_soft_value, soft_policy_loss, soft_q_target, soft_value_target, temperature_loss
-from steepest.verification import off_policy
+from steepest.verification.shipped import off_policy
+from steepest.verification.statement import Sides, relative_error
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
 

@@ -8,7 +8,7 @@ import torch
 from helpers_tokens import F64, normal, small_language
 from steepest.errors import UsageError
 from steepest.exact import language as exact
-from steepest.exact.text import TabularActorCritic, TabularLM, everything, padded, prefix_values
+from steepest.exact.token_batches import TabularActorCritic, TabularLM, everything, padded, prefix_values
 
 LANGUAGE = small_language()
 

@@ -13,20 +13,10 @@ import torch
 
 from helpers import F64
 from steepest.exact import finite_mdp as mdps
-from steepest.exact import theorems
-from steepest.exact.theorems import (
-    CONTROL_THRESHOLD,
-    STATEMENTS,
-    TOLERANCE,
-    Process,
-    Sides,
-    Statement,
-    continuing,
-    dataset,
-    episodic,
-    relative_error,
-    tightness,
-)
+from steepest.exact import offline as exact_offline
+from steepest.verification.random_problems import Process, continuing, dataset, episodic
+from steepest.verification.statement import CONTROL_THRESHOLD, TOLERANCE, Sides, Statement, relative_error, tightness
+from steepest.verification.theorems import STATEMENTS, offline, trust_region
 
 SEEDS = range(1000, 1005)  # others than those of the command
 
@@ -114,11 +104,11 @@ def test_the_bound_needs_its_constant() -> None:
 
     With gamma = 0, where only the first state counts, there is nothing left of either side.
     """
-    ratios = [tightness(theorems.trpo_bound(theorems.attaining(seed))) for seed in range(40)]
+    ratios = [tightness(trust_region.trpo_bound(trust_region.attaining(seed))) for seed in range(40)]
     assert 0.8 < max(ratios) < 1.0
     c = continuing(0)
     myopic = replace(c, mdp=c.mdp.with_gamma(0.0))
-    sides = theorems.trpo_bound(myopic)
+    sides = trust_region.trpo_bound(myopic)
     assert float(sides.right) == 0.0
     assert float(sides.left) < 1e-12
 
@@ -128,8 +118,8 @@ def test_conservative_bounds_need_their_thresholds() -> None:
     broken = 0
     for seed in range(20):
         d = dataset(seed)
-        alpha = 0.01 * theorems.pointwise_threshold(d)
-        found = mdps.conservative_evaluation(d.model, d.policy, d.behaviour, d.policy, alpha)
+        alpha = 0.01 * offline.pointwise_threshold(d)
+        found = exact_offline.conservative_evaluation(d.model, d.policy, d.behaviour, d.policy, alpha)
         broken += bool((found > mdps.action_value(d.process.mdp, d.policy) + 1e-9).any())
     assert broken >= 5
 

@@ -11,14 +11,15 @@ from torch.func import vmap
 
 from helpers import F64, bits, box, discrete, synthetic_rollout, to_float64, vector
 from steepest import UsageError
+from steepest.agents.rollout_updates import Batch, batch_inputs
 from steepest.algorithms import trpo
 from steepest.algorithms.trpo import TRPO, TRPOConfig
-from steepest.exact.theorems import continuing
-from steepest.learner import State, tree_map
+from steepest.learner.step import State
+from steepest.learner.trees import tree_map
 from steepest.numerics import line_search_start, weighted_mean
-from steepest.on_policy import Batch, batch_inputs
 from steepest.types import ActionSpec
-from steepest.verification import trpo as rows
+from steepest.verification.random_problems import continuing
+from steepest.verification.shipped import trpo as rows
 from steepest.verification.table import check
 
 POLICIES: dict[str, tuple[ActionSpec, dict[str, Any]]] = {

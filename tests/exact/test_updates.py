@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from helpers import F64, defining_gae, defining_vtrace, discrete, synthetic_rollout, to_float64, vector
-from steepest.agent import Agent
+from steepest.agents.agent import Agent
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
 from steepest.algorithms.trpo import TRPO, TRPOConfig
-from steepest.learner import autograd_gradient, tree_map
-from steepest.networks import Normalization, PolicyInput
+from steepest.learner.step import autograd_gradient
+from steepest.learner.trees import tree_map
+from steepest.networks.inputs import Normalization, PolicyInput
 from steepest.types import Rollout
 
 STEPS, ENVS, CHOICES = 12, 4, 3

@@ -17,19 +17,19 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers_language import demonstrations, preferences, shout, tiny
-from steepest.cli import main
+from steepest.cli.main import main
 from steepest.errors import SteepestError, UsageError
-from steepest.language import distributed
-from steepest.language.data import load_preferences, load_prompts, load_sft
-from steepest.language.dpo import DPO, DPOConfig
-from steepest.language.models import LanguageModel
-from steepest.language.reward_model import RewardModelConfig, RewardTrainer, reward_head
-from steepest.language.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
-from steepest.language.sft import SFT, SFTConfig
-from steepest.language.training import Trainer
-from steepest.runs.language_run import LanguageRun
-from steepest.runs.progress import Progress
-from steepest.tensor_files import save_tensors
+from steepest.files.tensors import save_tensors
+from steepest.language.data.datasets import load_preferences, load_prompts, load_sft
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.parallel import processes
+from steepest.language.training.dpo import DPO, DPOConfig
+from steepest.language.training.reward_model import RewardModelConfig, RewardTrainer, reward_head
+from steepest.language.training.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
+from steepest.language.training.sft import SFT, SFTConfig
+from steepest.language.training.trainer import Trainer
+from steepest.runs.loops.language import LanguageRun
+from steepest.runs.view.progress import Progress
 
 SHARED: dict[str, Any] = {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "max_length": 64}
 DRAWN: dict[str, Any] = {**SHARED, "batch_size": 8, "max_new_tokens": 6, "kl_coef": 0.2, "missing_eos_penalty": 0.1}
@@ -93,13 +93,13 @@ def outcome(made: Trainer[Any]) -> tuple[dict[str, torch.Tensor], dict[str, floa
 
 def mean_of_means() -> dict[str, torch.Tensor]:
     """SFT as it would be if each process divided by its own tokens, and gradients were averaged."""
-    made, total = make("sft"), distributed.total
-    distributed.total = lambda own: max(1, own * distributed.world_size())
+    made, total = make("sft"), processes.total
+    processes.total = lambda own: max(1, own * processes.world_size())
     try:
         while not made.done:
             made.update()
     finally:
-        distributed.total = total
+        processes.total = total
     return made.tensors()
 
 
@@ -115,7 +115,7 @@ def train_every_case(out: Path) -> None:
     found["sft mean of means"] = mean_of_means(), {}
     for name, (tensors, figures) in found.items():
         tensors = {key: value.clone() for key, value in tensors.items()}
-        save_tensors(out / f"{name} {distributed.rank()}.safetensors", tensors, {"figures": figures})
+        save_tensors(out / f"{name} {processes.rank()}.safetensors", tensors, {"figures": figures})
 
 
 def arguments(model: Path, data: Path, out: Path, *flags: str) -> list[str]:
@@ -130,7 +130,7 @@ def stop_at(step: int, command: list[str]) -> int:
 
     def end(self: Progress, row: Mapping[str, Any]) -> None:
         update(self, row)
-        if row["step"] == step and distributed.rank() == distributed.world_size() - 1:
+        if row["step"] == step and processes.rank() == processes.world_size() - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Progress.update = end
@@ -148,16 +148,16 @@ def run_stop_and_resume(out: Path) -> dict[str, Any]:
         codes[name] = main(arguments(model, data, out / name, *flags))
         stopped = out / f"{name}-stopped"
         codes[f"{name}-stopped"] = stop_at(6, arguments(model, data, stopped, *flags))
-        if distributed.is_main():
+        if processes.is_main():
             shutil.copytree(stopped, out / f"{name}-unfinished")
-        distributed.decided(None)
+        processes.decided(None)
         codes[f"{name}-resumed"] = main(["sft", "--resume", str(stopped)])
     return codes
 
 
 def refusals(out: Path) -> dict[str, str]:
     """What is said to what cannot work."""
-    model, rows = out / "model", demonstrations(8 + distributed.rank())
+    model, rows = out / "model", demonstrations(8 + processes.rank())
     asked: dict[str, tuple[Any, ...]] = {
         "data": ("sft", rows, {}),
         "batch": ("sft", rows[:8], {"batch_size": 5}),
@@ -177,7 +177,7 @@ def refusals(out: Path) -> dict[str, str]:
 
 def failures(out: Path) -> dict[str, str]:
     """What is raised here, of what goes wrong in the last process alone; and that all then go on together."""
-    model, films, last = out / "model", out / "films.jsonl", distributed.rank() == distributed.world_size() - 1
+    model, films, last = out / "model", out / "films.jsonl", processes.rank() == processes.world_size() - 1
 
     def failing(prompts: list[str], completions: list[str]) -> list[float]:
         return [float("nan") if last else 0.0 for _ in completions]
@@ -211,7 +211,7 @@ def failures(out: Path) -> dict[str, str]:
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     torch.set_num_threads(1)
-    distributed.join()
+    processes.join()
     train_every_case(place)
     report = {"codes": run_stop_and_resume(place), "refusals": refusals(place), "failures": failures(place)}
-    (place / f"report {distributed.rank()}.json").write_text(json.dumps(report))
+    (place / f"report {processes.rank()}.json").write_text(json.dumps(report))

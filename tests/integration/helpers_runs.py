@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from steepest.runs.checkpoint import CheckpointStore
-from steepest.runs.metrics import read_metrics
-from steepest.tensor_files import load_tensors
+from steepest.files.tensors import load_tensors
+from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.metrics import read_metrics
 
-COMMAND = [sys.executable, "-m", "steepest.cli"]
+COMMAND = [sys.executable, "-m", "steepest"]
 
 ENVIRONMENT = {
     **os.environ,

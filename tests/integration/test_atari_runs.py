@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import steepest
-from steepest import Run, UsageError, cli
+from steepest import Run, UsageError
 from steepest.algorithms import find
+from steepest.cli import main
 from steepest.environments import AtariOptions
-from steepest.runs.settings import resolve_options
+from steepest.runs.options.auto import resolve_options
 
 pytest.importorskip("ale_py")
 
@@ -98,13 +99,13 @@ def test_the_command_and_config_files_take_every_option(
     file = tmp_path / "game.yaml"
     file.write_text("atari:\n  noop-max: 30\n  sticky: 1e-1\n")
     line = ["train", "ppo", "ALE/Pong-v5", "--config", str(file), "--atari.fire-reset", "True", "--atari.sticky", "0.0"]
-    assert cli.main([*line, "--atari.clip-reward", "False"]) == 2
+    assert main.main([*line, "--atari.clip-reward", "False"]) == 2
     assert taken == [AtariOptions(noop_max=30, fire_reset=True, sticky=0.0)]
-    assert cli.main(["train", "ppo", "CartPole-v1", "--atari.sticky", "0.0"]) == 2
+    assert main.main(["train", "ppo", "CartPole-v1", "--atari.sticky", "0.0"]) == 2
     assert len(taken) == 1
     capsys.readouterr()
     for env, there in (("ALE/Pong-v5", True), ("CartPole-v1", False)):
-        assert cli.main(["train", "ppo", env, "--help"]) == 0
+        assert main.main(["train", "ppo", env, "--help"]) == 0
         text = capsys.readouterr().out
         assert [f"--atari.{name}" in text for name in ("sticky", "noop-max", "full-action-space")] == [there] * 3
 

@@ -21,8 +21,9 @@ from helpers_runs import ENVIRONMENT, differences, start_command, steepest_comma
 from safetensors.torch import save_file
 
 import steepest
-from steepest import Run, RunError, UsageError, cli
-from steepest.tensor_files import CheckpointError
+from steepest import Run, RunError, UsageError
+from steepest.cli import main
+from steepest.files.tensors import CheckpointError
 
 TINY = {"rollout_steps": 16, "hidden_sizes": (8,), "num_envs": 2, "eval_episodes": 2, "compile": "off"}
 
@@ -182,7 +183,7 @@ def test_the_command_says_what_is_wrong(
     line: list[str], code: int, message: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert cli.main(line) == code
+    assert main.main(line) == code
     said = capsys.readouterr()
     assert message in " ".join(said.err.split())
     assert "Traceback" not in said.err
@@ -194,7 +195,7 @@ def test_the_command_says_what_is_wrong(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*PPO, "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
+    assert main.main([*PPO, "--device", "cuda", "--out", str(tmp_path / "run")]) == 2
     assert "PyTorch sees no GPU" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -230,8 +231,8 @@ def test_a_missing_extra_names_the_line_that_installs_it(
         sys.meta_path.insert(0, Absent())
         find_spec = importlib.util.find_spec
         importlib.util.find_spec = lambda name, package=None: None if name == {module!r} else find_spec(name, package)
-        from steepest import cli
-        sys.exit(cli.main(sys.argv[1:]))
+        from steepest.cli.main import main
+        sys.exit(main(sys.argv[1:]))
     """)
     arguments = [str(run) if a == "RUN" else a for a in arguments]
     done = subprocess.run(
@@ -421,7 +422,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(run: Path, tmp_
 
 
 def test_a_file_that_steepest_wrote_but_that_holds_no_agent(tmp_path: Path) -> None:
-    from steepest.tensor_files import save_tensors
+    from steepest.files.tensors import save_tensors
 
     save_tensors(tmp_path / "odd.safetensors", {"a": torch.zeros(1)}, {"some": "thing"})
     with pytest.raises(CheckpointError, match="does not hold an agent"):

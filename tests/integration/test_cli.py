@@ -16,10 +16,10 @@ from helpers_runs import COMMAND, ENVIRONMENT, steepest_command, stray_files
 from safetensors import safe_open
 
 import steepest
-from steepest import cli
 from steepest.algorithms import ALGORITHMS, find
-from steepest.runs.config import RunConfig
-from steepest.runs.metrics import read_metrics
+from steepest.cli import main
+from steepest.runs.options.config import RunConfig
+from steepest.runs.store.metrics import read_metrics
 
 TINY: list[Any] = [
     *("--total-steps", 1024, "--num-envs", 4, "--rollout-steps", 32, "--hidden-sizes", 8, "--compile", "off"),
@@ -29,7 +29,7 @@ TINY: list[Any] = [
 
 def run_cli(*arguments: object) -> int:
     """The command in this process: what it prints is captured by pytest."""
-    return cli.main([str(a) for a in arguments])
+    return main.main([str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_help_of_train_lists_every_option(algorithm: str) -> None:
     done = steepest_command("train", algorithm, "CartPole-v1", "--help")
     assert done.returncode == 0
     text = " ".join(done.stdout.replace("│", " ").split())
-    kinds = [RunConfig, find(algorithm).Config, cli.OutputOptions]
+    kinds = [RunConfig, find(algorithm).Config, main.OutputOptions]
     assert [flag for kind in kinds for flag in flags(kind) if flag not in text] == ["--atari"]  # for Atari games only
     assert "--atari" not in text
     documented = [words for kind in kinds for words in words_of_docs(kind)]
@@ -216,7 +216,7 @@ def test_help_of_train_lists_every_option(algorithm: str) -> None:
     assert "--config" in text
 
 
-@pytest.mark.parametrize(("verb", "kind"), [("evaluate", cli.EvaluateOptions), ("plot", cli.PlotOptions)])
+@pytest.mark.parametrize(("verb", "kind"), [("evaluate", main.EvaluateOptions), ("plot", main.PlotOptions)])
 def test_help_of_the_other_verbs_lists_every_option(verb: str, kind: type[Any]) -> None:
     done = steepest_command(verb, "--help")
     assert done.returncode == 0
@@ -229,7 +229,7 @@ def test_help_of_the_other_verbs_lists_every_option(verb: str, kind: type[Any]) 
 def test_help_and_list_answer_without_torch() -> None:
     for arguments in (["--help"], ["list"], ["--version"], ["train", "--help"]):
         script = (
-            "import sys; from steepest import cli; code = cli.main(sys.argv[1:]);"
+            "import sys; from steepest.cli.main import main; code = main(sys.argv[1:]);"
             "slow = {'torch', 'gymnasium', 'matplotlib', 'tyro', 'numpy'} & set(sys.modules);"
             "sys.exit(f'imported {slow}' if slow else code)"
         )

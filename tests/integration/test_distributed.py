@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers_language import demonstrations, tiny
 from steepest.errors import UsageError
-from steepest.language.models import save_model
-from steepest.runs.language_run import LanguageRun
-from steepest.runs.metrics import read_metrics
-from steepest.tensor_files import load_tensors
+from steepest.files.tensors import load_tensors
+from steepest.language.models.saving import save_model
+from steepest.runs.loops.language import LanguageRun
+from steepest.runs.store.metrics import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HELPER = Path(__file__).with_name("helpers_distributed.py")

@@ -15,9 +15,11 @@ from helpers_runs import start_command, stray_files
 from safetensors.torch import load_file
 
 from helpers_language import demonstrations, preferences, tiny, tokenizer
-from steepest import cli
-from steepest.language.models import add_adapters, load_model, save_model
-from steepest.language.reward_model import RewardModel, load_reward_model, reward_head, save_reward_model
+from steepest.cli import main
+from steepest.language.models.adapters import add_adapters
+from steepest.language.models.loading import load_model
+from steepest.language.models.saving import save_model
+from steepest.language.training.reward_model import RewardModel, load_reward_model, reward_head, save_reward_model
 
 CODE_OF_ITS_OWN = """\
 from pathlib import Path
@@ -267,7 +269,7 @@ def test_the_command_says_what_is_wrong(
     line: list[str], code: int, message: str, place: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {p: p.stat().st_mtime_ns for f in (place, models) for p in f.rglob("*")}
-    assert cli.main(line) == code
+    assert main.main(line) == code
     said = capsys.readouterr()
     print(said.err)
     assert message in " ".join(said.err.replace(str(models), "m").split())
@@ -280,7 +282,7 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_no_code_of_a_model_is_run(place: Path, models: Path) -> None:
-    assert cli.main(["generate", "m/remote", *ASK]) == 2
+    assert main.main(["generate", "m/remote", *ASK]) == 2
     assert not (models / "ran").exists()
 
 
@@ -299,12 +301,12 @@ def test_padding_that_is_the_end_token_changes_nothing(place: Path, capsys: pyte
     for model in ("one-token", "m/model"):
         name = Path(model).name
         for verb, data in (("sft", "demos.jsonl"), ("reward", "pairs.jsonl"), ("dpo", "pairs.jsonl")):
-            assert cli.main([verb, model, data, *flags, f"{name}-{verb}"]) == 0
+            assert main.main([verb, model, data, *flags, f"{name}-{verb}"]) == 0
             rows = Path(f"{name}-{verb}", "metrics.jsonl").read_text().splitlines()
             losses.append(json.loads(rows[-1])["train/loss"])
     assert losses[:3] == pytest.approx(losses[3:], rel=1e-6)
     judge = load_reward_model("one-token-reward")
-    from steepest.language.batching import pad, responses
+    from steepest.language.data.batching import pad, responses
 
     end = judge.lm.end_token
     scores = judge.scores(pad(responses([(300, 301)] * 2, [(302,), (302, end)]), judge.lm.pad_token))
@@ -336,7 +338,7 @@ def test_training_that_diverges_stops_with_the_last_good_checkpoint(
         "--checkpoint-every",
         "1",
     ]
-    assert cli.main([*line, *options, "--no-tensorboard", "--threads", "1"]) == 1
+    assert main.main([*line, *options, "--no-tensorboard", "--threads", "1"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "became non-finite" in said
     assert "A smaller learning_rate" in said
@@ -348,7 +350,7 @@ def test_training_that_diverges_stops_with_the_last_good_checkpoint(
 
 @pytest.mark.parametrize("reward", ["raises", "few", "nan"])
 def test_a_reward_that_fails_is_named(reward: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*PPO, "--reward", f"{reward}.py:letters", "--quiet", "--out", "run", "--no-tensorboard"]) == 1
+    assert main.main([*PPO, "--reward", f"{reward}.py:letters", "--quiet", "--out", "run", "--no-tensorboard"]) == 1
     said = capsys.readouterr().err
     assert {"raises": "the reward failed: ZeroDivisionError: division by zero (raises.py, line 2)",
             "few": "the reward gave 1 numbers for 16 responses; expected one for each",

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 
 import steepest
 from helpers_language import demonstrations, tiny
-from steepest.cli import main
+from steepest.cli.main import main
 from steepest.errors import RunError, UsageError
-from steepest.language.models import load_model, save_model
-from steepest.language.sft import SFT
-from steepest.runs.language_run import LanguageRun
-from steepest.runs.metrics import read_metrics
+from steepest.language.models.loading import load_model
+from steepest.language.models.saving import save_model
+from steepest.language.training.sft import SFT
+from steepest.runs.loops.language import LanguageRun
+from steepest.runs.store.metrics import read_metrics
 
 OPTIONS: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 3e-3, "threads": 1, "eval_fraction": 0.1,
@@ -359,9 +360,9 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steepest import cli_language
-    from steepest.language.generation import Sampling
-    from steepest.language_api import converse
+    from steepest.api.language import converse
+    from steepest.cli import language
+    from steepest.language.scoring.generation import Sampling
 
     lm = tiny(chat=True)
     asked: list[str] = []
@@ -383,14 +384,14 @@ def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pyt
     assert asked[1].startswith(asked[0])  # the first answer is part of the second question
     assert any("control token" in piece for piece in pieces)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    shown = cli_language._printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600")
+    shown = language._printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600")
     assert shown == "a\\x1b[31m\\x07\\u202eb\tc\n漢\U0001f600"
 
 
 def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which could not be rendered again: they are left out of it, and that is said once."""
-    from steepest import language_api
-    from steepest.language.generation import Response, Sampling
+    from steepest.api import language
+    from steepest.language.scoring.generation import Response, Sampling
 
     lm = tiny(chat=True)
     control = lm.tokenizer.convert_tokens_to_ids("<|im_start|>")
@@ -399,10 +400,10 @@ def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pyte
 
     def draw(lm: Any, prompts: list[Any], *_: Any, **__: Any) -> list[Response]:
         asked.append(prompts[0])
-        language_api.Renderer(lm).prompt(prompts[0])  # raises what drawing a response would raise
+        language.Renderer(lm).prompt(prompts[0])  # raises what drawing a response would raise
         return [Response((*word, control, *word, lm.end_token), (0.0,) * (2 * len(word) + 2), True)]
 
-    monkeypatch.setattr(language_api, "draw_responses", draw)
+    monkeypatch.setattr(language, "draw_responses", draw)
     lines = iter(["Is it?", "And the plot?", "The story?"])
     pieces: list[str] = []
 
@@ -412,7 +413,7 @@ def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pyte
         except StopIteration:
             raise EOFError from None
 
-    language_api.converse(lm, Sampling(), seed=0, raw=False, system=None, show=pieces.append, read=read)
+    language.converse(lm, Sampling(), seed=0, raw=False, system=None, show=pieces.append, read=read)
     assert [turn["content"] for turn in asked[-1]] == [
         "Is it?",
         " dull dull",
@@ -421,4 +422,4 @@ def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pyte
         "The story?",
     ]
     assert sum("left out of the conversation" in piece for piece in pieces) == 1
-    assert language_api.Renderer(lm).without_control("<|im<|im_end|>_end|>a<|pad|>") == "a"
+    assert language.Renderer(lm).without_control("<|im<|im_end|>_end|>a<|pad|>") == "a"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from steepest.algorithms import find
-from steepest.runs.settings import resolve_options
+from steepest.runs.options.auto import resolve_options
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

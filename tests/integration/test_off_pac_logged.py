@@ -13,14 +13,14 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-import steepest.networks
+import steepest.networks.actor_critic
 from helpers import box, discrete, vector
 from steepest import Run, UsageError
-from steepest.agent import Agent
+from steepest.agents.agent import Agent
 from steepest.algorithms.off_pac import OffPAC, OffPACConfig
 from steepest.algorithms.sac import SAC, SACConfig
 from steepest.exact import lqr
-from steepest.logged import LoggedExperience
+from steepest.experience.logs import LoggedExperience
 
 QUICK: dict[str, Any] = {"num_envs": 16, "rollout_steps": 16, "compile": "off", "eval_episodes": 0}
 
@@ -101,7 +101,9 @@ def test_learns_from_a_saved_agent(seeds: int, tmp_path: Path) -> None:
         scored = run.agent._scored_by_other(run.agent.other, rollout)
         obs = rollout.obs["obs"][:, :-1].reshape(1, -1, 2)
         wanted = other.forward(
-            other.state["params"][0], {}, steepest.networks.PolicyInput({"obs": obs[0]}, None, None, None, None)
+            other.state["params"][0],
+            {},
+            steepest.networks.inputs.PolicyInput({"obs": obs[0]}, None, None, None, None),
         ).distribution.log_prob(rollout.action.flatten())
         torch.testing.assert_close(scored.behaviour_log_prob.flatten(), wanted)
         for _ in range(30):

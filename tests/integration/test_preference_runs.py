@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 import steepest
 from helpers_language import demonstrations, preferences, shout, tiny
-from steepest.cli import main
+from steepest.cli.main import main
 from steepest.errors import UsageError
-from steepest.language.models import load_model, save_model
-from steepest.language.reward_model import RewardModel, load_reward_model, reward_head, save_reward_model
-from steepest.runs.language_run import LanguageRun
-from steepest.runs.metrics import read_metrics
+from steepest.language.models.loading import load_model
+from steepest.language.models.saving import save_model
+from steepest.language.training.reward_model import RewardModel, load_reward_model, reward_head, save_reward_model
+from steepest.runs.loops.language import LanguageRun
+from steepest.runs.store.metrics import read_metrics
 
 OPTIONS: dict[str, Any] = {
     "epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 1e-3, "threads": 1, "max_length": 64,

@@ -91,15 +91,19 @@ def command_lines() -> Iterator[Any]:
 @pytest.mark.parametrize("words", list(command_lines()))
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
-    from steepest import api, cli, estimators, language_api
-    from steepest.language import models
-    from steepest.runs import language_run, plots
+    from steepest import estimators
+    from steepest.api import agents
+    from steepest.api import language as language_api
+    from steepest.cli import main
+    from steepest.language.models import models
+    from steepest.runs.loops import language as language_run
+    from steepest.runs.view import plots
     from steepest.verification import table
 
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
-    work = ((api, "drive"), (api, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
+    work = ((agents, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
     language = (
         (language_api, "drive_language"),
         (language_api, "compare"),
@@ -118,7 +122,7 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     if words[0] != "steepest":
         return
     with contextlib.suppress(Parsed):
-        assert cli.main(words[1:]) == 0  # help, list
+        assert main.main(words[1:]) == 0  # help, list
 
 
 def test_make_targets_exist() -> None:
@@ -164,12 +168,12 @@ def test_named_functions_exist(page: Path) -> None:
 def test_named_options_exist(page: Path) -> None:
     """A word in backquotes that looks like an option in a details table is one."""
     from steepest.algorithms import ALGORITHMS, find
-    from steepest.language.dpo import DPOConfig
-    from steepest.language.reward_model import RewardModelConfig
-    from steepest.language.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
-    from steepest.language.sft import SFTConfig
-    from steepest.runs.config import RunConfig
-    from steepest.runs.language_run import LanguageRunConfig
+    from steepest.language.training.dpo import DPOConfig
+    from steepest.language.training.reward_model import RewardModelConfig
+    from steepest.language.training.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
+    from steepest.language.training.sft import SFTConfig
+    from steepest.runs.loops.language import LanguageRunConfig
+    from steepest.runs.options.config import RunConfig
 
     language = (DPOConfig, RewardModelConfig, TokenPPOConfig, RLOOConfig, GRPOConfig, SFTConfig, LanguageRunConfig)
     configs = [RunConfig, *(find(algorithm).Config for algorithm in ALGORITHMS), *language]
@@ -183,8 +187,8 @@ def test_named_options_exist(page: Path) -> None:
 def preset_table() -> str:
     """The presets as one Markdown table per algorithm: options down, families and ids across."""
     from steepest.algorithms import find
-    from steepest.presets import PRESETS
-    from steepest.runs.config import RunConfig
+    from steepest.runs.options.config import RunConfig
+    from steepest.runs.options.presets import PRESETS
 
     parts: list[str] = []
     for algorithm in sorted({a for a, _ in PRESETS}):
@@ -217,8 +221,8 @@ def cell(value: Any) -> str:
 
 def test_every_preset_is_made_of_options() -> None:
     from steepest.algorithms import find
-    from steepest.presets import PRESETS
-    from steepest.runs.settings import resolve_options
+    from steepest.runs.options.auto import resolve_options
+    from steepest.runs.options.presets import PRESETS
 
     for (algorithm, _), settings in PRESETS.items():
         resolve_options(find(algorithm), "none", settings)

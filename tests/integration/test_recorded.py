@@ -26,8 +26,8 @@ from recorded.cases import (
     run_language_case,
 )
 from steepest.algorithms import ALGORITHMS
-from steepest.language.models import load_model
-from steepest.runs.language_run import LanguageRun
+from steepest.language.models.loading import load_model
+from steepest.runs.loops.language import LanguageRun
 
 RECORDED: dict[str, Any] = json.loads((FOLDER / "digests.json").read_text())
 ENDS: dict[str, Any] = json.loads((FOLDER / "runs" / "ends.json").read_text())

@@ -19,7 +19,7 @@ from helpers_runs import differences, final_state, start_command, steepest_comma
 
 import steepest
 from steepest import Run, UsageError
-from steepest.runs.metrics import read_metrics
+from steepest.runs.store.metrics import read_metrics
 
 KILLED: dict[str, list[Any]] = {
     "native": ["ppo", "CartPole-v1", "--total-steps", 40_000, "--checkpoint-every", 2000],

@@ -11,7 +11,7 @@ import torch
 
 from steepest import Run
 from steepest.runs import run as run_module
-from steepest.runs import settings as settings_module
+from steepest.runs.options import auto as settings_module
 
 SMALL: dict[str, Any] = {
     "rollout_steps": 16,

@@ -14,9 +14,10 @@ from gymnasium import spaces
 
 import steepest
 from steepest import Run
-from steepest.agent import Agent
+from steepest.agents.agent import Agent
 from steepest.exact import finite_mdp as mdps
-from steepest.networks import PolicyInput
+from steepest.exact import gains, optimal
+from steepest.networks.inputs import PolicyInput
 from steepest.problems import Problem, access_control, riverswim
 
 pytestmark = [pytest.mark.learning, pytest.mark.slow]
@@ -54,7 +55,7 @@ def share_of_the_best_gain(agent: Agent, problem: Problem) -> float:
     with torch.no_grad():
         distribution: Any = agent.forward(state["params"], state, states).distribution
     policy = distribution.log_probs.double().softmax(-1)
-    return float(mdps.gain(mdp, policy) / mdps.optimal_gain(mdp)[0])
+    return float(gains.gain(mdp, policy) / optimal.optimal_gain(mdp)[0])
 
 
 @pytest.mark.parametrize(

@@ -1113,7 +1113,7 @@ RLHF_TRAINER: Mistakes = {
     ),
     "the best by its score alone": ('best_by = ("eval/objective", "highest")', 'best_by = ("eval/score", "highest")'),
     "processes with parts of groups": (
-        "config.group_size * distributed.world_size()",
+        "config.group_size * processes.world_size()",
         "config.group_size",
     ),
     "kl_coef never adapted": ("self.kl_coef = proportional_kl_coef(", "_ = proportional_kl_coef("),
@@ -1431,13 +1431,14 @@ OFF_POLICY: Mistakes = {
 
 
 class Suspect(NamedTuple):
-    """A source file, the mistakes in it, and the tests that should notice them (the others run where they do not)."""
+    """Mistakes in some files, and the tests that should notice them (the others run where they do not)."""
 
     mistakes: Mistakes
     tests: tuple[str, ...]
 
 
 SUSPECTS: dict[str, Suspect] = {
+    # source files, separated by blanks: a mistake is in that one of them which has its text
     "returns.py": Suspect(
         RETURNS | VTRACE | TOKEN_REWARDS, ("unit/test_returns.py", "exact/test_returns.py", "exact/test_vtrace.py")
     ),
@@ -1449,11 +1450,11 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/value.py": Suspect(VALUE, ("exact/test_value.py",)),
     "distributions.py": Suspect(DISTRIBUTIONS, ("unit/test_distributions.py",)),
     "numerics.py": Suspect(NUMERICS, ("unit/test_numerics.py",)),
-    "on_policy.py": Suspect(
+    "agents/rollout_updates.py agents/statistics.py agents/average_reward.py": Suspect(
         ON_POLICY, ("unit/test_on_policy.py", "exact/test_updates.py", "exact/test_average_reward.py")
     ),
     "environments/batch.py": Suspect(ENVIRONMENTS, ("unit/test_environments.py",)),
-    "rollout.py": Suspect(ROLLOUT, ("unit/test_rollout.py",)),
+    "experience/rollout.py": Suspect(ROLLOUT, ("unit/test_rollout.py",)),
     "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
     "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
     "algorithms/trpo.py": Suspect(
@@ -1472,45 +1473,55 @@ SUSPECTS: dict[str, Suspect] = {
     "algorithms/dqn.py": Suspect(DQN, ("exact/test_q_learning.py",)),
     "losses/soft.py": Suspect(SOFT, ("exact/test_soft.py",)),
     "losses/deterministic.py": Suspect(DETERMINISTIC, ("exact/test_deterministic.py",)),
-    "buffers.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
-    "off_policy.py": Suspect(OFF_POLICY, ("unit/test_off_policy.py",)),
-    "logged.py": Suspect(LOGGED, ("unit/test_logged.py",)),
-    "learner.py": Suspect(ADAM, ("unit/test_learner.py",)),
-    "language/tokens.py": Suspect(TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")),
-    "language/rlhf.py": Suspect(RLHF, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
-    "language/dpo.py": Suspect(DPO, ("unit/test_dpo.py", "exact/test_dpo.py", "unit/test_shared_prompts.py")),
-    "language/pairs.py": Suspect(PAIRS | lm.TRIAL, ("unit/test_dpo.py", "unit/test_shared_prompts.py")),
-    "language/training.py": Suspect(
+    "experience/replay.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
+    "agents/replay_updates.py": Suspect(OFF_POLICY, ("unit/test_off_policy.py",)),
+    "experience/logs.py": Suspect(LOGGED, ("unit/test_logged.py",)),
+    "learner/step.py": Suspect(ADAM, ("unit/test_learner.py",)),
+    "language/data/tokens.py": Suspect(
+        TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")
+    ),
+    "language/training/rlhf.py": Suspect(RLHF, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
+    "language/training/dpo.py": Suspect(DPO, ("unit/test_dpo.py", "exact/test_dpo.py", "unit/test_shared_prompts.py")),
+    "language/scoring/pairs.py": Suspect(PAIRS | lm.TRIAL, ("unit/test_dpo.py", "unit/test_shared_prompts.py")),
+    "language/training/trainer.py language/training/config.py": Suspect(
         TRAINING, ("unit/test_language_sft.py", "exact/test_dpo.py", "unit/test_reward_model.py")
     ),
-    "language/scoring.py": Suspect(
+    "language/scoring/scoring.py": Suspect(
         SCORING | lm.DIVERGENCE,
         ("exact/test_language_divergence.py", "unit/test_language_scoring.py", "exact/test_rlhf.py"),
     ),
-    "language/distributed.py": Suspect(DISTRIBUTED | lm.FAILING, ("unit/test_distributed.py",)),
-    "language/rlhf_trainer.py": Suspect(RLHF_TRAINER, ("exact/test_rlhf.py", "unit/test_rlhf.py")),
-    "language/reward_model.py": Suspect(REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")),
-    "language/data.py": Suspect(lm.DATA, ("unit/test_language_data.py",)),
-    "language/batching.py": Suspect(lm.BATCHING, ("unit/test_language_batching.py",)),
-    "language/generation.py": Suspect(
+    "language/parallel/processes.py": Suspect(DISTRIBUTED | lm.FAILING, ("unit/test_distributed.py",)),
+    "language/training/rlhf_base.py language/training/rlhf_watch.py": Suspect(
+        RLHF_TRAINER, ("exact/test_rlhf.py", "unit/test_rlhf.py")
+    ),
+    "language/training/reward_model.py": Suspect(
+        REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")
+    ),
+    "language/data/datasets.py language/data/rendering.py language/data/examples.py": Suspect(
+        lm.DATA, ("unit/test_language_data.py",)
+    ),
+    "language/data/batching.py": Suspect(lm.BATCHING, ("unit/test_language_batching.py",)),
+    "language/scoring/generation.py": Suspect(
         lm.GENERATION, ("unit/test_language_generation.py", "unit/test_rewards.py", "unit/test_comparison.py")
     ),
-    "language/models.py": Suspect(
+    " ".join(
+        f"language/models/{name}.py" for name in ("language_model", "loading", "adapters", "saving", "packages")
+    ): Suspect(
         lm.MODELS,
         ("unit/test_language_models.py", "unit/test_language_generation.py", "unit/test_language_batching.py"),
     ),
-    "language/reference.py": Suspect(lm.REFERENCE, ("unit/test_dpo.py", "unit/test_rlhf.py", "exact/test_rlhf.py")),
-    "language/fingerprints.py": Suspect(lm.FINGERPRINTS, ("unit/test_dpo.py", "unit/test_language_data.py")),
-    "language/sft.py": Suspect(lm.SFT, ("unit/test_language_sft.py",)),
-    "language/rewards.py": Suspect(lm.REWARDS, ("unit/test_rewards.py", "unit/test_rlhf.py")),
-    "language/measures.py": Suspect(lm.MEASURES, ("unit/test_comparison.py",)),
-    "language/comparison.py": Suspect(lm.COMPARISON, ("unit/test_comparison.py",)),
+    "language/scoring/reference.py": Suspect(
+        lm.REFERENCE, ("unit/test_dpo.py", "unit/test_rlhf.py", "exact/test_rlhf.py")
+    ),
+    "language/models/fingerprints.py": Suspect(lm.FINGERPRINTS, ("unit/test_dpo.py", "unit/test_language_data.py")),
+    "language/training/sft.py": Suspect(lm.SFT, ("unit/test_language_sft.py",)),
+    "language/training/rewards.py": Suspect(lm.REWARDS, ("unit/test_rewards.py", "unit/test_rlhf.py")),
+    "language/compare/intervals.py": Suspect(lm.MEASURES, ("unit/test_comparison.py",)),
+    "language/compare/comparison.py": Suspect(lm.COMPARISON, ("unit/test_comparison.py",)),
 }
 
-IMPORTS = re.compile(
-    rf"^from steepest\.({'|'.join(sorted({file.partition('/')[0].removesuffix('.py') for file in SUSPECTS}))})\b",
-    re.MULTILINE,
-)
+ROOMS = sorted({file.partition("/")[0].removesuffix(".py") for files in SUSPECTS for file in files.split()})
+IMPORTS = re.compile(rf"^from steepest\.({'|'.join(ROOMS)})\b", re.MULTILINE)
 """What a test says that uses any of these files; the other tests cannot notice."""
 
 
@@ -1533,10 +1544,17 @@ def mutate(source: str, old: str, new: str) -> str:
 
 def mutations(only: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(file, mistake, old, new) of every mutation whose file or name contains the text."""
-    for file, suspect in SUSPECTS.items():
+    for files, suspect in SUSPECTS.items():
+        sources = {file: (ROOT / "src" / "steepest" / file).read_text() for file in files.split()}
         for mistake, (old, new) in suspect.mistakes.items():
+            file = next((name for name, source in sources.items() if old in source), files.split()[0])
             if only in f"{file}: {mistake}":
                 yield file, mistake, old, new
+
+
+def suspect(file: str) -> Suspect:
+    """The mistakes that a source file is among the files of."""
+    return next(found for files, found in SUSPECTS.items() if file in files.split())
 
 
 class Watch:
@@ -1605,7 +1623,7 @@ def make_copy(folder: Path) -> Path:
 
 def stages_of(file: str, copy: Path) -> list[list[str]]:
     """The files that should notice a mistake in a source file, then all others that could."""
-    first = list(SUSPECTS[file].tests)
+    first = list(suspect(file).tests)
     paths = sorted(p for kind in ("exact", "unit") for p in (copy / "tests" / kind).glob("test_*.py"))
     others = [p.relative_to(copy / "tests").as_posix() for p in paths if IMPORTS.search(p.read_text())]
     return [first, [f for f in others if f not in first]]

@@ -14,7 +14,7 @@ import torch
 
 from helpers import CountingEnvironments, box, discrete, vector
 from steepest import RunError, UsageError
-from steepest.buffers import ReplayBuffer, SumTree
+from steepest.experience.replay import ReplayBuffer, SumTree
 from steepest.types import ObsField, ObsSpec, Rollout
 
 GAMMA = 0.9
@@ -395,7 +395,7 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:
     """The space is taken when the buffer is made: a file-size limit stands for the disk."""
     code = (
         "import resource, sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-        "from helpers import discrete, vector; from steepest.buffers import ReplayBuffer\n"
+        "from helpers import discrete, vector; from steepest.experience.replay import ReplayBuffer\n"
         "from steepest import RunError\n"
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"

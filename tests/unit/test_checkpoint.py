@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from steepest import tensor_files
 from steepest.errors import RunError
-from steepest.files import atomic_file
-from steepest.runs.checkpoint import CheckpointStore
-from steepest.tensor_files import CheckpointError, NewerSchemaError, load_tensors
+from steepest.files import tensors
+from steepest.files.atomic import atomic_file
+from steepest.files.tensors import CheckpointError, NewerSchemaError, load_tensors
+from steepest.runs.store.checkpoints import CheckpointStore
 
 
 def test_newer_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     store.save(1, {"w": torch.zeros(3)}, {})
-    monkeypatch.setattr(tensor_files, "SCHEMA", 99)
+    monkeypatch.setattr(tensors, "SCHEMA", 99)
     path = store.save(2, {"w": torch.zeros(3)}, {})
     monkeypatch.undo()
     with pytest.raises(NewerSchemaError, match=r"schema 99.*Upgrade"):
@@ -139,7 +139,7 @@ def test_stray_temporary_files_go_and_files_being_written_stay(tmp_path: Path) -
 SAVE_FOR_EVER = """
 import sys, torch
 from pathlib import Path
-from steepest.runs.checkpoint import CheckpointStore
+from steepest.runs.store.checkpoints import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]), keep=2)
 found = store.load_latest()
 step = 0 if found is None else found[2]["step"]

@@ -14,12 +14,11 @@ import torch
 
 import steepest
 from helpers_language import chat_tokenizer, demonstrations, shout, tiny, tokenizer
+from steepest.api.language import draw_responses
 from steepest.errors import RunError, UsageError
-from steepest.language import comparison
-from steepest.language.batching import pad, responses
-from steepest.language.comparison import Comparison
-from steepest.language.generation import response_text
-from steepest.language.measures import (
+from steepest.language.compare import comparison
+from steepest.language.compare.comparison import Comparison
+from steepest.language.compare.intervals import (
     Z,
     distinct_n,
     equally_long,
@@ -28,10 +27,11 @@ from steepest.language.measures import (
     t_quantile,
     win_rate,
 )
-from steepest.language.models import LanguageModel, language_model
-from steepest.language.reward_model import RewardModel, reward_head
-from steepest.language.showing import as_json, escaped, markdown, side_by_side, terminal_lines
-from steepest.language_api import draw_responses
+from steepest.language.compare.report import as_json, escaped, markdown, side_by_side, terminal_lines
+from steepest.language.data.batching import pad, responses
+from steepest.language.models.language_model import LanguageModel, language_model
+from steepest.language.scoring.generation import response_text
+from steepest.language.training.reward_model import RewardModel, reward_head
 
 PROMPTS = [row["prompt"] for row in demonstrations(9)]
 SHORT: dict[str, Any] = {"max_new_tokens": 8}

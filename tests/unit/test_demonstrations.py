@@ -35,10 +35,10 @@ from demonstrations.smollm2 import __main__ as smollm2
 from demonstrations.smollm2.__main__ import eight_words, pairs_of, sentences
 from demonstrations.stages import Work, stage
 from steepest.exact import language as exact
-from steepest.exact.text import TabularLM, everything
+from steepest.exact.token_batches import TabularLM, everything
 from steepest.language import save_model, tiny_llama, train_tokenizer
-from steepest.language.adapter import as_language_model
-from steepest.language.generation import Response
+from steepest.language.models.function_model import as_language_model
+from steepest.language.scoring.generation import Response
 
 TEXTS = ["A great and clever film.", "A dull film!", "Clever, great, and never dull.", "Slow. Very slow and dull."]
 POSITIVE = [True, False, True, False]

@@ -11,18 +11,13 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import RunError, UsageError
-from steepest.files import write_bytes_atomic
-from steepest.runs.directory import (
-    RunDirectory,
-    changed_since,
-    environment_report,
-    read_json,
-)
+from steepest.files.atomic import write_bytes_atomic
+from steepest.runs.store.folder import RunDirectory, changed_since, environment_report, read_json
 
 HOLD = """
 import sys
 from pathlib import Path
-from steepest.runs.directory import RunDirectory
+from steepest.runs.store.folder import RunDirectory
 run = RunDirectory.create(Path(sys.argv[1]), "held")
 run.write_json("config.json", {})
 print("held", flush=True)
@@ -106,7 +101,7 @@ def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
     script = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from steepest.runs.directory import RunDirectory\n"
+        "from steepest.runs.store.folder import RunDirectory\n"
         "run = RunDirectory.create(Path(sys.argv[1]), 'x')\n"
         "run.write_json('config.json', {})\n"
         "child = os.fork()\n"

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from steepest.cli import main
+from steepest.cli.main import main
 from steepest.errors import RunError, UsageError
-from steepest.language import distributed
-from steepest.launch import Launch, launch
+from steepest.language.parallel import processes
+from steepest.language.parallel.torchrun import Launch, launch
 
 TOLD = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -31,15 +31,15 @@ def test_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch() == Launch(rank=0, local_rank=0, world_size=1)
 
 
-@pytest.mark.parametrize(("count", "processes", "together"), [(7, 3, 1), (12, 2, 4), (12, 5, 2), (2, 4, 1), (0, 2, 1)])
+@pytest.mark.parametrize(("count", "size", "together"), [(7, 3, 1), (12, 2, 4), (12, 5, 2), (2, 4, 1), (0, 2, 1)])
 def test_shares_are_disjoint_and_complete(
-    count: int, processes: int, together: int, monkeypatch: pytest.MonkeyPatch
+    count: int, size: int, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(processes, "world_size", lambda: size)
     shares = []
-    for rank in range(processes):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.share(count, together))
+    for rank in range(size):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.share(count, together))
     assert sorted(i for rows in shares for i in rows) == list(range(count))
     groups = [{i // together for i in rows} for rows in shares]
     assert sum(len(g) for g in groups) == len(set().union(*groups))  # a group is in one share
@@ -47,30 +47,30 @@ def test_shares_are_disjoint_and_complete(
 
 
 def test_alone_nothing_changes() -> None:
-    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    assert distributed.share(4) == [0, 1, 2, 3]
-    assert distributed.total(2.5) == 2.5
-    assert distributed.totals({"loss": 1.0}) == {"loss": 1.0}
-    assert distributed.decided("x") == "x"
-    distributed.check_same(1, "the data")
-    assert distributed.whole_list(["b", "a", "c"], [1, 0, 2]) == ["a", "b", "c"]
+    assert (processes.rank(), processes.world_size(), processes.is_main()) == (0, 1, True)
+    assert processes.share(4) == [0, 1, 2, 3]
+    assert processes.total(2.5) == 2.5
+    assert processes.totals({"loss": 1.0}) == {"loss": 1.0}
+    assert processes.decided("x") == "x"
+    processes.check_same(1, "the data")
+    assert processes.whole_list(["b", "a", "c"], [1, 0, 2]) == ["a", "b", "c"]
     rows = torch.arange(6.0).reshape(3, 2)
-    assert torch.equal(distributed.whole_rows(rows[[2, 0, 1]], [2, 0, 1], 3), rows)
+    assert torch.equal(processes.whole_rows(rows[[2, 0, 1]], [2, 0, 1], 3), rows)
     module = nn.Linear(2, 1)
     module.weight.grad = torch.ones(1, 2)
-    distributed.copy_from_main(module)
-    distributed.sum_gradients(list(module.parameters()))
+    processes.copy_from_main(module)
+    processes.sum_gradients(list(module.parameters()))
     assert torch.equal(module.weight.grad, torch.ones(1, 2))
     assert module.bias.grad is None
-    with distributed.interrupts_together() as stop:
+    with processes.interrupts_together() as stop:
         stop()
 
 
 def test_gradients_travel_in_pieces_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "BUCKET_ELEMENTS", 10)
+    monkeypatch.setattr(processes, "BUCKET_ELEMENTS", 10)
     sizes = [4, 5, 2, 30, 1, 1]
     tensors = [torch.zeros(n, dtype=torch.float64 if i == 5 else torch.float32) for i, n in enumerate(sizes)]
-    assert [[len(t) for t in bucket] for bucket in distributed._buckets(tensors)] == [[4, 5], [2], [30], [1], [1]]
+    assert [[len(t) for t in bucket] for bucket in processes._buckets(tensors)] == [[4, 5], [2], [30], [1], [1]]
 
 
 class Other(NamedTuple):
@@ -88,7 +88,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Other:
         process.heard.append(value)
         found[:] = [value, process.answers.pop(0) if process.answers else value]
 
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     return process
 
@@ -99,24 +99,24 @@ def test_who_fails_tells_and_who_is_told_does_not_tell_again(other: Other) -> No
         (RunError("NaN"), RunError, "NaN"),
         (KeyError("x"), RunError, "KeyError: 'x'"),
     ):
-        with pytest.raises(type(error)), distributed.failing_together():
+        with pytest.raises(type(error)), processes.failing_together():
             raise error
         (told,) = other.heard
         other.heard.clear()
         other.answers.append(told)
-        with pytest.raises(kind, match=text), distributed.failing_together():
-            distributed.total(1.0)
+        with pytest.raises(kind, match=text), processes.failing_together():
+            processes.total(1.0)
         assert other.heard == [1.0]
         other.heard.clear()
         other.answers.append(told)
-        with pytest.raises(kind, match=text), distributed.failing_together():
+        with pytest.raises(kind, match=text), processes.failing_together():
             pass  # all is well here, and the other has failed
         assert other.heard == [None]
         other.heard.clear()
-    with pytest.raises(RunError), distributed.failing_together(tells=False):
+    with pytest.raises(RunError), processes.failing_together(tells=False):
         raise RunError("in a model in parts")
     assert other.heard == []
-    with pytest.raises(KeyboardInterrupt), distributed.failing_together():
+    with pytest.raises(KeyboardInterrupt), processes.failing_together():
         raise KeyboardInterrupt
     assert other.heard == []
 
@@ -124,14 +124,14 @@ def test_who_fails_tells_and_who_is_told_does_not_tell_again(other: Other) -> No
 def test_models_of_other_shapes_are_refused_before_weights_travel(other: Other) -> None:
     other.answers.append([((3, 2), "torch.float32"), ((3,), "torch.float32")])
     with pytest.raises(UsageError, match="the model differs between the processes"):
-        distributed.copy_from_main(nn.Linear(2, 1))
+        processes.copy_from_main(nn.Linear(2, 1))
 
 
 def test_a_second_signal_ends_a_process_where_it_stands(other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(distributed.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(processes.time, "monotonic", lambda: clock[0])
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with distributed.interrupts_together() as stop:
+    with processes.interrupts_together() as stop:
         stop()
         signal.raise_signal(signal.SIGINT)
         clock[0] += 0.5
@@ -150,11 +150,11 @@ def test_a_second_signal_ends_a_process_where_it_stands(other: Other, monkeypatc
 def test_a_python_without_gloo_and_a_machine_without_enough_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "is_gloo_available", lambda: False)
     with pytest.raises(UsageError, match="built without gloo"):
-        distributed.join()
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+        processes.join()
+    monkeypatch.setattr(processes, "world_size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match=r"process 2 of this machine has no GPU: there is 1\."):
-        distributed.take_gpu()
+        processes.take_gpu()
 
 
 @pytest.mark.usefixtures("third_of_four")

@@ -13,15 +13,18 @@ from torch import Tensor
 from helpers_language import preferences, tiny
 from steepest import losses
 from steepest.errors import UsageError
-from steepest.language import dpo as module
-from steepest.language import reference as reference_module
-from steepest.language.batching import pad, responses
-from steepest.language.data import load_preferences
-from steepest.language.dpo import DPO, DPOConfig, ScoredPairs
-from steepest.language.models import LanguageModel, add_adapters, load_model, save_model
-from steepest.language.pairs import joined, pair_log_probs
-from steepest.language.reference import Reference, load_cached, reference_key, save_cached
-from steepest.language.scoring import token_log_probs
+from steepest.language.data.batching import pad, responses
+from steepest.language.data.datasets import load_preferences
+from steepest.language.models.adapters import add_adapters
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.models.loading import load_model
+from steepest.language.models.saving import save_model
+from steepest.language.scoring import reference as reference_module
+from steepest.language.scoring.pairs import joined, pair_log_probs
+from steepest.language.scoring.reference import Reference, load_cached, reference_key, save_cached
+from steepest.language.scoring.scoring import token_log_probs
+from steepest.language.training import dpo as module
+from steepest.language.training.dpo import DPO, DPOConfig, ScoredPairs
 from steepest.types import PreferenceBatch
 
 

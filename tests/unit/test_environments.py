@@ -25,8 +25,8 @@ from steepest.environments import (
 )
 from steepest.environments.atari import LivesAsEpisodes
 from steepest.environments.batch import derive_seeds
-from steepest.environments.envpool_batch import EnvPoolBatch
-from steepest.environments.serial import SerialVectorEnv
+from steepest.environments.envpool import EnvPoolBatch
+from steepest.environments.sync import SerialVectorEnv
 from steepest.errors import RunError, UsageError
 
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]

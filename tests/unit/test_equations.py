@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import inspect
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,8 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from steepest import distributions, losses, numerics, returns
-from steepest.exact import theorems
-from steepest.verification import statements
+from steepest.verification import statements, theorems
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "equations.md").read_text()
@@ -89,7 +87,7 @@ def claims(row: Row) -> tuple[list[str], list[str]]:
     text = f"{row.checked}; {row.erratum}"
     passing = re.findall(r"verify: ((?:`[^`]+`(?:, )?)+)", text)
     failing = re.findall(r"fails: ((?:`[^`]+`(?: \(`[^`]+`\))?(?:, )?)+)", text)
-    controls = [name for part in failing for name in spans(re.sub(r" \(`exact\.theorems\.\w+`\)", "", part))]
+    controls = [name for part in failing for name in spans(re.sub(r" \(`verification\.theorems\.[\w.]+`\)", "", part))]
     return [name for part in passing for name in spans(part)], controls
 
 
@@ -136,13 +134,13 @@ def test_what_a_row_names_exists(row: Row) -> None:
             found = [s for s in statements() if s.claim == claim and row.section in (s.section, BESIDE)]
             assert found, f"steepest verify has no row {claim!r} in section {row.section}"
             assert any(s.kind in kinds for s in found), claim
-    for name in re.findall(r"`(exact\.theorems\.\w+)`", row.erratum):
+    for name in re.findall(r"`(verification\.theorems\.[\w.]+)`", row.erratum):
         assert callable(resolve(name)), name
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.section != BESIDE], ids=label)
 def test_exact_only_is_said_where_it_is_so(row: Row) -> None:
-    shipped = [name for name in spans(row.computed) if not name.startswith("exact.")]
+    shipped = [name for name in spans(row.computed) if not name.startswith(("exact.", "verification."))]
     assert row.computed.startswith("exact only: ") == (not shipped)
 
 
@@ -182,19 +180,22 @@ def formulas() -> Iterator[str]:
     """The public functions and distributions, below ``steepest``."""
     for name in losses.__all__:
         yield f"{getattr(losses, name).__module__}.{name}".removeprefix("steepest.")
-    for module in (returns, distributions, numerics, theorems):
+    for module in (returns, distributions, numerics):
         for name, thing in vars(module).items():
-            home = getattr(thing, "__module__", "")
-            if name.startswith("_") or (home != module.__name__ and not home.startswith(f"{module.__name__}.")):
-                continue
-            # The problems of ``theorems`` are cached, hence callable but no functions; its classes are containers.
-            if callable(thing) and not (module is theorems and inspect.isclass(thing)):
+            if not name.startswith("_") and callable(thing) and getattr(thing, "__module__", "") == module.__name__:
                 yield f"{module.__name__}.{name}".removeprefix("steepest.")
+    for statement in theorems.STATEMENTS:
+        for function in (statement.problem, statement.sides):
+            yield f"{function.__module__}.{function.__name__}".removeprefix("steepest.")
 
 
 def test_every_formula_is_named() -> None:
     found = set(formulas())
     assert len(found) > 130
     assert {"returns.reward_to_go", "losses.value.value_loss", "numerics.standardize"} <= found
-    assert {"distributions.TanhGaussian", "exact.theorems.lemma_7", "exact.theorems.episodic"} <= found
+    assert {
+        "distributions.TanhGaussian",
+        "verification.theorems.language.lemma_7",
+        "verification.random_problems.episodic",
+    } <= found
     assert sorted(name for name in found if f"`{name}`" not in PAGE) == []

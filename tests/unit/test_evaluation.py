@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from helpers import CountingEnvironments, box
 from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.runs import evaluation
-from steepest.runs.evaluation import MAX_EVAL_ENVS, Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs import evaluate
+from steepest.runs.evaluate import MAX_EVAL_ENVS, Evaluation, evaluate_members, make_evaluation_env
 
 
 def make(env: CountingEnvironments, members: int = 1, network: Any = None, **config: Any) -> PPO:
@@ -157,8 +157,8 @@ def test_evaluation_starts_no_more_processes_than_cores(
     vectorization: Any, episodes: int, cores: int, expected: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[str, int]] = []
-    monkeypatch.setattr(evaluation, "available_cores", lambda: cores)
-    monkeypatch.setattr(evaluation, "make_env", lambda env, n, *, vectorization, **_: made.append((vectorization, n)))
+    monkeypatch.setattr(evaluate, "available_cores", lambda: cores)
+    monkeypatch.setattr(evaluate, "make_env", lambda env, n, *, vectorization, **_: made.append((vectorization, n)))
     agent = make(CountingEnvironments((2,) * 4), members=2)
     make_evaluation_env("CartPole-v1", agent, episodes, vectorization=vectorization)
     assert made == [expected]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import RunError
-from steepest.files import atomic_file, write_text_atomic
+from steepest.files.atomic import atomic_file, write_text_atomic
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from helpers_language import EXAMPLES, tiny
 from steepest.errors import UsageError
-from steepest.language.batching import check_isolation, epoch_order, pack, pack_rows, pad, pad_pairs, responses
-from steepest.language.data import Example, Pair
-from steepest.language.scoring import token_log_probs
+from steepest.language.data.batching import check_isolation, epoch_order, pack, pack_rows, pad, pad_pairs, responses
+from steepest.language.data.examples import Example, Pair
+from steepest.language.scoring.scoring import token_log_probs
 
 RNG = np.random.default_rng(0)
 

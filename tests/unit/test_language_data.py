@@ -12,18 +12,12 @@ import pytest
 
 from helpers_language import demonstrations, tiny, tokenizer
 from steepest.errors import UsageError
-from steepest.language.data import (
-    Example,
-    Report,
-    fingerprint,
-    load_preferences,
-    load_prompts,
-    load_sft,
-    show_example,
-)
-from steepest.language.fingerprints import rows_fingerprint
-from steepest.language.models import LanguageModel
-from steepest.language.reading import read_rows
+from steepest.language.data.datasets import fingerprint, load_preferences, load_prompts, load_sft
+from steepest.language.data.examples import Example, Report
+from steepest.language.data.rendering import show_example
+from steepest.language.data.rows import read_rows
+from steepest.language.models.fingerprints import rows_fingerprint
+from steepest.language.models.language_model import LanguageModel
 
 CHAT: list[dict[str, str]] = [
     {"role": "system", "content": "You judge films."},

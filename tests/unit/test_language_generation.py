@@ -12,10 +12,10 @@ import transformers
 
 from helpers_language import tiny, tokenizer
 from steepest.errors import RunError, UsageError
-from steepest.language.batching import check_isolation, pad, responses
-from steepest.language.generation import Response, Sampling, draw_uniforms, generate
-from steepest.language.models import LanguageModel, language_model
-from steepest.language.scoring import token_log_probs
+from steepest.language.data.batching import check_isolation, pad, responses
+from steepest.language.models.language_model import LanguageModel, language_model
+from steepest.language.scoring.generation import Response, Sampling, draw_uniforms, generate
+from steepest.language.scoring.scoring import token_log_probs
 
 RNG = np.random.default_rng(1)
 PROMPTS = [tuple(int(t) for t in RNG.integers(258, 320, n)) for n in (3, 11, 7, 1, 5, 2, 9, 4)]

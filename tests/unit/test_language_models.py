@@ -16,19 +16,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from helpers_language import CORPUS, chat_tokenizer, tiny, tokenizer
 from steepest.errors import UsageError
-from steepest.language.models import (
+from steepest.language.models.adapters import add_adapters, reference
+from steepest.language.models.language_model import (
     LanguageModel,
-    add_adapters,
     checkpoint_activations,
     hidden_states,
     keep_activations,
     language_model,
-    load_model,
-    reference,
-    save_model,
     without_dropout,
 )
-from steepest.language.scratch import tiny_llama, train_tokenizer
+from steepest.language.models.loading import load_model
+from steepest.language.models.saving import save_model
+from steepest.language.models.scratch import tiny_llama, train_tokenizer
 from steepest.types import TokenBatch
 
 TOKENS = torch.arange(20, 32).view(2, 6)

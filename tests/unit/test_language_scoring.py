@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from helpers_language import EXAMPLES, tiny
-from steepest.language import scoring
-from steepest.language.batching import pad
-from steepest.language.models import LanguageModel
-from steepest.language.scoring import token_log_probs, token_scores
+from steepest.language.data.batching import pad
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.scoring import scoring
+from steepest.language.scoring.scoring import token_log_probs, token_scores
 
 
 def by_hand(lm: LanguageModel, temperature: float) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from helpers_language import EXAMPLES, demonstrations, tiny
 from steepest.errors import RunError, UsageError
-from steepest.language.batching import pad
-from steepest.language.data import load_sft
-from steepest.language.models import LanguageModel, add_adapters
-from steepest.language.sft import SFT, SFTConfig, first_prompt
-from steepest.language.training import hold_out, schedule_factor
+from steepest.language.data.batching import pad
+from steepest.language.data.datasets import load_sft
+from steepest.language.models.adapters import add_adapters
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.training.config import schedule_factor
+from steepest.language.training.sft import SFT, SFTConfig, first_prompt
+from steepest.language.training.trainer import hold_out
 
 
 def trainer(lm: LanguageModel | None = None, rows: int = 24, **options: Any) -> SFT:

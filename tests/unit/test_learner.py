@@ -15,20 +15,10 @@ from torch import Tensor, nn
 
 from helpers import F64, discrete, synthetic_rollout, to_float64, vector
 from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.learner import (
-    Layout,
-    Learner,
-    adam_state,
-    adam_step,
-    autograd_gradient,
-    functional_gradient,
-    mean_metrics,
-    to_host,
-    tree_builder,
-    tree_leaves,
-    tree_map,
-)
-from steepest.networks import Normalization
+from steepest.learner.lifting import Learner
+from steepest.learner.step import Layout, adam_state, adam_step, autograd_gradient, functional_gradient
+from steepest.learner.trees import mean_metrics, to_host, tree_builder, tree_leaves, tree_map
+from steepest.networks.inputs import Normalization
 from steepest.types import ObsSpec, Rollout
 
 # The parameter vector
@@ -464,7 +454,7 @@ def test_a_damaged_library_is_built_again(cache: Path, damage: str, capfd: pytes
 
 ONE_RUN = """
 import torch
-from steepest.learner import Learner
+from steepest.learner.lifting import Learner
 learner = Learner(1, compile=True, device=torch.device("cpu"), note=print)
 for factor in (2.0, 3.0):
     lifted = learner.lift(lambda x, hyper: torch.tanh(x) * factor)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steepest.errors import UsageError
-from steepest.logged import LoggedExperience, logged_rollouts
+from steepest.experience.logs import LoggedExperience, logged_rollouts
 
 
 def log(lengths: tuple[int, ...], ends: str) -> LoggedExperience:

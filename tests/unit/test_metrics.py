@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from steepest.errors import RunError, UsageError
-from steepest.runs.metrics import MetricsLog, read_metrics
+from steepest.runs.store.metrics import MetricsLog, read_metrics
 
 
 def row(step: int, seed: int = 0, **values: Any) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_killed_after_a_write_nothing_is_lost(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from steepest.runs.metrics import MetricsLog\n"
+        "from steepest.runs.store.metrics import MetricsLog\n"
         "log = MetricsLog(Path(sys.argv[1]))\n"
         "for step in (1, 2, 3):\n"
         "    log.write({'step': step, 'wall_seconds': 0.0, 'seed': 0, 'train/return_mean': 1.0})\n"

@@ -13,17 +13,11 @@ from torch import Tensor, nn
 from helpers import F64, bits, box, discrete, vector
 from steepest.distributions import Bernoulli, Categorical, DiagonalGaussian, Factored, FullGaussian, TanhGaussian
 from steepest.errors import UsageError
-from steepest.networks import (
-    ActorCritic,
-    Cell,
-    NatureCNN,
-    Normalization,
-    PolicyConfig,
-    PolicyInput,
-    Torso,
-    TwinTorso,
-    preprocess,
-)
+from steepest.networks.actor_critic import ActorCritic
+from steepest.networks.cells import Cell
+from steepest.networks.config import PolicyConfig
+from steepest.networks.inputs import Normalization, PolicyInput, preprocess
+from steepest.networks.torsos import NatureCNN, Torso, TwinTorso
 from steepest.types import ActionSpec, ObsField, ObsSpec
 
 NOTHING = Normalization({}, {})

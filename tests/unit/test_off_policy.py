@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from helpers import F64, box, discrete, vector
+from steepest.agents.replay_updates import descend, track
 from steepest.algorithms import find
-from steepest.off_policy import descend, track
-from steepest.runs.off_policy import uniform_actor
+from steepest.runs.loops.off_policy import uniform_actor
 
 
 def test_track_is_the_moving_average() -> None:

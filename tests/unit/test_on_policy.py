@@ -10,13 +10,8 @@ import torch
 from torch import Tensor
 
 from helpers import F64, box, discrete, ragged, synthetic_rollout, to_float64, vector
-from steepest.algorithms.actor_critic import ActorCritic
-from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.algorithms.ppo_kl import PPOKL
-from steepest.algorithms.reinforce import REINFORCE
-from steepest.algorithms.trpo import TRPO
-from steepest.errors import UsageError
-from steepest.on_policy import (
+from steepest.agents.average_reward import initial_gain, objective_rewards, refuse_termination, update_gain
+from steepest.agents.rollout_updates import (
     all_sequences,
     batch_inputs,
     corrected_batch,
@@ -24,21 +19,21 @@ from steepest.on_policy import (
     explained_variance,
     from_sequences,
     gather,
-    initial_gain,
     minibatch_indices,
-    objective_rewards,
     obs_to_sequences,
-    refuse_termination,
-    scale_rewards,
-    scaled_rewards,
     score_rollout,
     sequences_per_rollout,
     state_weights,
     steps_per_call,
     to_sequences,
-    update_gain,
-    update_observations,
 )
+from steepest.agents.statistics import scale_rewards, scaled_rewards, update_observations
+from steepest.algorithms.actor_critic import ActorCritic
+from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.ppo_kl import PPOKL
+from steepest.algorithms.reinforce import REINFORCE
+from steepest.algorithms.trpo import TRPO
+from steepest.errors import UsageError
 from steepest.returns import vtrace
 from steepest.types import Rollout
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from steepest.per_step import add_figures, mean_figures, observations, shortened, step_batch
+from steepest.agents.stepwise import add_figures, mean_figures, observations, shortened, step_batch
 from steepest.types import Rollout
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from steepest.errors import RunError, UsageError
-from steepest.runs import plots
-from steepest.runs.plots import compact_number, interquartile_mean, mean, plot_curve, plot_runs, stratified_bootstrap
+from steepest.runs.view import plots
+from steepest.runs.view.plots import compact_number, plot_curve, plot_runs
+from steepest.runs.view.statistics import interquartile_mean, mean, stratified_bootstrap
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -326,7 +327,8 @@ def test_plot_curve_before_any_episode_ended(tmp_path: Path) -> None:
 def test_heavy_packages_are_imported_only_when_used() -> None:
     script = (
         "import sys\n"
-        "import steepest.runs.plots, steepest.runs.metrics, steepest.runs.progress, steepest.runs.directory\n"
+        "import steepest.runs.view.plots, steepest.runs.store.metrics\n"
+        "import steepest.runs.view.progress, steepest.runs.store.folder\n"
         "print([name for name in ('matplotlib', 'rich', 'tensorboard', 'torch', 'wandb') if name in sys.modules])\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

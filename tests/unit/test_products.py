@@ -13,11 +13,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 
 from helpers_language import demonstrations, tiny
-from steepest import products
-from steepest.language.data import load_sft
-from steepest.language.sft import SFT, SFTConfig
-from steepest.learner import Compiled
-from steepest.products import OneDNNLinear, fast_products
+from steepest.language.data.datasets import load_sft
+from steepest.language.training.sft import SFT, SFTConfig
+from steepest.learner import onednn
+from steepest.learner.compiled import Compiled
+from steepest.learner.onednn import OneDNNLinear, fast_products
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="no oneDNN in this build")
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the products that oneDNN is asked for."""
     seen: list[tuple[int, ...]] = []
-    product = products._product
-    monkeypatch.setattr(products, "_product", lambda *a: (seen.append(tuple(a[0].shape)), product(*a))[1])
+    product = onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda *a: (seen.append(tuple(a[0].shape)), product(*a))[1])
     return seen
 
 
@@ -77,7 +77,7 @@ def test_training_takes_the_same_step(options: dict[str, Any], monkeypatch: pyte
     seen = counted(monkeypatch)
 
     def slopes(faster: bool) -> dict[str, Tensor]:
-        monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+        monkeypatch.setattr(onednn, "onednn_is_faster", lambda: faster)
         lm = tiny(scale=1.0)
         examples, _ = load_sft(lm, demonstrations(8))
         made = SFT(lm, SFTConfig(max_length=64, **options), examples)
@@ -94,7 +94,7 @@ def test_training_takes_the_same_step(options: dict[str, Any], monkeypatch: pyte
 
 
 def test_contexts_nest_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: True)
     seen = counted(monkeypatch)
     x, weight = torch.ones(32, 8), torch.ones(4, 8)
 
@@ -116,11 +116,11 @@ def test_contexts_nest_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_switched_off_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_held_back", lambda: True)
-    assert products.onednn_is_faster()
+    monkeypatch.setattr(onednn, "_held_back", lambda: True)
+    assert onednn.onednn_is_faster()
     torch.backends.mkldnn.set_flags(False)
     try:
-        assert not products.onednn_is_faster()
+        assert not onednn.onednn_is_faster()
     finally:
         torch.backends.mkldnn.set_flags(True)
 
@@ -149,14 +149,14 @@ def arguments(dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
 
 
 def rewritten(function: Any, dtype: torch.dtype = torch.float32) -> tuple[torch.fx.GraphModule, int]:
-    graph = products.by_onednn(make_fx(function, tracing_mode="fake")(*arguments(dtype)))
+    graph = onednn.by_onednn(make_fx(function, tracing_mode="fake")(*arguments(dtype)))
     operation = torch.ops.mkldnn._linear_pointwise.default
     return graph, len(graph.graph.find_nodes(op="call_function", target=operation))
 
 
 def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "LEAST_SIDE", 32)
+    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "LEAST_SIDE", 32)
     graph, count = rewritten(network)
     assert count == 1 + 2 + 2 + 2
     expected = network(*(x.double() for x in arguments()))
@@ -164,18 +164,18 @@ def test_products_of_a_graph_are_those_of_the_default(monkeypatch: pytest.Monkey
         torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-3)  # of entries in the hundreds
     assert rewritten(network, torch.float64)[1] == 0
     assert rewritten(lambda x, w, b, t: torch.addmm(b, x, w.t(), alpha=2.0))[1] == 0
-    monkeypatch.setattr(products, "LEAST_SIDE", 33)
+    monkeypatch.setattr(onednn, "LEAST_SIDE", 33)
     assert rewritten(network)[1] == 2 + 2
-    monkeypatch.setattr(products, "MOST_BATCHES", 1)
+    monkeypatch.setattr(onednn, "MOST_BATCHES", 1)
     assert rewritten(network)[1] == 0
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: False)
     assert rewritten(network)[1] == 0
 
 
 def test_compiled_products_are_those_of_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-    monkeypatch.setattr(products, "LEAST_SIDE", 1)
+    monkeypatch.setattr(onednn, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "LEAST_SIDE", 1)
     rules = importlib.import_module("torch._inductor.lowering").lowerings
     before = dict(rules)
     compiled = Compiled(network)(*arguments())

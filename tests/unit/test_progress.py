@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from steepest.runs import progress as module
-from steepest.runs.progress import Progress
+from steepest.runs.view import progress as module
+from steepest.runs.view.progress import Progress
 
 
 class Clock:

@@ -7,15 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from helpers import F64, box, discrete, vector
-from steepest.networks import NetworkConfig, Normalization, PolicyInput
-from steepest.q_networks import (
-    DeterministicPolicy,
-    QEnsemble,
-    QNetwork,
-    SquashedPolicy,
-    dueling_q_value,
-    subset_minimum,
-)
+from steepest.networks.config import NetworkConfig
+from steepest.networks.critics import QEnsemble, QNetwork, dueling_q_value, subset_minimum
+from steepest.networks.inputs import Normalization, PolicyInput
+from steepest.networks.policies import DeterministicPolicy, SquashedPolicy
 from steepest.types import ObsField, ObsSpec
 
 NONE = Normalization({}, {})

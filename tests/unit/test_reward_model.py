@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from helpers_language import preferences, tiny
 from helpers_tokens import TinyLM
 from steepest.errors import UsageError
-from steepest.language.adapter import as_language_model
-from steepest.language.batching import pad
-from steepest.language.data import Example, load_preferences
-from steepest.language.models import LanguageModel
-from steepest.language.reward_model import (
+from steepest.language.data.batching import pad
+from steepest.language.data.datasets import load_preferences
+from steepest.language.data.examples import Example
+from steepest.language.models.function_model import as_language_model
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.training.reward_model import (
     RewardModel,
     RewardModelConfig,
     RewardTrainer,
@@ -98,7 +99,8 @@ def test_it_learns_and_evaluation_sees_it() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 4}])
 def test_saving_and_loading_gives_the_same_scores(options: dict[str, Any], tmp_path: Path) -> None:
-    from steepest.language.models import load_model, save_model
+    from steepest.language.models.loading import load_model
+    from steepest.language.models.saving import save_model
 
     lm = load_model(save_model(tiny(scale=1.0), tmp_path / "base"))
     made = trainer(lm, **options)

@@ -11,13 +11,13 @@ import torch
 
 from helpers_language import demonstrations, shout, tiny
 from steepest.errors import RunError, UsageError
-from steepest.language.batching import pad, responses
-from steepest.language.data import load_prompts
-from steepest.language.generation import Response
-from steepest.language.models import LanguageModel
-from steepest.language.reward_model import RewardModel, reward_head, save_reward_model
-from steepest.language.rewards import load_reward, make_scorer, named_function
-from steepest.language.rlhf import RLOO, RLOOConfig
+from steepest.language.data.batching import pad, responses
+from steepest.language.data.datasets import load_prompts
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.scoring.generation import Response
+from steepest.language.training.reward_model import RewardModel, reward_head, save_reward_model
+from steepest.language.training.rewards import load_reward, make_scorer, named_function
+from steepest.language.training.rlhf import RLOO, RLOOConfig
 
 
 def test_every_kind_of_reward(tmp_path: Path) -> None:

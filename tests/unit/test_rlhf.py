@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from helpers_language import demonstrations, shout, tiny
 from helpers_tokens import TinyActorCritic, TinyLM, no_reward
 from steepest.errors import RunError, UsageError
-from steepest.language import distributed
-from steepest.language.adapter import as_language_model
-from steepest.language.data import load_prompts
-from steepest.language.generation import Response
-from steepest.language.models import LanguageModel
-from steepest.language.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
-from steepest.language.rlhf_trainer import RLHF, alarms, response_figures
-from steepest.runs.language_run import LanguageRun
+from steepest.language.data.datasets import load_prompts
+from steepest.language.models.function_model import as_language_model
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.parallel import processes
+from steepest.language.scoring.generation import Response
+from steepest.language.training.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
+from steepest.language.training.rlhf_base import RLHF
+from steepest.language.training.rlhf_watch import alarms, response_figures
+from steepest.runs.loops.language import LanguageRun
 from steepest.types import TokenBatch
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -244,7 +245,7 @@ def test_evaluations_are_compared_at_one_price_of_the_kl() -> None:
 @pytest.mark.parametrize("kind", ["rloo", "grpo"])
 def test_every_process_draws_whole_groups(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a reward that compares the responses to a prompt would see parts of groups, or none."""
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
     full(kind, batch_size=8, group_size=4)
     with pytest.raises(UsageError, match="batch_size is 12; expected a multiple of 8, group_size times the number of"):
         full(kind, batch_size=12, group_size=4)

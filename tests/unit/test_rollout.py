@@ -14,12 +14,12 @@ from torch import Tensor
 
 from helpers import CountingEnvironments, box, discrete, vector
 from helpers_envs import Counting
+from steepest.agents.rollout_updates import batch_inputs, gather, score_rollout
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.environments import make_env
-from steepest.learner import tree_map
-from steepest.networks import PolicyInput
-from steepest.on_policy import batch_inputs, gather, score_rollout
-from steepest.rollout import Collector, Episode
+from steepest.experience.rollout import Collector, Episode
+from steepest.learner.trees import tree_map
+from steepest.networks.inputs import PolicyInput
 from steepest.types import ActionSpec, Rollout
 
 STEPS = 8

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from helpers_language import preferences, tiny
-from steepest.language import pairs as module
-from steepest.language.adapter import as_language_model
-from steepest.language.batching import pad_pairs
-from steepest.language.data import Pair, load_preferences
-from steepest.language.dpo import DPO, DPOConfig
-from steepest.language.models import LanguageModel, add_adapters, checkpoint_activations
-from steepest.language.pairs import pair_log_probs, share, why_not_shared
+from steepest.language.data.batching import pad_pairs
+from steepest.language.data.datasets import load_preferences
+from steepest.language.data.examples import Pair
+from steepest.language.models.adapters import add_adapters
+from steepest.language.models.function_model import as_language_model
+from steepest.language.models.language_model import LanguageModel, checkpoint_activations
+from steepest.language.scoring import pairs as module
+from steepest.language.scoring.pairs import pair_log_probs, share, why_not_shared
+from steepest.language.training.dpo import DPO, DPOConfig
 from steepest.types import PreferenceBatch
 
 PAIRS = [

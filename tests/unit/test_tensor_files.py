@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from steepest.tensor_files import CheckpointError, load_metadata, load_tensors, save_tensors
+from steepest.files.tensors import CheckpointError, load_metadata, load_tensors, save_tensors
 
 TENSORS = {
     "policy/weight": torch.arange(12, dtype=torch.float32).reshape(3, 4).T,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.errors import UsageError
-from steepest.tile_coding import TileCoding
+from steepest.networks.tile_coding import TileCoding
 
 
 def test_one_tile_of_every_tiling() -> None:

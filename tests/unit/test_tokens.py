@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steepest.errors import UsageError
-from steepest.language.tokens import check_tokens, last_steps, last_token, position_ids
+from steepest.language.data.tokens import check_tokens, last_steps, last_token, position_ids
 from steepest.types import TokenBatch
 
 T, F = True, False

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 import steepest
-from steepest import cli, distributions, losses, numerics, on_policy, returns
+from steepest import distributions, losses, numerics, returns
+from steepest.agents import rollout_updates
 from steepest.algorithms import actor_critic, dqn, ppo, ppo_kl, reinforce, trpo
-from steepest.exact.theorems import Sides, Statement
-from steepest.language import rlhf, rlhf_trainer, tokens
+from steepest.cli import main
+from steepest.language.data import tokens
+from steepest.language.training import rlhf, rlhf_base
 from steepest.losses import compatible, gradient_td
 from steepest.verification import SHIPPED, Result, check, statements, verify
+from steepest.verification.statement import Sides, Statement
 
 
 def failing(rows: list[Result]) -> set[str]:
@@ -171,7 +174,7 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (returns, "vtrace", values_kept, "1.10 V-trace contracts to V of pi_rho"),
     (ppo_kl, "penalised_surrogate_loss", negated, "1.10 PPO-KL, gamma = 1, V exact, lambda 0.7"),
     (ppo, "value_loss", scaled, "1.10 PPO's critic is pulled to V^pi"),
-    (on_policy, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
+    (rollout_updates, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
     (reinforce, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),
     (reinforce, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
     (losses, "surrogate_objective", scaled, "1.10 E[rho A]/(1 - gamma) = L(pi')"),
@@ -199,13 +202,13 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (actor_critic, "value_loss", scaled, "1.5 actor-critic: bootstrapped critic pulled to the backup"),
     (actor_critic, "generalized_advantage", scaled, "1.8 actor-critic, average reward: grad r(pi)"),
     (actor_critic, "pinned_target", scaled, "1.8 critic pulled to r - gain + v(s'), pinned"),
-    (on_policy, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
+    (rollout_updates, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
     (ppo_kl, "penalised_surrogate_loss", negated, "1.8 PPO-KL, average reward: grad r(pi)"),
-    (on_policy, "generalized_advantage", scaled, "1.8 PPO-KL, average reward: grad r(pi)"),
+    (rollout_updates, "generalized_advantage", scaled, "1.8 PPO-KL, average reward: grad r(pi)"),
     (trpo, "surrogate_objective", negated, "1.8 TRPO, average reward: grad r(pi)"),
-    (on_policy, "generalized_advantage", scaled, "1.8 TRPO, average reward: grad r(pi)"),
-    (on_policy, "objective_rewards", without_the_gain, "1.8 TRPO's critic pulled to r - gain + v(s'), pinned"),
-    (on_policy, "pinned_target", scaled, "1.8 TRPO's critic pulled to r - gain + v(s'), pinned"),
+    (rollout_updates, "generalized_advantage", scaled, "1.8 TRPO, average reward: grad r(pi)"),
+    (rollout_updates, "objective_rewards", without_the_gain, "1.8 TRPO's critic pulled to r - gain + v(s'), pinned"),
+    (rollout_updates, "pinned_target", scaled, "1.8 TRPO's critic pulled to r - gain + v(s'), pinned"),
     (gradient_td, "eligibility_trace", scaled, "1.6 actor's trace = lambda-returns, any V"),
     (gradient_td, "eligibility_trace", negated, "1.6 Off-PAC with traces, V exact: grad Q dropped"),
     (gradient_td, "followon_trace", scaled, "1.6 emphatic actor: grad J_beta, p^beta"),
@@ -266,9 +269,9 @@ BROKEN += [
     (tokens, "token_kl", scaled, "2.2.1 KL of the vocabulary, summed over tokens"),
     (returns, "token_rewards", scaled, "2.2.1 reward per token, score on the last"),
     (returns, "scaled_token_rewards", scaled, "2.2.1 score and penalty scaled as one"),
-    (rlhf_trainer, "token_log_probs_and_values", scored_late, "2.2.1 RLHF by PPO, lambda = 1, any V"),
+    (rlhf_base, "token_log_probs_and_values", scored_late, "2.2.1 RLHF by PPO, lambda = 1, any V"),
     (rlhf, "clipped_surrogate_loss", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
-    (rlhf_trainer, "token_rewards", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
+    (rlhf_base, "token_rewards", scaled, "2.2.1 RLHF by PPO, lambda 0.7, V exact"),
     (rlhf, "leave_one_out_advantage", scaled, "2.2.1 RLHF by RLOO, all groups of two"),
     (losses, "score_function_loss", scaled, "2.2.1 RLHF by the score function"),
     (losses, "k1_estimate", negated, "2.2.1 E[k1] = KL(pi||ref)"),
@@ -298,14 +301,14 @@ def test_a_broken_function_fails_its_rows(
 def test_the_command_fails_when_a_function_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["verify", "--section", "1.2", "--seeds", "2"]) == 0
+    assert main.main(["verify", "--section", "1.2", "--seeds", "2"]) == 0
     assert "FAIL" not in capsys.readouterr().out
     monkeypatch.setattr(losses, "score_function_loss", negated(losses.score_function_loss))
-    assert cli.main(["verify", "--section", "1.2", "--seeds", "2"]) == 1
+    assert main.main(["verify", "--section", "1.2", "--seeds", "2"]) == 1
     out = capsys.readouterr().out
     assert any(line.startswith("1.2    FAIL     full return ") for line in out.splitlines())
     assert "3 failed" in out
-    assert cli.main(["verify", "--section", "1.2", "--seeds", "2", "--json"]) == 1
+    assert main.main(["verify", "--section", "1.2", "--seeds", "2", "--json"]) == 1
     assert not json.loads(capsys.readouterr().out)[0]["passed"]
 
 
@@ -316,13 +319,13 @@ def test_a_function_that_raises_fails_its_row_only(
         raise RuntimeError("a bug\nover two lines")
 
     monkeypatch.setattr(losses, "kl_estimate", broken)
-    assert cli.main(["verify", "--section", "1.10", "--seeds", "2", "--json"]) == 1
+    assert main.main(["verify", "--section", "1.10", "--seeds", "2", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)
     bad = [r for r in rows if not r["passed"]]
     assert {r["tested"] for r in bad} == {"losses.kl_estimate"}
     assert bad[0]["message"] == "RuntimeError: a bug over two lines"
     assert bad[0]["figure"] is None
-    assert cli.main(["verify", "--section", "1.10", "--seeds", "2"]) == 1
+    assert main.main(["verify", "--section", "1.10", "--seeds", "2"]) == 1
     assert "RuntimeError: a bug over two lines" in capsys.readouterr().out
 
 
@@ -335,7 +338,7 @@ def test_sections_are_chosen_with_their_subsections(capsys: pytest.CaptureFixtur
     assert sections("2.1") == {"2.1", "2.1.1", "2.1.2"}
     assert sections("2") == {"2.1", "2.1.1", "2.1.2", "2.2.1", "2.2.2"}
     assert "1.11" in sections("1")
-    assert cli.main(["verify", "--section", "1.9", "--seeds", "1", "--json"]) == 0
+    assert main.main(["verify", "--section", "1.9", "--seeds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {r["section"] for r in rows} == {"1.9"}
     assert any("Theorem 6" in r["statement"] for r in rows)
@@ -343,13 +346,13 @@ def test_sections_are_chosen_with_their_subsections(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("arguments", [["--section", "3"], ["--section", "1."], ["--section", ""], ["--seeds", "0"]])
 def test_misuse_is_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", *arguments]) == 2
+    assert main.main(["verify", *arguments]) == 2
     message = capsys.readouterr().err
     assert "1.10" in message if "--section" in arguments else "seeds is 0" in message
 
 
 def test_json_says_what_the_python_call_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", "--section", "2.2", "--seeds", "2", "--json"]) == 0
+    assert main.main(["verify", "--section", "2.2", "--seeds", "2", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows == [r.as_dict() for r in verify("2.2", seeds=2)]
     assert set(rows[0]) == {
@@ -358,7 +361,7 @@ def test_json_says_what_the_python_call_says(capsys: pytest.CaptureFixture[str])
 
 
 def test_lines_are_one_per_row(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", "--section", "1.9", "--seeds", "2"]) == 0
+    assert main.main(["verify", "--section", "1.9", "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = statements("1.9")
     for line, row in zip(lines, rows, strict=False):
@@ -372,7 +375,7 @@ def test_lines_are_one_per_row(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_terminal_sees_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "200")
-    assert cli.main(["verify", "--section", "1.9", "--seeds", "1"]) == 0
+    assert main.main(["verify", "--section", "1.9", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
     assert "│" in out
     for word in ("statement", "tested", "Theorem 6: performance difference", "rejected", "pass"):
@@ -414,15 +417,18 @@ def test_a_single_figure_that_is_no_number_fails_a_control() -> None:
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["verify", "--help"]) == 0
+    assert main.main(["verify", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--section", "--seeds", "--json"))
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     assert "verify" in capsys.readouterr().out
 
 
 def test_help_of_the_command_stays_light() -> None:
-    code = "import sys; from steepest import cli; cli.main(['--help']); print('steepest.verification' in sys.modules)"
+    code = (
+        "import sys; from steepest.cli.main import main; main(['--help']); "
+        "print('steepest.verification' in sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip().endswith("False")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from steepest.errors import UsageError
 
 if TYPE_CHECKING:
-    from steepest.agent import Agent
+    from steepest.agents.agent import Agent
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "actor_critic": ("ActorCritic", "synchronous advantage actor-critic, A2C (notes 1.5)"),

@@ -32,29 +32,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agent import Agent
-from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
-from steepest.losses import score_function_loss, value_loss
-from steepest.networks import PolicyConfig, Schedule, schedule_factor
-from steepest.numerics import standardize, weighted_mean
-from steepest.on_policy import (
+from steepest.agents.agent import Agent
+from steepest.agents.average_reward import Objective, initial_gain, objective_rewards, pinned_target, refuse_termination
+from steepest.agents.rollout_updates import (
     Batch,
-    Objective,
     StateWeighting,
     all_sequences,
     batch_inputs,
-    initial_gain,
-    objective_rewards,
-    pinned_target,
-    refuse_termination,
     score_rollout,
     sequences_per_rollout,
     state_weights,
     to_sequences,
     training_batch,
-    update_observations,
 )
+from steepest.agents.statistics import update_observations
+from steepest.errors import require
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.learner.trees import to_host
+from steepest.losses import score_function_loss, value_loss
+from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
+from steepest.numerics import standardize, weighted_mean
 from steepest.returns import generalized_advantage, n_step_advantage, reward_to_go
 from steepest.types import Rollout
 

@@ -9,7 +9,7 @@ Source: notes 1.11, off-policy, with networks for mu and Q; Lillicrap et al. 201
                                                                                           losses.value_loss
              y = r + gamma (1 - terminated) Q'(s', mu'(s'))                               losses.q_learning_target
       3. one step of Adam on the policy's mean of -Q(s, mu(s))                    losses.deterministic_policy_loss
-      4. Q' and mu' move towards Q and mu                                                 off_policy.track
+      4. Q' and mu' move towards Q and mu                                                 agents.replay_updates.track
 
 Differences from the notes: networks, a replay buffer and target networks. grad_theta Q is dropped, as in the notes.
 Differences from the paper: no weight decay, no batch normalisation, and actions enter the critic's first layer.
@@ -25,13 +25,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steepest.agent import Agent, normalization
+from steepest.agents.agent import Agent, normalization
+from steepest.agents.config import PolicyAndCriticConfig
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
 from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State
+from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import deterministic_policy_loss, q_learning_target, value_loss
-from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import Batch, Noise, PolicyAndCriticConfig, batch_obs, descend, sample_weight, track, unrolled
-from steepest.q_networks import DeterministicPolicy, QEnsemble
+from steepest.networks.config import NetworkFactory, schedule_factor
+from steepest.networks.critics import QEnsemble
+from steepest.networks.inputs import PolicyInput
+from steepest.networks.policies import DeterministicPolicy
 from steepest.types import Obs
 
 

@@ -32,9 +32,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad_and_value, jacrev, vmap  # pyright: ignore[reportUnknownVariableType]
 
-from steepest.agent import Agent
+from steepest.agents.agent import Agent
+from steepest.agents.statistics import scale_rewards, update_observations
+from steepest.agents.stepwise import Batch, add_figures, mean_figures, observations, one_input, shortened, step_batch
 from steepest.errors import require
-from steepest.learner import Hyper, Metrics, State, to_host
+from steepest.learner.step import Hyper, Metrics, State
+from steepest.learner.trees import to_host
 from steepest.losses import (
     auxiliary_direction,
     compatible_action_gradient,
@@ -42,9 +45,7 @@ from steepest.losses import (
     deterministic_policy_direction,
     tdc_direction,
 )
-from steepest.networks import PolicyConfig, Schedule, schedule_factor
-from steepest.on_policy import scale_rewards, update_observations
-from steepest.per_step import Batch, add_figures, mean_figures, observations, one_input, shortened, step_batch
+from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
 from steepest.returns import td_error
 from steepest.types import Obs, Rollout
 

@@ -11,7 +11,7 @@ al. 2016 (https://arxiv.org/abs/1511.05952). Not in the notes, whose conservativ
                                                                           losses.chosen_q_value, losses.huber_loss
              y = r + gamma (1 - terminated) max_a' Q'(s', a')                                     losses.dqn_target
              double:                        Q'(s', argmax_a' Q(s', a'))                    losses.double_dqn_target
-      3. every target_update_every-th time, Q' <- (1 - rate) Q' + rate Q                          off_policy.track
+      3. every target_update_every-th time, Q' <- (1 - rate) Q' + rate Q                 agents.replay_updates.track
 
 Reward and gamma are those of n steps; the weight is 1, or what undoes prioritised drawing. Illegal actions are neither
 played nor the maximum.
@@ -30,13 +30,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from steepest.agent import Agent, normalization
+from steepest.agents.agent import Agent, normalization
+from steepest.agents.config import OffPolicyConfig
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
 from steepest.errors import require
-from steepest.learner import FunctionalModule, Gradient, Hyper, Metrics, State
+from steepest.learner.functional import FunctionalModule
+from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import chosen_q_value, double_dqn_target, dqn_target, huber_loss
-from steepest.networks import NetworkFactory, schedule_factor
-from steepest.off_policy import Batch, Noise, OffPolicyConfig, batch_obs, descend, sample_weight, track, unrolled
-from steepest.q_networks import QNetwork
+from steepest.networks.config import NetworkFactory, schedule_factor
+from steepest.networks.critics import QNetwork
 from steepest.types import Obs
 
 

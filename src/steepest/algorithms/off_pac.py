@@ -36,22 +36,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
 
-from steepest.agent import Actor, Agent
-from steepest.distributions import softened
-from steepest.errors import UsageError, require
-from steepest.learner import Hyper, Metrics, State, to_host
-from steepest.logged import LoggedExperience, logged_rollouts
-from steepest.losses import (
-    auxiliary_direction,
-    curvature_direction,
-    eligibility_trace,
-    emphatic_weight,
-    followon_trace,
-    tdc_direction,
-)
-from steepest.networks import PolicyConfig, PolicyInput, Schedule, schedule_factor
-from steepest.on_policy import scale_rewards, update_observations
-from steepest.per_step import (
+from steepest.agents.agent import Actor, Agent
+from steepest.agents.statistics import scale_rewards, update_observations
+from steepest.agents.stepwise import (
     Batch,
     acting_inputs,
     add_figures,
@@ -61,6 +48,21 @@ from steepest.per_step import (
     shortened,
     step_batch,
 )
+from steepest.distributions import softened
+from steepest.errors import UsageError, require
+from steepest.experience.logs import LoggedExperience, logged_rollouts
+from steepest.learner.step import Hyper, Metrics, State
+from steepest.learner.trees import to_host
+from steepest.losses import (
+    auxiliary_direction,
+    curvature_direction,
+    eligibility_trace,
+    emphatic_weight,
+    followon_trace,
+    tdc_direction,
+)
+from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
+from steepest.networks.inputs import PolicyInput
 from steepest.returns import td_error
 from steepest.types import Obs, Rollout
 

@@ -30,28 +30,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agent import Agent
-from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
-from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
-from steepest.networks import PolicyConfig, Schedule, schedule_factor
-from steepest.numerics import standardize, weighted_mean
-from steepest.on_policy import (
+from steepest.agents.agent import Agent
+from steepest.agents.average_reward import Objective, initial_gain, refuse_termination
+from steepest.agents.rollout_updates import (
     Batch,
-    Objective,
     batch_inputs,
     corrected_batch,
     each_minibatch,
     gae_and_target,
-    initial_gain,
     members_indices,
-    refuse_termination,
     run_epochs,
     score_rollout,
     sequences_per_rollout,
     training_batch,
-    update_observations,
 )
+from steepest.agents.statistics import update_observations
+from steepest.errors import require
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.learner.trees import to_host
+from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
+from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
+from steepest.numerics import standardize, weighted_mean
 from steepest.types import Rollout
 
 

@@ -36,16 +36,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steepest.agent import Agent
-from steepest.distributions import Distribution
-from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
-from steepest.losses import adapt_kl_coef, kl_estimate, penalised_surrogate_loss, value_loss
-from steepest.networks import PolicyConfig, Schedule, schedule_factor
-from steepest.numerics import standardize, weighted_mean
-from steepest.on_policy import (
+from steepest.agents.agent import Agent
+from steepest.agents.average_reward import Objective, initial_gain, refuse_termination
+from steepest.agents.rollout_updates import (
     Batch,
-    Objective,
     all_sequences,
     batch_distribution,
     batch_inputs,
@@ -53,15 +47,20 @@ from steepest.on_policy import (
     distribution_to_batch,
     each_minibatch,
     gae_and_target,
-    initial_gain,
     members_indices,
-    refuse_termination,
     replay_rollout,
     run_epochs,
     sequences_per_rollout,
     training_batch,
-    update_observations,
 )
+from steepest.agents.statistics import update_observations
+from steepest.distributions import Distribution
+from steepest.errors import require
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.learner.trees import to_host
+from steepest.losses import adapt_kl_coef, kl_estimate, penalised_surrogate_loss, value_loss
+from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
+from steepest.numerics import standardize, weighted_mean
 from steepest.types import Rollout
 
 

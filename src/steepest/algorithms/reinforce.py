@@ -34,25 +34,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agent import Agent
-from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_step, to_host
-from steepest.losses import score_function_loss, value_loss
-from steepest.networks import PolicyConfig, Schedule, schedule_factor
-from steepest.numerics import standardize, weighted_mean
-from steepest.on_policy import (
+from steepest.agents.agent import Agent
+from steepest.agents.rollout_updates import (
     Batch,
     StateWeighting,
     all_sequences,
     batch_inputs,
-    scale_rewards,
     score_rollout,
     sequences_per_rollout,
     state_weights,
     to_sequences,
     training_batch,
-    update_observations,
 )
+from steepest.agents.statistics import scale_rewards, update_observations
+from steepest.errors import require
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.learner.trees import to_host
+from steepest.losses import score_function_loss, value_loss
+from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
+from steepest.numerics import standardize, weighted_mean
 from steepest.returns import end_recorded, full_return, reward_to_go, steps_recorded
 from steepest.types import Rollout
 

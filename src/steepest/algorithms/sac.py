@@ -11,7 +11,7 @@ Source: notes 1.7; Haarnoja et al. 2018b (https://arxiv.org/abs/1812.05905); dis
       3. one step of Adam on the policy's mean of temperature log pi(a|s) - min_i Q_i(s, a), a ~ pi(.|s) with gradient
                                                                                                losses.soft_policy_loss
       4. one step of Adam on log(temperature) (H - target)                                     losses.temperature_loss
-      5. Q' <- (1 - rate) Q' + rate Q                                                          off_policy.track
+      5. Q' <- (1 - rate) Q' + rate Q                                                        agents.replay_updates.track
 
 Differences from the notes: the soft value is sampled at s' instead of being a network; the minimum of two Q-functions
 (Fujimoto et al. 2018); the temperature, 1 in the notes, is learned unless it is given. With discrete actions all
@@ -34,10 +34,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from steepest.agent import Agent, normalization
+from steepest.agents.agent import Agent, normalization
+from steepest.agents.config import PolicyAndCriticConfig
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
 from steepest.distributions import Categorical, Distribution, action_noise
 from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State, adam_state
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
 from steepest.losses import (
     expected_soft_value,
     soft_policy_loss,
@@ -46,18 +48,10 @@ from steepest.losses import (
     temperature_loss,
     value_loss,
 )
-from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import (
-    Batch,
-    Noise,
-    PolicyAndCriticConfig,
-    batch_obs,
-    descend,
-    sample_weight,
-    track,
-    unrolled,
-)
-from steepest.q_networks import QEnsemble, SquashedPolicy, subset_minimum, unit_action
+from steepest.networks.config import NetworkFactory, schedule_factor
+from steepest.networks.critics import QEnsemble, subset_minimum
+from steepest.networks.inputs import PolicyInput
+from steepest.networks.policies import SquashedPolicy, unit_action
 from steepest.types import Obs
 
 _USES = ("target", "critic", "policy")

@@ -10,7 +10,7 @@ network and with a learned temperature.
              1/2 (Q_i(s, a_t) - (r + gamma (1 - terminated) V'(s')))^2           losses.value_loss, soft_q_target
              temperature log pi(a|s) - min_i Q_i(s, a), with gradient through a  losses.soft_policy_loss
          all three at the parameters before the step
-      3. V' <- (1 - rate) V' + rate V                                            off_policy.track
+      3. V' <- (1 - rate) V' + rate V                                            agents.replay_updates.track
 
 Differences from the notes: a temperature (1 there; the paper scales rewards by its inverse); the minimum of two
 Q-functions, as in the paper; the terminal case. Actions, their log-probabilities and critics' inputs are as in `sac`.
@@ -26,14 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.agent import Agent, normalization
+from steepest.agents.agent import Agent, normalization
+from steepest.agents.config import PolicyAndCriticConfig
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
 from steepest.distributions import Categorical, action_noise
 from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State
+from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import expected_soft_value, soft_policy_loss, soft_q_target, soft_value_target, value_loss
-from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import Batch, Noise, PolicyAndCriticConfig, batch_obs, descend, sample_weight, track, unrolled
-from steepest.q_networks import QEnsemble, SquashedPolicy, unit_action
+from steepest.networks.config import NetworkFactory, schedule_factor
+from steepest.networks.critics import QEnsemble
+from steepest.networks.inputs import PolicyInput
+from steepest.networks.policies import SquashedPolicy, unit_action
 from steepest.types import Obs
 
 

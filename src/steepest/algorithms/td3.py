@@ -10,7 +10,7 @@ Source: notes 1.11, off-policy, with networks for mu and Q; Fujimoto et al. 2018
              y = r + gamma (1 - terminated) min_i Q'_i(s', a')                            losses.q_learning_target
       3. every policy_delay-th time, one step of Adam on the policy's mean of -Q_1(s, mu(s))
                                                                                   losses.deterministic_policy_loss
-         and mu', Q' move towards mu, Q                                                   off_policy.track
+         and mu', Q' move towards mu, Q                                                   agents.replay_updates.track
 
 Differences from the notes, all the paper's: two critics and their minimum, smoothed target actions, slower policy and
 targets. grad_theta Q is dropped, as in the notes. Actions are in units of half their range throughout.
@@ -26,14 +26,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.agent import Agent, normalization
+from steepest.agents.agent import Agent, normalization
+from steepest.agents.config import PolicyAndCriticConfig
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
 from steepest.distributions import action_noise
 from steepest.errors import require
-from steepest.learner import Gradient, Hyper, Metrics, State
+from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import deterministic_policy_loss, q_learning_target, smoothed_action, value_loss
-from steepest.networks import NetworkFactory, PolicyInput, schedule_factor
-from steepest.off_policy import Batch, Noise, PolicyAndCriticConfig, batch_obs, descend, sample_weight, track, unrolled
-from steepest.q_networks import DeterministicPolicy, QEnsemble, subset_minimum
+from steepest.networks.config import NetworkFactory, schedule_factor
+from steepest.networks.critics import QEnsemble, subset_minimum
+from steepest.networks.inputs import PolicyInput
+from steepest.networks.policies import DeterministicPolicy
 from steepest.types import Obs
 
 

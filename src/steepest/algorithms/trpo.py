@@ -40,21 +40,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vjp  # pyright: ignore[reportUnknownVariableType]
 
-from steepest.agent import Agent, normalization
+from steepest.agents.agent import Agent, normalization
+from steepest.agents.average_reward import Objective, initial_gain, refuse_termination
+from steepest.agents.rollout_updates import (
+    Batch,
+    batch_distribution,
+    batch_inputs,
+    distribution_to_batch,
+    each_minibatch,
+    gae_and_target,
+    members_indices,
+    replay_rollout,
+    run_epochs,
+    sequences_per_rollout,
+    training_batch,
+)
+from steepest.agents.statistics import update_observations
 from steepest.distributions import Distribution
 from steepest.errors import require
-from steepest.learner import (
-    FunctionalModule,
-    Gradient,
-    Hyper,
-    Metrics,
-    State,
-    adam_step,
-    to_host,
-    tree_map,
-)
+from steepest.learner.functional import FunctionalModule
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.learner.trees import to_host, tree_map
 from steepest.losses import surrogate_objective, value_loss
-from steepest.networks import ActorCritic, PolicyConfig
+from steepest.networks.actor_critic import ActorCritic
+from steepest.networks.config import PolicyConfig
 from steepest.numerics import (
     ConjugateGradient,
     LineSearch,
@@ -64,23 +73,6 @@ from steepest.numerics import (
     line_search_step,
     standardize,
     weighted_mean,
-)
-from steepest.on_policy import (
-    Batch,
-    Objective,
-    batch_distribution,
-    batch_inputs,
-    distribution_to_batch,
-    each_minibatch,
-    gae_and_target,
-    initial_gain,
-    members_indices,
-    refuse_termination,
-    replay_rollout,
-    run_epochs,
-    sequences_per_rollout,
-    training_batch,
-    update_observations,
 )
 from steepest.types import Rollout
 

@@ -2,7 +2,7 @@
 
 from steepest.environments.atari import AtariOptions
 from steepest.environments.batch import EnvBatch, StepResult
-from steepest.environments.envpool_batch import available_cores
+from steepest.environments.envpool import available_cores
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, UnsupportedSpaceError
 from steepest.environments.finite import FINITE_ENVIRONMENTS, FiniteEnv, FiniteVectorEnv
 from steepest.environments.make import Vectorization, find_spec, is_atari, make_env

@@ -21,9 +21,9 @@ from gymnasium.wrappers import TimeLimit
 from steepest.environments import atari as atari_games
 from steepest.environments.atari import AtariOptions, GameScores, OnGame
 from steepest.environments.batch import EnvBatch, check_seed
-from steepest.environments.envpool_batch import EnvPoolBatch, available_cores, import_envpool
+from steepest.environments.envpool import EnvPoolBatch, available_cores, import_envpool
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, missing_extra
-from steepest.environments.serial import SerialVectorEnv
+from steepest.environments.sync import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from steepest.estimators.comparison import (
     estimate,
     show,
 )
-from steepest.estimators.functions import (
+from steepest.estimators.estimators import (
     ESTIMATORS,
     Context,
     Estimator,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steepest.errors import UsageError
-from steepest.estimators.functions import (
+from steepest.estimators.estimators import (
     ANY,
     ESTIMATORS,
     F64,
@@ -36,6 +36,7 @@ from steepest.estimators.sampling import (
     sample,
 )
 from steepest.exact import finite_mdp as mdps
+from steepest.exact import gains, gradients
 from steepest.exact.finite_mdp import FiniteMDP, softmax_policy
 from steepest.problems import Problem
 
@@ -173,7 +174,7 @@ def compare(
 
     if objective == "average":
         length, mean_length, other_length, other_mean = steps, float(steps), steps, float(steps)
-        start = mdps.stationary_distribution(mdp, pi)
+        start = gains.stationary_distribution(mdp, pi)
     else:
         length, mean_length = recording_length(mdp, pi)
         other_length, other_mean = recording_length(mdp, acting)
@@ -303,11 +304,11 @@ def _behaviour(problem: Problem, policy: Tensor, behaviour: Tensor | None) -> Te
 
 def _truth(mdp: FiniteMDP, theta: Tensor, objective: Objective, length: int | None) -> tuple[Tensor, str]:
     if objective == "average":
-        return mdps.gain_gradient(mdp, softmax_policy, theta), "the gradient of the average reward"
+        return gradients.gain_gradient(mdp, softmax_policy, theta), "the gradient of the average reward"
     if objective == "undiscounted":
-        found = mdps.undiscounted_weighting_gradient(mdp, softmax_policy, theta, length)
+        found = gradients.undiscounted_weighting_gradient(mdp, softmax_policy, theta, length)
         return found, f"the sum with undiscounted states (gamma {mdp.gamma:g}; no gradient unless gamma is 1)"
-    found = mdps.objective_gradient(mdp, softmax_policy, theta)
+    found = gradients.objective_gradient(mdp, softmax_policy, theta)
     return found, f"the gradient of the {'discounted ' if mdp.gamma < 1.0 else ''}return (gamma {mdp.gamma:g})"
 
 
@@ -322,8 +323,8 @@ def _context(mdp: FiniteMDP, theta: Tensor, acting: Tensor, objective: Objective
         gamma=1.0 if average else mdp.gamma,
         policy=policy,
         behaviour=acting,
-        value=mdps.differential_value(mdp, policy) if average else mdps.state_value(mdp, policy),
-        gain=float(mdps.gain(mdp, policy)) if average else 0.0,
+        value=gains.differential_value(mdp, policy) if average else mdps.state_value(mdp, policy),
+        gain=float(gains.gain(mdp, policy)) if average else 0.0,
         learned_value=fit_differential_value(data, states, gain) if average else mean_by_state(data, to_go, states),
         learned_gain=gain,
         constant=float((weight * to_go).sum() / weight.sum()),

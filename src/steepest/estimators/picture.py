@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steepest.drawing import COLOURS, FAINT_INK, STYLE
 from steepest.errors import UsageError
 from steepest.estimators.comparison import Comparison
-from steepest.estimators.functions import ESTIMATORS, Group
-from steepest.files import write_bytes_atomic
+from steepest.estimators.estimators import ESTIMATORS, Group
+from steepest.files.atomic import write_bytes_atomic
+from steepest.files.style import COLOURS, FAINT_INK, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,9 @@ from torch import Tensor
 from steepest import problems, returns
 from steepest.distributions import Categorical
 from steepest.errors import UsageError
-from steepest.estimators.functions import F64, Objective, Trajectories, flags
+from steepest.estimators.estimators import F64, Objective, Trajectories, flags
 from steepest.exact import finite_mdp as mdps
+from steepest.exact import optimal
 from steepest.exact.finite_mdp import FiniteMDP
 from steepest.problems import Problem
 
@@ -69,7 +70,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 def default_policy(problem: Problem) -> Tensor:
     """(S, A) logits of a policy half-way to the optimum: its advantages, none below -3."""
     mdp = FiniteMDP.from_problem(problem)
-    solution = mdps.value_iteration(mdp)
+    solution = optimal.value_iteration(mdp)
     return (solution.action_value - solution.action_value.amax(1, keepdim=True)).clamp_min(-3.0)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from steepest.errors import UsageError
+from steepest.exact.checks import check_tensor
 
 MAX_CELLS = 2_000_000
 """Most entries that the list of all responses, (P, R, L), may have."""
@@ -138,7 +139,7 @@ def token_log_probs(language: EnumerableLanguage, logits: Tensor) -> Tensor:
     Raises:    UsageError on a wrong shape, dtype or entries that are not finite
     Verified:  tests/exact/test_language_exact.py::test_response_log_probs_by_recursion
     """
-    _check("logits", logits, language.table_shape)
+    check_tensor("logits", logits, language.table_shape)
     log_prob = torch.log_softmax(logits, -1)[:, language.prefix, language.tokens]
     return torch.where(language.mask, log_prob, torch.zeros_like(log_prob))
 
@@ -186,8 +187,8 @@ def kl_divergence(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
     Raises:    UsageError on shapes that differ
     Verified:  tests/exact/test_language_exact.py::test_kl_is_the_sum_of_token_kls
     """
-    _check_matrix("log_prob", log_prob)
-    _check("ref_log_prob", ref_log_prob, tuple(log_prob.shape))
+    check_matrix("log_prob", log_prob)
+    check_tensor("ref_log_prob", ref_log_prob, tuple(log_prob.shape))
     return (torch.exp(log_prob) * (log_prob - ref_log_prob)).sum(-1)
 
 
@@ -200,8 +201,8 @@ def token_kl_divergence(language: EnumerableLanguage, logits: Tensor, ref_logits
     Raises:    UsageError as token_log_probs
     Verified:  tests/exact/test_language_exact.py::test_kl_is_the_sum_of_token_kls
     """
-    _check("logits", logits, language.table_shape)
-    _check("ref_logits", ref_logits, language.table_shape)
+    check_tensor("logits", logits, language.table_shape)
+    check_tensor("ref_logits", ref_logits, language.table_shape)
     new, ref = torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1)
     local = (torch.exp(new) * (new - ref)).sum(-1)
     number = {p: i for i, p in enumerate(language.prefixes)}
@@ -224,7 +225,7 @@ def prompt_mean(language: EnumerableLanguage, values: Tensor) -> Tensor:
     Raises:    UsageError on a wrong shape
     Verified:  tests/exact/test_language_exact.py::test_objective_by_listing
     """
-    _check("values", values, (len(language.prompts),))
+    check_tensor("values", values, (len(language.prompts),))
     return (language.prompt_weight * values).sum()
 
 
@@ -237,8 +238,8 @@ def expected_score(log_prob: Tensor, score: Tensor) -> Tensor:
     Raises:    UsageError on shapes that differ
     Verified:  tests/exact/test_language_exact.py::test_objective_by_listing
     """
-    _check_matrix("log_prob", log_prob)
-    _check("score", score, tuple(log_prob.shape))
+    check_matrix("log_prob", log_prob)
+    check_tensor("score", score, tuple(log_prob.shape))
     return (torch.exp(log_prob) * score).sum(-1)
 
 
@@ -254,7 +255,7 @@ def rlhf_objective(
     Raises:    UsageError on wrong shapes or a negative kl_coef
     Verified:  tests/exact/test_language_exact.py::test_objective_by_listing
     """
-    _check_kl_coef(kl_coef, positive=False)
+    check_kl_coef(kl_coef, positive=False)
     gain = expected_score(log_prob, score) - kl_coef * kl_divergence(log_prob, ref_log_prob)
     return prompt_mean(language, gain)
 
@@ -316,8 +317,8 @@ def shaped_token_rewards(
     Raises:    UsageError on wrong shapes or a negative kl_coef
     Verified:  tests/exact/test_language_exact.py::test_token_rewards_sum_to_the_printed_reward
     """
-    _check_kl_coef(kl_coef, positive=False)
-    _check("score", score, language.response_shape)
+    check_kl_coef(kl_coef, positive=False)
+    check_tensor("score", score, language.response_shape)
     new, ref = token_log_probs(language, logits), token_log_probs(language, ref_logits)
     last = functional.one_hot(language.mask.sum(-1) - 1, language.max_length)
     return -kl_coef * (new - ref) + last * score[..., None]
@@ -333,9 +334,9 @@ def log_partition(ref_log_prob: Tensor, score: Tensor, kl_coef: float) -> Tensor
     Raises:    UsageError on shapes that differ, or kl_coef <= 0
     Verified:  tests/exact/test_language_exact.py::test_optimum_and_its_value
     """
-    _check_kl_coef(kl_coef, positive=True)
-    _check_matrix("ref_log_prob", ref_log_prob)
-    _check("score", score, tuple(ref_log_prob.shape))
+    check_kl_coef(kl_coef, positive=True)
+    check_matrix("ref_log_prob", ref_log_prob)
+    check_tensor("score", score, tuple(ref_log_prob.shape))
     return torch.logsumexp(ref_log_prob + score / kl_coef, -1)
 
 
@@ -365,90 +366,6 @@ def optimal_value(language: EnumerableLanguage, ref_log_prob: Tensor, score: Ten
     return kl_coef * prompt_mean(language, log_partition(ref_log_prob, score, kl_coef))
 
 
-def preference_probs(score: Tensor) -> Tensor:
-    """Bradley-Terry probabilities of all pairs.
-
-    Equation:  p(y1 > y2 | x) = sigmoid(r(x, y1) - r(x, y2))
-    Source:    notes 2.2.1, conditioned on the prompt.
-    Args:      score (P, R), carries gradient
-    Returns:   (P, R, R), the first response first
-    Raises:    UsageError if score is not a float64 matrix
-    Verified:  tests/exact/test_language_exact.py::test_bradley_terry
-    """
-    return torch.sigmoid(_margins(score))
-
-
-def pair_weights(log_prob: Tensor) -> Tensor:
-    """Probability of each ordered pair, both responses drawn independently from the policy.
-
-    Equation:  w(y1, y2 | x) = pi(y1|x) pi(y2|x)
-    Source:    notes 2.2.1, (y1, y2) ~ pi_SFT.
-    Args:      log_prob (P, R) nats
-    Returns:   (P, R, R)
-    Raises:    UsageError if log_prob is not a float64 matrix
-    Verified:  tests/exact/test_language_exact.py::test_population_losses_by_listing
-    """
-    _check_matrix("log_prob", log_prob)
-    return torch.exp(log_prob[:, :, None] + log_prob[:, None, :])
-
-
-def preference_loss(language: EnumerableLanguage, score: Tensor, preference: Tensor, weight: Tensor) -> Tensor:
-    """Population negative log-likelihood of a reward model: soft labels, infinitely many pairs.
-
-    Equation:  L = -E_x sum_{y1,y2} w(y1, y2|x) [p log sigmoid(d) + (1 - p) log sigmoid(-d)],  d = r(x,y1) - r(x,y2)
-    Source:    notes 2.2.1, L_R.
-    Args:      score (P, R) of the model, carries gradient; preference (P, R, R), p(y1 > y2 | x) in [0, 1]; weight
-               (P, R, R), such as pair_weights
-    Returns:   0-d, nats
-    Raises:    UsageError on wrong shapes, or preferences outside [0, 1]
-    Verified:  tests/exact/test_language_exact.py::test_population_losses_by_listing,
-               tests/exact/test_language_exact.py::test_reward_model_optimum
-    """
-    prompts, responses = language.response_shape
-    _check("score", score, (prompts, responses))
-    _check("preference", preference, (prompts, responses, responses))
-    _check("weight", weight, (prompts, responses, responses))
-    if float(preference.detach().min()) < 0.0 or float(preference.detach().max()) > 1.0:
-        raise UsageError("preference has entries outside [0, 1]; give the probabilities p(y1 > y2 | x)")
-    margin = _margins(score)
-    likelihood = preference * functional.logsigmoid(margin) + (1.0 - preference) * functional.logsigmoid(-margin)
-    return -prompt_mean(language, (weight * likelihood).sum((-2, -1)))
-
-
-def implied_reward(log_prob: Tensor, ref_log_prob: Tensor, kl_coef: float) -> Tensor:
-    """The reward whose optimum this policy is, up to a function of the prompt.
-
-    Equation:  r(x, y) = kl_coef log(pi(y|x) / ref(y|x)) [+ f(x)]
-    Source:    notes 2.2.2. An identity for pi*, not for any pi_theta; unique only up to f(x).
-    Args:      log_prob, ref_log_prob (P, R) nats, both carry gradient; kl_coef > 0
-    Returns:   (P, R) reward units
-    Raises:    UsageError on shapes that differ, or kl_coef <= 0
-    Verified:  tests/exact/test_language_exact.py::test_implied_reward
-    """
-    _check_kl_coef(kl_coef, positive=True)
-    _check_matrix("log_prob", log_prob)
-    _check("ref_log_prob", ref_log_prob, tuple(log_prob.shape))
-    return kl_coef * (log_prob - ref_log_prob)
-
-
-def dpo_loss(
-    language: EnumerableLanguage, log_prob: Tensor, ref_log_prob: Tensor, preference: Tensor, kl_coef: float
-) -> Tensor:
-    """The population DPO loss: over all pairs drawn from the reference, with soft labels.
-
-    Equation:  -E_x sum_{y1,y2} ref(y1|x) ref(y2|x) [p log sigmoid(d) + (1 - p) log sigmoid(-d)],
-               d = kl_coef (log pi(y1|x)/ref(y1|x) - log pi(y2|x)/ref(y2|x))
-    Source:    notes 2.2.2; Rafailov et al. 2023, Eq. 7, in expectation.
-    Args:      log_prob (P, R) nats, carries gradient; ref_log_prob (P, R) nats; preference (P, R, R); kl_coef > 0
-    Returns:   0-d, nats
-    Raises:    UsageError as preference_loss and implied_reward
-    Verified:  tests/exact/test_language_exact.py::test_population_losses_by_listing,
-               tests/exact/test_language_exact.py::test_dpo_optimum_is_the_rlhf_optimum
-    """
-    reward = implied_reward(log_prob, ref_log_prob, kl_coef)
-    return preference_loss(language, reward, preference, pair_weights(ref_log_prob.detach()))
-
-
 def best_of_n_log_probs(log_prob: Tensor, score: Tensor, n: int) -> Tensor:
     """The distribution of the highest-scored of n independent responses, the first drawn where several tie.
 
@@ -460,8 +377,8 @@ def best_of_n_log_probs(log_prob: Tensor, score: Tensor, n: int) -> Tensor:
     Verified:  tests/exact/test_language_exact.py::test_best_of_n
     """
     _check_n(n)
-    _check_matrix("log_prob", log_prob)
-    _check("score", score, tuple(log_prob.shape))
+    check_matrix("log_prob", log_prob)
+    check_tensor("score", score, tuple(log_prob.shape))
     probability, score = torch.exp(log_prob.detach()), score.detach()
     result = torch.empty_like(probability)
     for x, y in itertools.product(*(range(k) for k in probability.shape)):
@@ -487,34 +404,22 @@ def best_of_n_kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def _margins(score: Tensor) -> Tensor:
-    _check_matrix("score", score)
-    return score[:, :, None] - score[:, None, :]
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise UsageError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
-    if tensor.dtype != torch.float64:
-        raise UsageError(f"{name} has dtype {tensor.dtype}; exact solutions are computed in torch.float64: convert it")
-    if not bool(torch.isfinite(tensor.detach()).all()):
-        raise UsageError(f"{name} has entries that are not finite")
-
-
-def _check_matrix(name: str, tensor: Tensor) -> None:
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """Raise UsageError unless the tensor is a float64 matrix (prompts, responses)."""
     if tensor.ndim != 2:
         raise UsageError(f"{name} has shape {tuple(tensor.shape)}; it must be (prompts, responses)")
-    _check(name, tensor, tuple(tensor.shape))
+    check_tensor(name, tensor, tuple(tensor.shape))
 
 
 def _check_log_prob(language: EnumerableLanguage, name: str, log_prob: Tensor) -> None:
-    _check(name, log_prob, language.response_shape)
+    check_tensor(name, log_prob, language.response_shape)
     total = torch.exp(log_prob.detach()).sum(-1)
     if float((total - 1.0).abs().max()) > 1e-9:
         raise UsageError(f"{name}: probabilities of a prompt's responses sum to {total.tolist()}; they must sum to 1")
 
 
-def _check_kl_coef(kl_coef: float, *, positive: bool) -> None:
+def check_kl_coef(kl_coef: float, *, positive: bool) -> None:
+    """Raise UsageError unless kl_coef is finite and >= 0, or > 0 where it has to be."""
     if not (math.isfinite(kl_coef) and kl_coef >= 0.0) or (positive and kl_coef == 0.0):
         raise UsageError(f"kl_coef is {kl_coef}; it must be a finite number {'> 0' if positive else '>= 0'}")
 

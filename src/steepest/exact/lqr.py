@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from steepest.errors import UsageError
+from steepest.exact.checks import check_tensor
 
 _TOLERANCE = 1e-9  # of symmetry and of semidefiniteness, relative to the largest entry
 
@@ -56,9 +57,9 @@ class LQR:
                 f"B has shape {tuple(self.B.shape)}; A is ({self.n}, {self.n}), so it must be ({self.n}, m)"
             )
         n, m = self.n, self.m
-        _check("A", self.A, (n, n))
-        _check("B", self.B, (n, m))
-        _check("initial_mean", self.initial_mean, (n,))
+        check_tensor("A", self.A, (n, n))
+        check_tensor("B", self.B, (n, m))
+        check_tensor("initial_mean", self.initial_mean, (n,))
         _check_symmetric("Q", self.Q, n, positive=False)
         _check_symmetric("R", self.R, m, positive=True)
         _check_symmetric("W", self.W, n, positive=False)
@@ -113,7 +114,7 @@ def value_function(
     Raises:    UsageError on wrong shapes, an unstable closed loop, or an entropy asked of a singular covariance
     Verified:  tests/exact/test_lqr.py::test_values_are_finite_sums, tests/exact/test_lqr.py::test_bellman_equations
     """
-    matrix = _cost_to_go(problem, feedback)
+    matrix = cost_to_go(problem, feedback)
     if problem.gamma is None:
         constant = (matrix * second_moment(problem, feedback, covariance)).sum()
     else:
@@ -157,7 +158,7 @@ def objective(problem: LQR, feedback: Tensor, covariance: Tensor | None = None, 
                tests/exact/test_lqr.py::test_objective_from_the_visits
     """
     if problem.gamma is None:
-        return _noise_reward(problem, _cost_to_go(problem, feedback), covariance, temperature)
+        return _noise_reward(problem, cost_to_go(problem, feedback), covariance, temperature)
     value = value_function(problem, feedback, covariance, temperature=temperature)
     return (value.matrix * _initial_second_moment(problem)).sum() + value.constant
 
@@ -178,132 +179,7 @@ def second_moment(problem: LQR, feedback: Tensor, covariance: Tensor | None = No
         source = noise
     else:
         source = _initial_second_moment(problem) + problem.gamma * problem.total_weight * noise
-    return _visits(problem, feedback, source)
-
-
-def action_gradient(problem: LQR, feedback: Tensor) -> Tensor:
-    """G such that grad_a Q(x, a) at a = K x is G x.
-
-    Equation:  G = -2 ((R + gamma B'P B) K + gamma B'P A)
-    Source:    notes 1.11; Fazel et al. 2018, whose E_K is G/2 (there u = -K x, and the objective is a cost). The same
-               for every covariance.
-    Args:      feedback (m, n)
-    Returns:   (m, n)
-    Raises:    UsageError on a wrong shape or an unstable closed loop
-    Verified:  tests/exact/test_lqr.py::test_gradient_is_the_finite_sum_of_action_gradients
-    """
-    return -2.0 * _greedy_residual(problem, _cost_to_go(problem, feedback), feedback)
-
-
-def deterministic_policy_gradient(problem: LQR, feedback: Tensor) -> Tensor:
-    """The exact gradient of the objective of u = K x.
-
-    Equation:  dJ/dK = sum_t gamma^t E[grad_a Q(x_t, a) at a = K x_t  x_t'] = G M
-    Source:    notes 1.11, Eq. 1; Silver et al. 2014, Theorem 1.
-    Args:      feedback (m, n)
-    Returns:   (m, n)
-    Raises:    UsageError on a wrong shape or an unstable closed loop
-    Verified:  tests/exact/test_lqr.py::test_gradient_is_the_derivative,
-               tests/exact/test_lqr.py::test_gradient_is_the_finite_sum_of_action_gradients
-    """
-    return action_gradient(problem, feedback) @ second_moment(problem, feedback)
-
-
-def policy_gradient(
-    problem: LQR, feedback: Tensor, covariance: Tensor, *, temperature: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """The exact gradient of the objective of the Gaussian policy, with respect to K and to Sigma.
-
-    Equation:  dJ/dK = G M,  dJ/dSigma = (temperature/2 Sigma^-1 - (R + gamma B'P B)) / (1 - gamma)
-               Average reward: without the division.
-    Source:    notes 1.1, Theorem 3, in closed form.
-    Args:      feedback (m, n); covariance (m, m); temperature >= 0, reward per nat
-    Returns:   (m, n) and (m, m), the latter as if all entries of Sigma were free: dJ = sum_ij (dJ/dSigma)_ij dSigma_ij
-    Raises:    UsageError as value_function
-    Verified:  tests/exact/test_lqr.py::test_gradient_is_the_derivative,
-               tests/exact/test_lqr.py::test_gradient_is_the_finite_sum_of_scores
-    """
-    by_feedback = action_gradient(problem, feedback) @ second_moment(problem, feedback, covariance)
-    by_covariance = -_curvature(problem, _cost_to_go(problem, feedback))
-    if _temperature(temperature) > 0.0:
-        _entropy(problem, covariance)  # refuses a singular covariance
-        by_covariance = by_covariance + 0.5 * temperature * torch.linalg.inv(covariance)
-    return by_feedback, problem.total_weight * by_covariance
-
-
-def off_policy_objective(
-    problem: LQR, feedback: Tensor, behaviour_feedback: Tensor, behaviour_covariance: Tensor | None = None
-) -> Tensor:
-    """The value of u = K x, averaged over the states that another policy visits.
-
-    Equation:  J_beta(K) = integral of p^beta(x) V^K(x),  p^beta = sum_t gamma^t P(x_t = x; beta)
-    Source:    notes 1.11, off-policy.
-    Args:      feedback (m, n), carries gradient; behaviour_feedback (m, n); behaviour_covariance (m, m) or None
-    Returns:   0-d, reward units
-    Raises:    UsageError on wrong shapes, an unstable closed loop of either policy, or an average-reward problem
-    Verified:  tests/exact/test_lqr.py::test_off_policy_gradients
-    """
-    _require_discount(problem)
-    value = value_function(problem, feedback)
-    moment = second_moment(problem, behaviour_feedback, behaviour_covariance)
-    return (value.matrix * moment).sum() + problem.total_weight * value.constant
-
-
-def off_policy_gradient(
-    problem: LQR, feedback: Tensor, behaviour_feedback: Tensor, behaviour_covariance: Tensor | None = None
-) -> Tensor:
-    """The true gradient of off_policy_objective: the critic's own dependence on K included.
-
-    Equation:  dJ_beta/dK = G sum_t gamma^t E[x_t x_t'] with x_0 ~ p^beta and u_t = K x_t
-    Source:    notes 1.11; Imani et al. 2018 (emphatic weightings, here in closed form).
-    Args:      as off_policy_objective
-    Returns:   (m, n)
-    Raises:    UsageError as off_policy_objective
-    Verified:  tests/exact/test_lqr.py::test_off_policy_gradients
-    """
-    _require_discount(problem)
-    start = second_moment(problem, behaviour_feedback, behaviour_covariance)
-    noise = problem.discount * problem.total_weight**2 * problem.W
-    return action_gradient(problem, feedback) @ _visits(problem, feedback, start + noise)
-
-
-def off_policy_semi_gradient(
-    problem: LQR, feedback: Tensor, behaviour_feedback: Tensor, behaviour_covariance: Tensor | None = None
-) -> Tensor:
-    """The off-policy gradient as it is used: the critic's dependence on K dropped.
-
-    Equation:  integral of p^beta(x) grad_a Q^K(x, a) at a = K x  x' = G M_beta
-    Source:    notes 1.11; Silver et al. 2014, Eq. 15. It is not the gradient of off_policy_objective.
-    Args:      as off_policy_objective
-    Returns:   (m, n)
-    Raises:    UsageError as off_policy_objective
-    Verified:  tests/exact/test_lqr.py::test_off_policy_gradients
-    """
-    _require_discount(problem)
-    return action_gradient(problem, feedback) @ second_moment(problem, behaviour_feedback, behaviour_covariance)
-
-
-def compatible_weights(problem: LQR, feedback: Tensor, directions: Tensor) -> Tensor:
-    """The compatible critic's weights that minimise its error of grad_a Q, for which the actor's gradient is exact.
-
-    Equation:  Q^w(x, a) = (a - K x)' grad_theta mu(x)' w + V(x),  grad_theta mu(x)' w = sum_i w_i D_i x,
-               w = argmin sum_t gamma^t E |sum_i w_i D_i x_t - G x_t|^2
-               and then dJ/dtheta_i = sum_j <D_i M, D_j> w_j, even where the error is not zero.
-    Source:    notes 1.11; Silver et al. 2014, Theorem 3. The minimiser is over the states of the policy itself.
-    Args:      feedback (m, n); directions (k, m, n), D_i = dK/dtheta_i, linearly independent
-    Returns:   (k,)
-    Raises:    UsageError on wrong shapes, dependent directions, or an unstable closed loop
-    Verified:  tests/exact/test_lqr.py::test_compatible_critic_gives_the_exact_gradient
-    """
-    if directions.ndim != 3 or len(directions) == 0:
-        raise UsageError(f"directions has shape {tuple(directions.shape)}; it must be (k, {problem.m}, {problem.n})")
-    _check("directions", directions, (directions.shape[0], problem.m, problem.n))
-    moment = second_moment(problem, feedback)
-    gram = torch.einsum("iab,bc,jac->ij", directions, moment, directions)
-    if int(torch.linalg.matrix_rank(gram, hermitian=True)) < len(directions):
-        raise UsageError(f"the {len(directions)} directions are linearly dependent; leave out the redundant ones")
-    slope = torch.einsum("iab,ab->i", directions, action_gradient(problem, feedback) @ moment)
-    return torch.linalg.solve(gram, slope)
+    return second_moment_from(problem, feedback, source)
 
 
 def riccati(problem: LQR, *, max_iterations: int = 100_000) -> Tensor:
@@ -328,7 +204,7 @@ def riccati(problem: LQR, *, max_iterations: int = 100_000) -> Tensor:
             break
         if change <= 1e-10 * scale:
             for _ in range(3):  # policy iteration, which converges quadratically from here
-                matrix = _cost_to_go(problem, _greedy(problem, matrix))
+                matrix = cost_to_go(problem, _greedy(problem, matrix))
             return 0.5 * (matrix + matrix.mT)
     raise UsageError(
         f"the Riccati equation did not settle in {max_iterations} iterations; no feedback seems to stabilise "
@@ -360,10 +236,10 @@ def soft_optimal_policy(problem: LQR, temperature: float, *, diagonal: bool = Fa
     Verified:  tests/exact/test_lqr.py::test_soft_optimal_policy,
                tests/exact/test_lqr.py::test_soft_optimal_policy_is_boltzmann
     """
-    if _temperature(temperature) == 0.0:
+    if checked_temperature(temperature) == 0.0:
         raise UsageError("temperature is 0: the optimal policy is then deterministic; use optimal_feedback")
     feedback = optimal_feedback(problem)
-    curvature = _curvature(problem, riccati(problem))
+    curvature = action_curvature(problem, riccati(problem))
     if diagonal:
         return feedback, torch.diag(0.5 * temperature / torch.diagonal(curvature))
     inverse = torch.linalg.inv(curvature)
@@ -409,40 +285,44 @@ def _lyapunov(loop: Tensor, source: Tensor) -> Tensor:
     return torch.linalg.solve(system, source.reshape(n * n)).reshape(n, n)
 
 
-def _visits(problem: LQR, feedback: Tensor, source: Tensor) -> Tensor:
+def second_moment_from(problem: LQR, feedback: Tensor, source: Tensor) -> Tensor:
+    """Return the discounted second moment of the states that a source of them leads to."""
     return _lyapunov(math.sqrt(problem.discount) * _closed_loop(problem, feedback), source)
 
 
-def _cost_to_go(problem: LQR, feedback: Tensor) -> Tensor:
+def cost_to_go(problem: LQR, feedback: Tensor) -> Tensor:
+    """Return P, the quadratic cost of u = K x from a state on."""
     loop = _closed_loop(problem, feedback)
     cost = problem.Q + feedback.mT @ problem.R @ feedback
     return _lyapunov(math.sqrt(problem.discount) * loop.mT, cost)
 
 
-def _curvature(problem: LQR, matrix: Tensor) -> Tensor:
+def action_curvature(problem: LQR, matrix: Tensor) -> Tensor:
     """R + gamma B'P B: minus half the second derivative of Q in the action."""
     return problem.R + problem.discount * problem.B.mT @ matrix @ problem.B
 
 
-def _greedy_residual(problem: LQR, matrix: Tensor, feedback: Tensor) -> Tensor:
-    return _curvature(problem, matrix) @ feedback + problem.discount * problem.B.mT @ matrix @ problem.A
+def greedy_residual(problem: LQR, matrix: Tensor, feedback: Tensor) -> Tensor:
+    """Return what a greedy feedback makes zero: (R + gamma B'P B) K + gamma B'P A."""
+    return action_curvature(problem, matrix) @ feedback + problem.discount * problem.B.mT @ matrix @ problem.A
 
 
 def _greedy(problem: LQR, matrix: Tensor) -> Tensor:
     drift = problem.discount * problem.B.mT @ matrix @ problem.A
-    return -torch.linalg.solve(_curvature(problem, matrix), drift)
+    return -torch.linalg.solve(action_curvature(problem, matrix), drift)
 
 
 def _noise_reward(problem: LQR, matrix: Tensor, covariance: Tensor | None, temperature: float) -> Tensor:
     """What each step's noise adds to the objective: its cost now and later, and the entropy."""
     sigma = _covariance(problem, covariance)
-    reward = -(problem.discount * (matrix * problem.W).sum() + (_curvature(problem, matrix) * sigma).sum())
-    if _temperature(temperature) > 0.0:
-        reward = reward + temperature * _entropy(problem, covariance)
+    reward = -(problem.discount * (matrix * problem.W).sum() + (action_curvature(problem, matrix) * sigma).sum())
+    if checked_temperature(temperature) > 0.0:
+        reward = reward + temperature * gaussian_entropy(problem, covariance)
     return reward
 
 
-def _entropy(problem: LQR, covariance: Tensor | None) -> Tensor:
+def gaussian_entropy(problem: LQR, covariance: Tensor | None) -> Tensor:
+    """Return the entropy of a Gaussian policy in nats; UsageError where its covariance is singular."""
     sigma = _covariance(problem, covariance)
     if float(torch.linalg.eigvalsh(sigma.detach()).min()) <= 0.0:
         raise UsageError("the covariance is singular, so the entropy is minus infinity; use temperature 0")
@@ -461,7 +341,7 @@ def _covariance(problem: LQR, covariance: Tensor | None) -> Tensor:
 
 
 def _closed_loop(problem: LQR, feedback: Tensor) -> Tensor:
-    _check("feedback", feedback, (problem.m, problem.n))
+    check_tensor("feedback", feedback, (problem.m, problem.n))
     loop = problem.A + problem.B @ feedback
     radius = _spectral_radius(loop.detach())
     if math.sqrt(problem.discount) * radius >= 1.0:
@@ -477,28 +357,21 @@ def _spectral_radius(matrix: Tensor) -> float:
     return float(torch.linalg.eigvals(matrix).abs().max())
 
 
-def _temperature(temperature: float) -> float:
+def checked_temperature(temperature: float) -> float:
+    """Return the temperature; UsageError unless it is a finite number >= 0."""
     if not (math.isfinite(temperature) and temperature >= 0.0):
         raise UsageError(f"temperature is {temperature}; it must be a finite number >= 0")
     return temperature
 
 
-def _require_discount(problem: LQR) -> None:
+def require_discount(problem: LQR) -> None:
+    """Raise UsageError unless the problem is discounted."""
     if problem.gamma is None:
         raise UsageError("the off-policy objective is defined for discounted problems; give the problem a gamma")
 
 
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise UsageError(f"{name} has shape {tuple(tensor.shape)}; it must be {shape}")
-    if tensor.dtype != torch.float64:
-        raise UsageError(f"{name} has dtype {tensor.dtype}; exact solutions are computed in torch.float64: convert it")
-    if not bool(torch.isfinite(tensor.detach()).all()):
-        raise UsageError(f"{name} has entries that are not finite")
-
-
 def _check_symmetric(name: str, tensor: Tensor, size: int, *, positive: bool) -> None:
-    _check(name, tensor, (size, size))
+    check_tensor(name, tensor, (size, size))
     matrix = tensor.detach()
     scale = float(matrix.abs().max())
     gap = float((matrix - matrix.mT).abs().max())

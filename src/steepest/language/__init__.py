@@ -9,46 +9,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steepest.language.data import load_preferences as load_preferences
-    from steepest.language.data import load_prompts as load_prompts
-    from steepest.language.data import load_sft as load_sft
-    from steepest.language.dpo import DPOConfig as DPOConfig
-    from steepest.language.generation import generate as generate
-    from steepest.language.models import LanguageModel as LanguageModel
-    from steepest.language.models import load_model as load_model
-    from steepest.language.models import save_model as save_model
-    from steepest.language.reward_model import RewardModel as RewardModel
-    from steepest.language.reward_model import RewardModelConfig as RewardModelConfig
-    from steepest.language.reward_model import load_reward_model as load_reward_model
-    from steepest.language.reward_model import save_reward_model as save_reward_model
-    from steepest.language.rlhf import GRPOConfig as GRPOConfig
-    from steepest.language.rlhf import RLOOConfig as RLOOConfig
-    from steepest.language.rlhf import TokenPPOConfig as TokenPPOConfig
-    from steepest.language.scoring import token_log_probs as token_log_probs
-    from steepest.language.scratch import tiny_llama as tiny_llama
-    from steepest.language.scratch import train_tokenizer as train_tokenizer
-    from steepest.language.sft import SFTConfig as SFTConfig
+    from steepest.language.data.datasets import load_preferences as load_preferences
+    from steepest.language.data.datasets import load_prompts as load_prompts
+    from steepest.language.data.datasets import load_sft as load_sft
+    from steepest.language.models.language_model import LanguageModel as LanguageModel
+    from steepest.language.models.loading import load_model as load_model
+    from steepest.language.models.saving import save_model as save_model
+    from steepest.language.models.scratch import tiny_llama as tiny_llama
+    from steepest.language.models.scratch import train_tokenizer as train_tokenizer
+    from steepest.language.scoring.generation import generate as generate
+    from steepest.language.scoring.scoring import token_log_probs as token_log_probs
+    from steepest.language.training.dpo import DPOConfig as DPOConfig
+    from steepest.language.training.reward_model import RewardModel as RewardModel
+    from steepest.language.training.reward_model import RewardModelConfig as RewardModelConfig
+    from steepest.language.training.reward_model import load_reward_model as load_reward_model
+    from steepest.language.training.reward_model import save_reward_model as save_reward_model
+    from steepest.language.training.rlhf import GRPOConfig as GRPOConfig
+    from steepest.language.training.rlhf import RLOOConfig as RLOOConfig
+    from steepest.language.training.rlhf import TokenPPOConfig as TokenPPOConfig
+    from steepest.language.training.sft import SFTConfig as SFTConfig
 
 _HOME = {
-    "DPOConfig": "dpo",
-    "RewardModel": "reward_model",
-    "RewardModelConfig": "reward_model",
-    "load_reward_model": "reward_model",
-    "save_reward_model": "reward_model",
-    "GRPOConfig": "rlhf",
-    "RLOOConfig": "rlhf",
-    "TokenPPOConfig": "rlhf",
-    "LanguageModel": "models",
-    "SFTConfig": "sft",
-    "generate": "generation",
-    "load_model": "models",
-    "load_preferences": "data",
-    "load_prompts": "data",
-    "load_sft": "data",
-    "save_model": "models",
-    "tiny_llama": "scratch",
-    "token_log_probs": "scoring",
-    "train_tokenizer": "scratch",
+    "DPOConfig": "training.dpo",
+    "RewardModel": "training.reward_model",
+    "RewardModelConfig": "training.reward_model",
+    "load_reward_model": "training.reward_model",
+    "save_reward_model": "training.reward_model",
+    "GRPOConfig": "training.rlhf",
+    "RLOOConfig": "training.rlhf",
+    "TokenPPOConfig": "training.rlhf",
+    "LanguageModel": "models.language_model",
+    "SFTConfig": "training.sft",
+    "generate": "scoring.generation",
+    "load_model": "models.loading",
+    "load_preferences": "data.datasets",
+    "load_prompts": "data.datasets",
+    "load_sft": "data.datasets",
+    "save_model": "models.saving",
+    "tiny_llama": "models.scratch",
+    "token_log_probs": "scoring.scoring",
+    "train_tokenizer": "models.scratch",
 }
 
 __all__ = [

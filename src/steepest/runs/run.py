@@ -25,23 +25,24 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from steepest.agent import Agent, config_from_json, stream_seed
+from steepest.agents.agent import Agent, config_from_json
 from steepest.algorithms import find
 from steepest.environments import make_env
 from steepest.errors import RunError, SteepestError, UsageError
-from steepest.learner import keep_freed_memory
-from steepest.networks import NetworkConfig, NetworkFactory
-from steepest.rollout import Episode
-from steepest.runs.checkpoint import CheckpointStore
-from steepest.runs.config import RunConfig, checked_options
-from steepest.runs.directory import RunDirectory, changed_since, environment_report, finite_json
-from steepest.runs.evaluation import Evaluation, evaluate_members, make_evaluation_env
-from steepest.runs.loops import Loop
-from steepest.runs.metrics import MetricsLog
-from steepest.runs.off_policy import OffPolicyLoop
-from steepest.runs.on_policy import OnPolicyLoop
-from steepest.runs.saved import read_agent
-from steepest.runs.settings import name_of, read_description, resolve_options, resolve_settings
+from steepest.experience.rollout import Episode
+from steepest.learner.memory import keep_freed_memory
+from steepest.networks.config import NetworkConfig, NetworkFactory
+from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs.loops.loop import Loop
+from steepest.runs.loops.off_policy import OffPolicyLoop
+from steepest.runs.loops.on_policy import OnPolicyLoop
+from steepest.runs.options.auto import name_of, read_description, resolve_options, resolve_settings
+from steepest.runs.options.config import RunConfig, checked_options
+from steepest.runs.store.agents import read_agent
+from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.folder import RunDirectory, changed_since, environment_report, finite_json
+from steepest.runs.store.metrics import MetricsLog
+from steepest.seeding import stream_seed
 
 WINDOW = 100
 """Training returns are means over this many latest episodes."""
@@ -57,7 +58,7 @@ class Run:
         algorithm: its name, such as "ppo".
         env: a Gymnasium or EnvPool id, a factory of environments, an environment, or a vector environment.
         out: folder for metrics, checkpoints and pictures; None writes nothing.
-        network: custom torso, see ``networks.NetworkFactory``.
+        network: custom torso, see ``networks.config.NetworkFactory``.
         agent: go on with the parameters, optimiser and statistics of this one.
         eval_env: where to evaluate, if a second environment cannot be made from ``env``.
         note: takes lines of text that a user should see.
@@ -568,7 +569,7 @@ class Run:
         """Write the curve and the summary of a finished run; the summary comes last, and so marks it complete."""
         if self.directory is None:
             return
-        from steepest.runs.plots import plot_curve
+        from steepest.runs.view.plots import plot_curve
 
         try:
             plot_curve(self.directory.path)

@@ -11,17 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steepest.errors import UsageError
-from steepest.exact.theorems import (
-    CONTROL_SHARE,
-    CONTROL_THRESHOLD,
-    STATEMENTS,
-    TOLERANCE,
-    Kind,
-    Statement,
-    relative_error,
-    tightness,
-)
-from steepest.verification import (
+from steepest.verification.shipped import (
     agents,
     compatible,
     distributions,
@@ -38,6 +28,16 @@ from steepest.verification import (
     trust_region,
     vtrace,
 )
+from steepest.verification.statement import (
+    CONTROL_SHARE,
+    CONTROL_THRESHOLD,
+    TOLERANCE,
+    Kind,
+    Statement,
+    relative_error,
+    tightness,
+)
+from steepest.verification.theorems import STATEMENTS
 
 SHIPPED: tuple[Statement, ...] = (
     *distributions.ROWS,

@@ -1,0 +1,1 @@
+"""What several algorithms share: the agent itself, its settings, and how it is updated in each data regime."""

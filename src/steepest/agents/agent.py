@@ -1,0 +1,562 @@
+"""The agent: parameters, statistics and generators of one policy, or of a population that trains together.
+
+State is one flat dict of tensors with a leading member axis, so a checkpoint is that dict and nothing else. An
+algorithm subclasses ``Agent`` once and adds ``update``.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+
+from steepest.distributions import Distribution, action_noise
+from steepest.environments.spaces import ActionMap, Squash, convert_obs, flatten_mask
+from steepest.errors import UsageError
+from steepest.files.tensors import save_tensors
+from steepest.learner.functional import FunctionalModule
+from steepest.learner.lifting import Learner, Lifted
+from steepest.learner.step import Hyper, Layout, State, adam_state
+from steepest.learner.trees import tree_map
+from steepest.networks.actor_critic import ActorCritic
+from steepest.networks.config import NetworkConfig, NetworkFactory, PolicyConfig
+from steepest.networks.inputs import Normalization, PolicyInput, PolicyOutput
+from steepest.seeding import stream_seed
+from steepest.types import (
+    ActionKind,
+    ActionSpec,
+    Obs,
+    ObsSpec,
+    action_spec_from_json,
+    obs_spec_from_json,
+    spec_to_json,
+)
+
+Actor = Callable[
+    [Obs, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    tuple[Tensor, Tensor | None],
+]
+"""(obs, noise, action_mask, episode_start, memory) -> (action, memory), see ``Agent.actor``."""
+
+Regime = Literal["on-policy", "off-policy"]
+"""Where the experience of an update comes from: the rollout just played, or a replay buffer."""
+
+VECTORS = ("params", "adam_mean", "adam_square")
+"""State entries that are parameter-shaped vectors; they are saved under the parameters' names."""
+
+
+def normalization(state: State) -> Normalization:
+    """The observation statistics in a state."""
+    mean = {k.removeprefix("obs_mean/"): v for k, v in state.items() if k.startswith("obs_mean/")}
+    return Normalization(mean, {name: state[f"obs_variance/{name}"] for name in mean})
+
+
+class Agent(ABC):
+    """A policy with everything that training it needs; ``steepest.train`` makes one, ``steepest.load`` reads one."""
+
+    algorithm: ClassVar[str]
+    Config: ClassVar[type[NetworkConfig]]
+    regime: ClassVar[Regime] = "on-policy"
+    action_kinds: ClassVar[tuple[ActionKind, ...]] = ("discrete", "multi_discrete", "multi_binary", "box")
+    """The action spaces that the algorithm is defined for."""
+    bounded: ClassVar[bool] = False
+    """Whether a box of actions needs finite bounds."""
+    squash: ClassVar[Squash | None] = None
+    """How the algorithm's actions meet the bounds of a box; None leaves it to the config."""
+    per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
+    """State entries (M, N, ...) that start afresh where the number of environments differs."""
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        *,
+        num_envs: int = 1,
+        seeds: tuple[int, ...] = (0,),
+        network: NetworkFactory | None = None,
+        compile: bool = False,
+        device: torch.device | str = "cpu",
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        """Build the networks and their state.
+
+        Args:      num_envs: environments per member; seeds: one per member;
+                   network: see ``networks.config.NetworkFactory``;
+                   compile, device, note: see ``learner.lifting.Learner``
+        """
+        refused = self.refuses(action_spec)
+        if refused:
+            raise UsageError(refused)
+        self._action_map = ActionMap(action_spec, self.squash or cast(PolicyConfig, config).squash)
+        self.config = config
+        self.obs_spec = obs_spec
+        self.action_spec = action_spec
+        self.num_envs = num_envs
+        self.trained_on: dict[str, Any] = {}
+        self.seeds = seeds
+        self.members = len(seeds)
+        self.custom_network = network is not None
+        self.device = torch.device(device)
+        self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
+        modules = [self._build(seed, network) for seed in seeds]
+        self.modules = modules[0]
+        self.layouts = {prefix: Layout(module) for prefix, module in self.modules.items()}
+        self.calls = {k: FunctionalModule(module, self.layouts[k], k) for k, module in self.modules.items()}
+        self.module, self.layout, self.call = self.modules[""], self.layouts[""], self.calls[""]
+        self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
+        self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
+        self.state = self._initial_state(modules)
+        self._hyper: dict[str, tuple[float, Tensor]] = {}
+        self._act = {
+            (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
+            for fused in (False, True)
+            for deterministic in (False, True)
+        }
+
+    @classmethod
+    def refuses(cls, spec: ActionSpec) -> str | None:
+        """Why the algorithm cannot act in this space, for people; None if it can.
+
+        Verified:  tests/conformance/test_agents.py::test_refuses_what_it_is_not_defined_for
+        """
+        names = {"discrete": "Discrete", "multi_discrete": "MultiDiscrete", "multi_binary": "MultiBinary", "box": "Box"}
+        if spec.kind not in cls.action_kinds:
+            known = " or ".join(names[kind] for kind in cls.action_kinds)
+            return f"{cls.algorithm} takes {known} actions; this environment has {names[spec.kind]} actions"
+        if cls.bounded and not np.isfinite([*spec.low, *spec.high]).all():
+            return (
+                f"{cls.algorithm} needs actions with finite bounds; this environment's go from {list(spec.low)} to "
+                f"{list(spec.high)} (gymnasium.wrappers.TransformAction can give it some)"
+            )
+        return None
+
+    def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
+        """New networks by the prefix of their entries in the state, "" being the one that acts.
+
+        That one is called as ``ActorCritic`` is. Each has its parameters, and Adam's moments, in vectors of its own.
+        """
+        config = cast(PolicyConfig, self.config)
+        return {"": ActorCritic(config, self.obs_spec, self.action_spec, network)}
+
+    def _build(self, seed: int, network: NetworkFactory | None) -> dict[str, nn.Module]:
+        """Initial weights from the member's own seed, leaving the process's generator as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "weights"))
+            try:
+                modules = self.networks(network)
+                for module in modules.values():
+                    Layout(module)
+            except ValueError as error:  # spaces or a user's torso that no network can be built for
+                raise UsageError(str(error)) from error
+        parts = [named for module in modules.values() for named in module.named_modules()]
+        dropout = next((name for name, part in parts if isinstance(part, _DropoutNd) and part.p), None)
+        if dropout is not None:
+            raise UsageError(
+                f"the network has a dropout layer ({dropout}): it draws numbers that the run neither seeds nor saves, "
+                "so neither seeds nor resuming would mean anything; leave it out"
+            )
+        return {prefix: module.to(self.device) for prefix, module in modules.items()}
+
+    def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
+        m = self.members
+        state: State = {}
+        for prefix, layout in self.layouts.items():
+            alike = [x[prefix] for x in modules]
+            vectors = torch.stack([layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in alike])
+            state |= {f"{prefix}{k}": v for k, v in adam_state(vectors).items()}
+            frozen = [name for name, p in alike[0].named_parameters() if not p.requires_grad]
+            for name in [*frozen, *(name for name, _ in alike[0].named_buffers())]:
+                parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in alike]
+                state[f"buffers/{prefix}{name}"] = torch.stack(parts)
+        if self.config.normalize_obs:
+            for field in self.obs_spec.fields:
+                if field.kind == "vector":
+                    state[f"obs_mean/{field.name}"] = torch.zeros((m, *field.shape), device=self.device)
+                    state[f"obs_variance/{field.name}"] = torch.ones((m, *field.shape), device=self.device)
+            state["obs_count"] = torch.zeros(m, device=self.device)
+        if isinstance(self.config, PolicyConfig) and self.config.normalize_reward:
+            state["return_mean"] = torch.zeros(m, device=self.device)
+            state["return_variance"] = torch.ones(m, device=self.device)
+            state["return_count"] = torch.zeros(m, device=self.device)
+            state["return_carry"] = torch.zeros((m, self.num_envs), device=self.device)
+        return state
+
+    @property
+    def memory_size(self) -> int:
+        return cast(Any, self.module).memory_size
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps per training sequence of a recurrent policy, 0 for a feed-forward one."""
+        return cast(PolicyConfig, self.config).sequence_length if self.memory_size else 0
+
+    def hyper(self, **values: float) -> Hyper:
+        """Hyper-parameters as 0-d tensors on the device, so that a schedule never recompiles.
+
+        Those that do not change are made once: with rollouts of a few steps, making them anew shows.
+        """
+        for name, value in values.items():
+            if name not in self._hyper or self._hyper[name][0] != value:
+                self._hyper[name] = value, torch.tensor(value, dtype=torch.float32, device=self.device)
+        return {name: self._hyper[name][1] for name in values}
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Named parameters, each with a leading member axis; views of the parameter vector."""
+        return self.layout.unflatten(self.state["params"])
+
+    # Acting
+
+    def forward(self, vector: Tensor, state: State, inputs: PolicyInput, with_value: bool = True) -> PolicyOutput:
+        """Distribution, value and new memory for one member; pure."""
+        return self.call(vector, state, inputs, normalization(state), with_value)
+
+    def actor(self, *, deterministic: bool = False, fused: bool = False) -> Actor:
+        """The policy as it is now, ready to act until the next update.
+
+        Args:      deterministic: the mode of the distribution instead of a draw; fused: act in the learner's mode,
+                   compiled if it compiles
+        Returns:   a function of (obs, noise, action_mask, episode_start, memory), all with leading axes (M, N), that
+                   gives actions as the policy draws them and the new memory
+        """
+        state = {k: v for k, v in self.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))}
+        # A module may write its buffers as it runs; only an update may change the agent, so acting has copies.
+        state |= {k: v.clone() for k, v in state.items() if k.startswith("buffers/")}
+        if fused or self.members > 1:
+            lifted = self._act[fused, deterministic].bind(state)
+
+            def act_together(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+                action, *memory = lifted(*arguments, None)
+                return action, memory[0] if memory else None
+
+            return act_together
+        # Alone and eager, the parameters are put into the module once instead of on every call.
+        one = tree_map(_first, state)
+        module = self.call.bind(one["params"], one)
+        statistics = normalization(one)
+
+        def forward(inputs: PolicyInput) -> PolicyOutput:
+            return module(inputs, statistics, False)
+
+        def act(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+            action, memory = _act(forward, *tree_map(_first, arguments))
+            return action.unsqueeze(0), None if memory is None else memory.unsqueeze(0)
+
+        return act
+
+    def behaviour(self, *, fused: bool = False) -> Actor:
+        """The policy that collects experience: the agent's own, unless the algorithm learns off-policy."""
+        return self.actor(fused=fused)
+
+    def read_others(self, read: Callable[[Path], Agent]) -> None:
+        """Take in the saved agents that learning needs besides this one, before a run begins; most need none.
+
+        Raises:    UsageError if one is not there or does not fit
+        """
+        del read
+
+    def _act_function(self, deterministic: bool) -> Callable[..., tuple[Tensor, ...]]:
+        """Acting as a pure function of one member's state."""
+
+        def act(
+            state: State,
+            obs: Obs,
+            noise: Tensor | None,
+            mask: Tensor | None,
+            start: Tensor | None,
+            memory: Tensor | None,
+            hyper: None,
+        ) -> tuple[Tensor, ...]:
+            del hyper
+            forward = partial(self.forward, state["params"], state, with_value=False)
+            action, memory = _act(forward, obs, noise, mask, start, memory)
+            return (action,) if memory is None else (action, memory)  # vmap returns tensors only
+
+        return act
+
+    def draw_noise(self, leading: tuple[int, ...]) -> Tensor:
+        """Action noise (T, M, N, ...) for leading = (T, N), every member's from its own generator."""
+        drawn = [action_noise(self.action_spec, leading, g) for g in self.generators]
+        return torch.stack(drawn, dim=1).to(self.device)
+
+    def initial_memory(self, num_envs: int) -> Tensor | None:
+        """(M, N, K) zeros for a recurrent policy, else None."""
+        if self.memory_size == 0:
+            return None
+        return torch.zeros((self.members, num_envs, self.memory_size), device=self.device)
+
+    def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
+        """What the environments take, from actions (M N, ...) as the policy drew them."""
+        return self._action_map(action)
+
+    def act(
+        self,
+        obs: Any,
+        *,
+        memory: Tensor | None = None,
+        episode_start: NDArray[np.bool_] | bool | None = None,
+        action_mask: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, Tensor | None]:
+        """An action for one observation, or a batch of actions for a batch of them.
+
+        Args:      obs: as the environment gave it; memory: what the previous call returned (recurrent policies; None
+                   at the start); episode_start: forget the memory first; action_mask: True where legal
+        Returns:   (action as the environment takes it, new memory or None)
+        Raises:    UsageError if the agent is a population (take one with ``member``) or the observation does not fit
+        Verified:  tests/conformance/test_agents.py::test_acts_inside_the_space
+        """
+        if self.members != 1:
+            raise UsageError(f"this agent holds {self.members} members; pick one with agent.member(i) to act with it")
+        if action_mask is None and isinstance(obs, Mapping):
+            action_mask = cast(Mapping[str, Any], obs).get("action_mask")
+        single = not self._is_batched(obs)
+        named = self.obs_spec.is_dict
+        batch = (_add_axis(obs) if named else np.asarray(obs)[None]) if single else obs
+        n = len(self._first_field(batch))
+        try:
+            arrays = convert_obs(self.obs_spec, batch, n)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"the observation does not fit this agent: {error}") from error
+        tensors = {k: torch.as_tensor(np.array(v))[None].to(self.device) for k, v in arrays.items()}
+        mask = None
+        if action_mask is not None:
+            raw = _add_axis(action_mask) if single else action_mask
+            mask = torch.as_tensor(np.array(flatten_mask(self.action_spec, raw)))[None].to(self.device)
+        start = None
+        if self.memory_size:
+            memory = self.initial_memory(n) if memory is None else memory
+            flags = np.broadcast_to(np.asarray(False if episode_start is None else episode_start), (n,))
+            start = torch.as_tensor(flags.copy())[None].to(self.device)
+        noise = None
+        if not deterministic:  # from a generator of its own: acting leaves training as it was
+            noise = action_noise(self.action_spec, (1, n), self.acting_generator).to(self.device)
+        with torch.no_grad():
+            action, memory = self.actor(deterministic=deterministic)(tensors, noise, mask, start, memory)
+        out = self.to_env(action[0].cpu().numpy())
+        return (out[0] if single else out), memory
+
+    def _is_batched(self, obs: Any) -> bool:
+        """Whether an observation has a batch axis, from the rank of its first field."""
+        value = self._first_field(obs)
+        field = self.obs_spec.fields[0]
+        ndim = np.ndim(value)
+        scalar = field.kind == "discrete" and field.shape == ()
+        expected = 0 if scalar else len(field.shape)
+        if field.kind == "image" and field.shape[0] == 1 and ndim in (2, 3):  # grey frames may lack their channel axis
+            height_and_width = field.shape[1:]
+            return ndim == 3 and np.shape(value) not in ((1, *height_and_width), (*height_and_width, 1))
+        if ndim not in (expected, expected + 1):
+            raise UsageError(
+                f"the observation has shape {np.shape(value)}; this agent takes {field.shape} or a batch of them"
+            )
+        return ndim == expected + 1
+
+    def _first_field(self, obs: Any) -> Any:
+        """The part of a raw observation that is the first field."""
+        name = self.obs_spec.fields[0].name
+        if not self.obs_spec.is_dict:
+            return obs
+        try:
+            for key in name.split("/"):
+                obs = obs[int(key)] if isinstance(obs, (tuple, list)) else obs[key]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UsageError(f"the observation has no field {name!r}; it is a {type(obs).__name__}") from error
+        return obs
+
+    # Learning
+
+    @classmethod
+    @abstractmethod
+    def planned_work(cls, config: Any, total_steps: int, num_envs: int) -> tuple[int, int]:
+        """(rows per gradient step, gradient steps) of a whole run of one member, from which ``auto`` is decided."""
+
+    @abstractmethod
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Learn; changes ``self.state``. What from depends on the regime.
+
+        On-policy: ``update(rollout, progress)`` of a rollout (M, T, N) and the progress in [0, 1] that drives
+        schedules, giving health figures (M,). Off-policy: see ``agents.replay_updates.OffPolicyAgent``.
+        """
+
+    def lifted(self) -> dict[str, Lifted]:
+        """Every function that the learner runs for this agent, by name."""
+        acting = {
+            f"act{', deterministic' if deterministic else ''}{', fused' if fused else ''}": function
+            for (fused, deterministic), function in self._act.items()
+        }
+        return acting | {name.strip("_"): part for name, part in vars(self).items() if isinstance(part, Lifted)}
+
+    def modes(self) -> dict[str, str]:
+        """How each function runs that has run: "compiled", "vmapped", "ordinary autograd", ..."""
+        return {name: function.modes[0][0] for name, function in self.lifted().items() if function.calls}
+
+    def repeat_modes(self, modes: Mapping[str, str]) -> list[str]:
+        """Begin with the modes that ``modes()`` gave, whatever else could be tried; the names of those not to be had.
+
+        Verified:  tests/unit/test_agent.py::test_modes_are_repeated
+        """
+        lifted = self.lifted()
+        found = {
+            k: [i for i, (name, _) in enumerate(lifted[k].modes) if name == modes[k]] for k in lifted if k in modes
+        }
+        for name, places in found.items():
+            lifted[name].modes = lifted[name].modes[places[0] :] if places else lifted[name].modes
+        return [name for name in modes if not found.get(name)]
+
+    # Saving
+
+    def _layout_of(self, key: str) -> Layout | None:
+        """Where the parameters are in a state entry that is a vector of them; None for any other."""
+        prefix, slash, name = key.rpartition("/")
+        return self.layouts.get(prefix + slash) if name in VECTORS else None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything needed to go on, as named tensors with a leading member axis."""
+        named: dict[str, Tensor] = {}
+        for key, value in self.state.items():
+            layout = self._layout_of(key)
+            if layout is not None:
+                named |= {f"{key}/{name}": part for name, part in layout.unflatten(value).items()}
+            else:
+                named[key] = value
+        for i, generator in enumerate(self.generators):
+            named[f"generator/{i}"] = generator.get_state()
+        return named
+
+    def take_over(self, other: Agent) -> None:
+        """Go on from another agent's parameters, optimiser and statistics, with this one's seeds."""
+        for name in ("normalize_obs", "normalize_reward", "objective"):
+            mine, others = (getattr(agent.config, name, None) for agent in (self, other))
+            if mine != others:
+                raise UsageError(f"{name} is {mine}, but the agent to go on from was trained with {others}")
+        generators = {k: v for k, v in self.tensors().items() if k.startswith("generator/")}
+        self.load_tensors({**other.tensors(), **generators})
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what ``tensors`` gave; the shapes must be this agent's."""
+        expected = {k: tuple(v.shape) for k, v in self.tensors().items()}
+        for name, shape in expected.items():
+            if name in self.per_environment:
+                continue
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != shape:
+                raise UsageError(
+                    f"the saved agent does not fit: {name} is {'missing' if found is None else found}, "
+                    f"expected {shape}. "
+                    "Was it trained with another network, or another number of seeds?"
+                )
+        for key in self.state:
+            layout = self._layout_of(key)
+            if layout is not None:
+                self.state[key] = layout.flatten({k: tensors[f"{key}/{k}"] for k in layout.names}).to(self.device)
+            elif key not in self.per_environment or tuple(tensors[key].shape) == tuple(self.state[key].shape):
+                self.state[key] = tensors[key].clone().to(self.device)
+        for i, generator in enumerate(self.generators):
+            generator.set_state(tensors[f"generator/{i}"])
+
+    def metadata(self) -> dict[str, Any]:
+        """What describes the agent, as plain JSON."""
+        return {
+            "algorithm": self.algorithm,
+            "config": asdict(self.config),
+            "obs_spec": spec_to_json(self.obs_spec),
+            "action_spec": spec_to_json(self.action_spec),
+            "num_envs": self.num_envs,
+            "seeds": list(self.seeds),
+            "custom_network": self.custom_network,
+            "trained_on": self.trained_on,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the agent into one safetensors file, atomically; ``steepest.load`` reads it."""
+        save_tensors(Path(path), self.tensors(), self.metadata(), kind="agent")
+
+    @classmethod
+    def from_saved(
+        cls,
+        tensors: dict[str, Tensor],
+        metadata: dict[str, Any],
+        *,
+        network: NetworkFactory | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Rebuild an agent from what was saved."""
+        if metadata["custom_network"] and network is None:
+            raise UsageError(
+                "this agent was trained with a custom network; pass the same factory: load(path, network=...)"
+            )
+        config = config_from_json(cls.Config, metadata["config"])
+        agent = cls(
+            config,
+            obs_spec_from_json(metadata["obs_spec"]),
+            action_spec_from_json(metadata["action_spec"]),
+            num_envs=metadata["num_envs"],
+            seeds=tuple(metadata["seeds"]),
+            network=network,
+            device=device,
+        )
+        agent.load_tensors(tensors)
+        agent.trained_on = metadata["trained_on"]
+        return agent
+
+    def member(self, index: int, network: NetworkFactory | None = None) -> Self:
+        """One member of a population as an agent of its own (pass the factory again if the network is custom)."""
+        if not 0 <= index < self.members:
+            raise UsageError(f"member {index} of a population of {self.members}; count from 0")
+        tensors = {k: v[index : index + 1] for k, v in self.tensors().items() if not k.startswith("generator/")}
+        tensors["generator/0"] = self.generators[index].get_state()
+        return type(self).from_saved(
+            tensors, {**self.metadata(), "seeds": [self.seeds[index]]}, network=network, device=self.device
+        )
+
+
+def config_from_json(kind: type[NetworkConfig], data: dict[str, Any]) -> NetworkConfig:
+    """A config from its fields as JSON gives them back (tuples have become lists)."""
+    fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
+    return kind(**fields)
+
+
+def _act(
+    forward: Callable[[PolicyInput], PolicyOutput],
+    obs: Obs,
+    noise: Tensor | None,
+    mask: Tensor | None,
+    start: Tensor | None,
+    memory: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One step of one member's policy (N, ...); a recurrent one sees it as a sequence of one. No noise: the mode."""
+    valid = None
+    if memory is not None and start is not None:
+        obs = {k: x.unsqueeze(0) for k, x in obs.items()}
+        mask = None if mask is None else mask.unsqueeze(0)
+        start = start.unsqueeze(0)
+        valid = torch.ones_like(start)
+    output = forward(PolicyInput(obs, mask, start, valid, memory))
+    policy = output.distribution
+    if memory is not None:
+        policy = cast(Distribution, tree_map(_first, policy))
+    return (policy.mode() if noise is None else policy.sample(noise)), output.memory
+
+
+def _first(x: Tensor) -> Tensor:
+    return x.squeeze(0)
+
+
+def _add_axis(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _add_axis(v) for k, v in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_add_axis(v) for v in cast(Any, value))
+    return np.asarray(value)[None]

@@ -1,0 +1,56 @@
+"""Running statistics of observations and returns; pure, one member."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.learner.step import Hyper, State
+from steepest.numerics import forward_recurrence, merge_moments
+from steepest.types import Rollout
+
+
+def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State, Tensor]:
+    """The running statistics of the discounted return with this rollout merged, and rewards divided by its deviation.
+
+    Equation:  R_t = r_t + gamma (1 - done_{t-1}) R_{t-1};  r_t / sqrt(Var R + 1e-8)
+    Source:    Engstrom et al. 2020, section 2. Never centred: a shift would change an episodic problem.
+    Returns:   the statistics that changed, and the rewards; {} and the rewards as they are where nothing is normalised
+    Verified:  tests/unit/test_on_policy.py::test_reward_scaling_against_a_loop
+    """
+    if "return_variance" not in state:
+        return {}, rollout.reward
+    done = rollout.terminated | rollout.truncated
+    alive_before = torch.cat([torch.ones_like(done[:1]), ~done[:-1]]).to(rollout.reward.dtype)
+    discount = torch.where(rollout.valid, gamma, torch.ones_like(gamma)) * alive_before
+    weight = rollout.valid.to(rollout.reward.dtype)
+    returns = forward_recurrence(rollout.reward * weight, discount, state["return_carry"])
+    mean, variance, count = merge_moments(
+        state["return_mean"], state["return_variance"], state["return_count"], returns.flatten(), weight.flatten()
+    )
+    carry = returns[-1] * (~done[-1]).to(returns.dtype)
+    new = {"return_mean": mean, "return_variance": variance, "return_count": count, "return_carry": carry}
+    return new, scaled_rewards(new, rollout)
+
+
+def scaled_rewards(state: State, rollout: Rollout) -> Tensor:
+    """A rollout's rewards divided by the deviation in the statistics, which ``scale_rewards`` has merged it into."""
+    if "return_variance" not in state:
+        return rollout.reward
+    return rollout.reward * torch.rsqrt(state["return_variance"] + 1e-8)
+
+
+def update_observations(state: State, rollout: Rollout, hyper: Hyper) -> State:
+    """Observation statistics with this rollout's decided steps merged; call it after the update."""
+    names = [k.removeprefix("obs_mean/") for k in state if k.startswith("obs_mean/")]
+    if not names:
+        return state
+    new = dict(state)
+    weight = rollout.valid.to(torch.float32).flatten()
+    for name in names:
+        rows = rollout.obs[name][:-1].flatten(0, 1)
+        mean, variance, count = merge_moments(
+            state[f"obs_mean/{name}"], state[f"obs_variance/{name}"], state["obs_count"], rows, weight
+        )
+        new |= {f"obs_mean/{name}": mean, f"obs_variance/{name}": variance, "obs_count": count}
+    return new

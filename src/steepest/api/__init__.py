@@ -1,0 +1,1 @@
+"""Everything that the command does, as one Python call each."""

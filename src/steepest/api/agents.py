@@ -1,0 +1,284 @@
+"""Everything that the command does, as one Python call each."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from steepest.agents.agent import Agent
+from steepest.errors import SteepestError, UsageError
+from steepest.files.tensors import CheckpointError, load_metadata, load_tensors
+from steepest.networks.config import NetworkFactory
+from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs.run import Run
+from steepest.runs.store.agents import read_agent
+from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.view.plots import plot_runs
+from steepest.runs.view.progress import Progress
+from steepest.seeding import stream_seed
+from steepest.types import ActionSpec, ObsSpec
+
+logger = logging.getLogger("steepest")
+
+PathLike = str | os.PathLike[str]
+Which = Literal["latest", "best", "interrupted"]
+
+
+def drive(make_run: Callable[[Callable[[str], None]], Run], *, quiet: bool) -> Run:
+    """Make a run and train it to its end under a progress display. Interrupted, it saves the agent and re-raises."""
+    notes: list[str] = []
+    run = make_run(notes.append)
+    with run:
+        seeds = run.agent.seeds
+        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+        title = f"{run.agent.algorithm} on {run.name}, {which}"
+        with Progress(run.settings.total_steps, title=title, start_step=run.step, quiet=quiet) as progress:
+            for text in notes:
+                logger.info(text) if quiet else progress.note(text)
+            # Without a display, what a user should know goes to the log: fallbacks as warnings.
+            run.note = logger.info if quiet else progress.note
+            run.agent.learner.say = logger.warning if quiet else progress.note
+            try:
+                for row in run:
+                    progress.update({**row, "seed": seeds[0]})
+            except KeyboardInterrupt:
+                try:
+                    path = run.save_interrupted()
+                except SteepestError as error:
+                    progress.note(str(error))
+                else:
+                    if path is not None:
+                        progress.note(f"interrupted at step {run.step:,}; the agent as it was: {path}")
+                raise
+    return run
+
+
+def train(
+    algorithm: str,
+    env: Any,
+    *,
+    out: PathLike | None = None,
+    network: NetworkFactory | None = None,
+    agent: Agent | None = None,
+    eval_env: Any = None,
+    env_kwargs: dict[str, Any] | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> Agent:
+    """Train an agent and return it.
+
+    Args:
+        algorithm: its name, such as "ppo" or "sac"; ``steepest list`` shows them all.
+        env: a Gymnasium or EnvPool id, a factory of environments, an environment, or a vector environment.
+        out: folder for metrics, checkpoints and the learning curve; None writes nothing.
+        network: a custom torso, ``ObsSpec -> nn.Module`` (see ``networks.config.NetworkFactory``).
+        agent: go on training this one.
+        quiet: whether to leave out the progress display.
+        options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...
+    Raises:
+        UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
+    """
+    if options.get("seeds", 1) != 1:
+        raise UsageError("train gives one agent; use train_seeds for several")
+    return train_seeds(
+        algorithm,
+        env,
+        seeds=1,
+        out=out,
+        network=network,
+        agent=agent,
+        eval_env=eval_env,
+        env_kwargs=env_kwargs,
+        quiet=quiet,
+        **{k: v for k, v in options.items() if k != "seeds"},
+    )[0]
+
+
+def train_seeds(
+    algorithm: str,
+    env: Any,
+    *,
+    seeds: int,
+    out: PathLike | None = None,
+    network: NetworkFactory | None = None,
+    agent: Agent | None = None,
+    eval_env: Any = None,
+    env_kwargs: dict[str, Any] | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> list[Agent]:
+    """Train several seeds together in one fused update and return their agents; arguments as for ``train``."""
+    run = drive(
+        lambda note: Run(
+            algorithm,
+            env,
+            out=None if out is None else str(out),
+            network=network,
+            agent=agent,
+            eval_env=eval_env,
+            env_kwargs=env_kwargs,
+            note=note,
+            seeds=seeds,
+            **options,
+        ),
+        quiet=quiet,
+    )
+    return [run.agent] if seeds == 1 else [run.agent.member(i, network) for i in range(seeds)]
+
+
+def resume(
+    path: PathLike,
+    *,
+    total_steps: int | None = None,
+    env: Any = None,
+    network: NetworkFactory | None = None,
+    eval_env: Any = None,
+    quiet: bool = True,
+) -> Agent:
+    """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
+    run = drive(
+        lambda note: Run.resume(
+            Path(path), total_steps=total_steps, env=env, network=network, eval_env=eval_env, note=note
+        ),
+        quiet=quiet,
+    )
+    return run.agent
+
+
+def saved_file(path: PathLike, which: Which = "latest") -> Path:
+    """The file that holds an agent: the path itself, or the checkpoint that is meant in a run's folder.
+
+    "latest" is whatever has seen the most steps: the newest checkpoint, or the agent saved by an interruption.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UsageError(f"there is nothing at {path}; give a run's folder, a checkpoint, or a saved agent")
+    if not (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
+        raise UsageError(
+            f"no run at {path}: it has no config.json in it; give the folder that `steepest train` reported"
+        )
+    store = CheckpointStore(path / "checkpoints")
+    candidates: dict[Which, list[Path | None]] = {
+        "latest": [store.latest(), store.interrupted_path],
+        "best": [store.best_path],
+        "interrupted": [store.interrupted_path],
+    }
+    found = [p for p in candidates[which] if p is not None and p.is_file()]
+    if not found:
+        why = {
+            "latest": "it was stopped before its first checkpoint",
+            "best": "it was stopped before its first evaluation",
+            "interrupted": "it was never interrupted",
+        }
+        raise UsageError(f"{path} holds no {which} agent: {why[which]}")
+    if len(found) == 1:
+        return found[0]
+    scheduled, interrupted = found
+    try:
+        newer = load_tensors(interrupted)[1]["step"] > load_metadata(scheduled)["step"]
+    except CheckpointError as error:
+        warnings.warn(f"{error} Taking {scheduled.name} instead.", RuntimeWarning, stacklevel=3)
+        return scheduled
+    return interrupted if newer else scheduled
+
+
+def load(
+    path: PathLike, *, which: Which = "latest", network: NetworkFactory | None = None, device: str = "cpu"
+) -> Agent:
+    """Load an agent from a run's folder, a checkpoint, or a file that ``Agent.save`` wrote.
+
+    Args:      which: of a run's folder, the latest, the best by evaluation, or the interrupted one; network: the
+               factory of a custom network, again
+    Raises:    UsageError if there is nothing there; CheckpointError if it is damaged or foreign
+    """
+    return read_agent(saved_file(path, which), network=network, device=device)
+
+
+def evaluate(
+    source: Agent | PathLike,
+    env: Any = None,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    which: Which = "latest",
+    video: PathLike | None = None,
+    network: NetworkFactory | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+) -> list[Evaluation]:
+    """Play whole episodes with frozen statistics; one Evaluation per member of the agent.
+
+    Args:      source: an agent, or what ``load`` takes; env: by default the one it was trained on; video: an .mp4 file
+               to record the first member's first environment into
+    Raises:    UsageError where env is needed and missing, or a video cannot be made
+    """
+    agent = source if isinstance(source, Agent) else load(source, which=which, network=network)
+    where = agent.trained_on if env is None else {"env": env}
+    if where.get("env") is None:
+        raise UsageError("on which environment? Pass env: this agent was trained on one that has no id")
+    if episodes < 1:
+        raise UsageError(f"episodes is {episodes}; expected at least 1")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; expected zero or more")
+    batch = make_evaluation_env(
+        where["env"],
+        agent,
+        episodes if video is None else 1,
+        vectorization="auto" if video else where.get("vectorization", "auto"),
+        env_kwargs=where.get("env_kwargs") if env_kwargs is None else env_kwargs,
+        max_episode_steps=where.get("max_episode_steps") if max_episode_steps is None else max_episode_steps,
+        atari=agent.trained_on.get("atari"),  # what it has learned to see, in every game
+        render_mode=None if video is None else "rgb_array",
+    )
+    try:
+        # The number type is the backend's business: EnvPool takes float64 actions where Gymnasium takes float32.
+        same_actions = dataclasses.replace(batch.action_spec, dtype=agent.action_spec.dtype) == agent.action_spec
+        if batch.obs_spec != agent.obs_spec or not same_actions:
+            raise UsageError(
+                f"the agent does not fit {batch.name}: it was trained on observations {_describe(agent.obs_spec)} and "
+                f"actions {_describe(agent.action_spec)}; this environment has observations "
+                f"{_describe(batch.obs_spec)} and actions {_describe(batch.action_spec)}"
+            )
+        play = partial(
+            evaluate_members,
+            agent,
+            batch,
+            episodes,
+            seed=stream_seed(seed, "evaluation") % 2**31,
+            deterministic=deterministic,
+        )
+        if video is None:
+            return play()
+        from steepest.runs.view.video import Recorder
+
+        with Recorder(Path(video), batch) as recorder:
+            return play(on_step=recorder.frame)
+    finally:
+        batch.close()
+
+
+def _describe(spec: ObsSpec | ActionSpec) -> str:
+    """A space in a few words."""
+    if isinstance(spec, ActionSpec):
+        if spec.kind == "box":
+            return f"{spec.shape} from {list(spec.low)} to {list(spec.high)}"
+        start = f" from {list(spec.start)}" if any(spec.start) else ""
+        return f"{spec.kind} {list(spec.sizes)}{start}"
+    parts = [f"{f.kind} {f'of {list(f.sizes)}' if f.sizes else f.shape}" for f in spec.fields]
+    if not spec.is_dict:
+        return parts[0]
+    return "{" + ", ".join(f"{f.name}: {part}" for f, part in zip(spec.fields, parts, strict=True)) + "}"
+
+
+def plot(runs: Sequence[PathLike], out: PathLike = "curves.png", **options: Any) -> Path:
+    """Draw the learning curves of runs into a picture; see ``runs.view.plots.plot_runs`` for the options."""
+    return plot_runs([Path(r) for r in runs], Path(out), **options)

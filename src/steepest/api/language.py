@@ -1,0 +1,424 @@
+"""Everything that the command does with language models, as one Python call each."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from steepest.errors import SteepestError, UsageError
+from steepest.language.compare.comparison import Comparison, compare_models
+from steepest.language.compare.report import checked_out, write_comparison
+from steepest.language.data.datasets import read_prompts
+from steepest.language.data.examples import Example, Message, Prompt, RowError
+from steepest.language.data.rendering import Renderer, show_example
+from steepest.language.models.language_model import LanguageModel
+from steepest.language.models.loading import load_model
+from steepest.language.models.packages import Device, Dtype
+from steepest.language.parallel import processes
+from steepest.language.scoring.generation import Response, Sampling, draw_uniforms, generate, response_text
+from steepest.language.training.reward_model import RewardModel, RewardTrainer
+from steepest.language.training.rewards import load_reward
+from steepest.runs.loops.language import LanguageRun
+from steepest.runs.view.progress import Progress
+from steepest.seeding import stream_seed
+
+logger = logging.getLogger("steepest")
+
+PathLike = str | os.PathLike[str]
+
+
+def drive_language(make_run: Callable[[Callable[[str], None]], LanguageRun], *, quiet: bool) -> LanguageRun:
+    """Make a run and train it to its end under a progress display. Interrupted, it saves the model and re-raises."""
+    notes: list[str] = []
+    run = make_run(notes.append)
+    main = processes.is_main()
+    with run:
+        title = f"{run.algorithm} on {run.name}, seed {run.settings.seed}"
+        with (
+            Progress(run.total_steps, title=title, start_step=run.step, quiet=quiet or not main) as progress,
+            processes.interrupts_together() as stop,
+        ):
+            for text in notes:
+                logger.info(text) if quiet else progress.note(text)
+            if main:
+                run.note = logger.info if quiet else progress.note
+            try:
+                for row in run:
+                    progress.update(row)
+                    stop()
+            except KeyboardInterrupt:
+                try:
+                    path = run.save_interrupted()
+                except SteepestError as error:
+                    progress.note(str(error))
+                else:
+                    if path is not None:
+                        progress.note(f"interrupted at step {run.step:,}; the model as it was: {path}")
+                raise
+    return run
+
+
+def sft(
+    model: LanguageModel | PathLike,
+    data: Any,
+    *,
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> LanguageModel:
+    """Fine-tune a language model on demonstrations and return it.
+
+    Args:
+        model: a Hugging Face id, a folder, a GGUF file, or a LanguageModel (trained in place).
+        data: a .jsonl, .json or .parquet file, a folder, a dataset's id, or rows; see
+            ``language.data.datasets.load_sft``.
+        eval_data: held-out demonstrations.
+        out: folder for metrics, checkpoints, the curve and the trained model; None writes nothing.
+        quiet: whether to leave out the progress display.
+        options: any field of ``LanguageRunConfig`` or ``SFTConfig``: epochs, learning_rate, lora_rank, packing, ...
+    Raises:
+        UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
+    """
+    return _trained("sft", model, data, eval_data, out, quiet, options).model
+
+
+def reward_model(
+    model: LanguageModel | PathLike,
+    data: Any,
+    *,
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> RewardModel:
+    """Train a reward model on preferences and return it; arguments and errors as for ``sft``.
+
+    Args:
+        data: preferences; see ``language.data.datasets.load_preferences``.
+        options: any field of ``LanguageRunConfig`` or ``RewardModelConfig``.
+    """
+    trainer = _trained("reward", model, data, eval_data, out, quiet, options).trainer
+    return cast(RewardTrainer, trainer).model
+
+
+def dpo(
+    model: LanguageModel | PathLike,
+    data: Any,
+    *,
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> LanguageModel:
+    """Train a language model on preferences directly and return it; arguments and errors as for ``sft``.
+
+    Args:
+        data: preferences; see ``language.data.datasets.load_preferences``.
+        options: any field of ``LanguageRunConfig`` or ``DPOConfig``: kl_coef, loss, ...
+    """
+    return _trained("dpo", model, data, eval_data, out, quiet, options).model
+
+
+def rlhf(
+    model: LanguageModel | PathLike,
+    data: Any,
+    reward: Any,
+    *,
+    algorithm: Literal["ppo", "rloo", "grpo"] = "ppo",
+    eval_data: Any = None,
+    out: PathLike | None = None,
+    quiet: bool = True,
+    **options: Any,
+) -> LanguageModel:
+    """Train a language model on prompts and a reward and return it; arguments and errors as for ``sft``.
+
+    Args:
+        data: prompts; see ``language.data.datasets.load_prompts``.
+        reward: a RewardModel or its folder; a function ``reward(prompts, completions)``, or ``(..., rows)`` with the
+            rows of the data, that gives a number for each; or "FILE.py:FUNCTION".
+        options: any field of ``LanguageRunConfig`` or of the algorithm's config: kl_coef, max_new_tokens, ...
+    """
+    return _trained(algorithm, model, data, eval_data, out, quiet, {"reward": reward, **options}).model
+
+
+def _trained(
+    algorithm: str,
+    model: LanguageModel | PathLike,
+    data: Any,
+    eval_data: Any,
+    out: PathLike | None,
+    quiet: bool,
+    options: dict[str, Any],
+) -> LanguageRun:
+    place = None if out is None else str(out)
+    source = model if isinstance(model, LanguageModel) else str(model)
+    return drive_language(
+        lambda note: LanguageRun(algorithm, source, data, eval_data=eval_data, out=place, note=note, **options),
+        quiet=quiet,
+    )
+
+
+def resume_language(
+    path: PathLike, *, data: Any = None, eval_data: Any = None, reward: Any = None, quiet: bool = True
+) -> LanguageModel:
+    """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
+    run = drive_language(
+        lambda note: LanguageRun.resume(Path(path), data=data, eval_data=eval_data, reward=reward, note=note),
+        quiet=quiet,
+    )
+    return run.model
+
+
+def respond(
+    model: LanguageModel | PathLike,
+    prompts: Sequence[str | list[Message]],
+    *,
+    seed: int = 0,
+    micro_batch_size: int = 64,
+    on_token: Callable[[int], None] | None = None,
+    **sampling: Any,
+) -> list[str]:
+    """Answers of a language model to prompts, each a text or a list of messages; as text, without their end token.
+
+    Args:      seed of the samples; sampling: fields of ``language.scoring.generation.Sampling``
+    Raises:    UsageError on a prompt that is empty or, with its answer, too long for the model
+    """
+    lm = model if isinstance(model, LanguageModel) else load_model(model)
+    drawn = draw_responses(
+        lm, prompts, Sampling(**sampling), seed=seed, micro_batch_size=micro_batch_size, on_token=on_token
+    )
+    return [response_text(lm, response) for response in drawn]
+
+
+def draw_responses(
+    lm: LanguageModel,
+    prompts: Sequence[str | list[Message]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    micro_batch_size: int = 64,
+    on_token: Callable[[int], None] | None = None,
+) -> list[Response]:
+    """Responses with their tokens and log-probabilities; arguments as for ``respond``."""
+    tokens = _prompt_tokens(lm, prompts)
+    uniforms = draw_uniforms(len(prompts), sampling, _generator(seed))
+    return generate(lm, tokens, sampling, uniforms, micro_batch_size=micro_batch_size, on_token=on_token)
+
+
+def _prompt_tokens(lm: LanguageModel, prompts: Sequence[str | list[Message]]) -> list[tuple[int, ...]]:
+    renderer = Renderer(lm)
+    tokens: list[tuple[int, ...]] = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            tokens.append(renderer.prompt(prompt))
+        except RowError as error:
+            raise UsageError(f"prompt {number}: {error}") from error
+    return tokens
+
+
+def _generator(seed: int) -> torch.Generator:
+    """What answers are drawn with: the same in every verb."""
+    return torch.Generator().manual_seed(stream_seed(seed, "responses"))
+
+
+def answer_prompts(
+    lm: LanguageModel,
+    prompts: Sequence[Any],
+    sampling: Sampling,
+    *,
+    seed: int,
+    micro_batch_size: int = 64,
+    raw: bool = False,
+    system: str | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of ``prompt`` and ``completion``. A text is asked in the chat template, if there is one, unless ``raw``."""
+    _refuse_system(lm, raw, system)
+    asked = _asked(lm, prompts, raw, system)
+    drawn = draw_responses(lm, asked, sampling, seed=seed, micro_batch_size=micro_batch_size)
+    return [
+        {"prompt": prompt, "completion": response_text(lm, response), "ended": response.ended}
+        for prompt, response in zip(prompts, drawn, strict=True)
+    ]
+
+
+def _asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | None) -> list[str | list[Message]]:
+    """Prompts as they are put to the model: a text in the chat template, if there is one, unless ``raw``."""
+    if raw or not lm.tokenizer.chat_template:
+        return list(prompts)
+    first: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
+
+
+def _refuse_system(lm: LanguageModel, raw: bool, system: str | None) -> None:
+    """UsageError where there is no conversation that ``system`` could begin."""
+    if system is not None and (raw or not lm.tokenizer.chat_template):
+        why = "raw leaves out the chat template" if raw else f"{_name_of(lm)} has no chat template"
+        raise UsageError(f"system is given, but {why}, and so there is no conversation that it could begin")
+
+
+def compare(
+    model_a: LanguageModel | PathLike,
+    model_b: LanguageModel | PathLike,
+    prompts: Any,
+    *,
+    judge: Any = None,
+    reference: LanguageModel | PathLike | None = None,
+    out: PathLike | None = None,
+    seed: int = 0,
+    micro_batch_size: int = 64,
+    raw: bool = False,
+    system: str | None = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    note: Callable[[str], None] | None = None,
+    **sampling: Any,
+) -> Comparison:
+    """Compare two language models on the same prompts and the same random numbers.
+
+    Args:
+        model_a, model_b: what ``load_model`` takes, or LanguageModels.
+        prompts: texts or lists of messages; or a file, a folder, a dataset's id or rows with a column ``prompt``.
+        judge: what gives answers a reward: a RewardModel or its folder, a function as ``rlhf`` takes it, or
+            "FILE.py:FUNCTION". Without one there is no reward and no win rate.
+        reference: a third model, from which the KL of both is measured too.
+        out: a .json file for all figures and answers; the same with the ending .md, for reading, is written beside it.
+        seed: of the answers, which are those of ``respond`` and ``steepest generate`` at this seed.
+        raw, system: whether to leave out the chat template, and what conversations begin with.
+        dtype, device: of the models that are loaded here.
+        note: takes lines of text about what is being done.
+        sampling: fields of ``language.scoring.generation.Sampling``.
+    Raises:
+        UsageError for what cannot work, such as a KL from a reference with another tokenizer.
+    """
+    settings = Sampling(**sampling)
+    place = None if out is None else checked_out(Path(out))
+    rows = _prompt_rows(prompts)
+    given = [row["prompt"] for row in rows]
+    named_judge = None if judge is None else (_name_of(judge), load_reward(judge))
+
+    def load(source: LanguageModel | PathLike) -> tuple[str, LanguageModel]:
+        lm = source if isinstance(source, LanguageModel) else load_model(source, dtype=dtype, device=device)
+        _refuse_system(lm, raw, system)
+        return _name_of(source), lm
+
+    def render(lm: LanguageModel) -> list[Prompt]:
+        tokens = _prompt_tokens(lm, _asked(lm, given, raw, system))
+        return [Prompt(t, row) for t, row in zip(tokens, rows, strict=True)]
+
+    found = compare_models(
+        load(model_a),
+        load(model_b),
+        render,
+        settings,
+        judge=named_judge,
+        reference=None if reference is None else load(reference),
+        seed=seed,
+        generator=_generator(seed),
+        micro_batch_size=micro_batch_size,
+        note=note or (lambda _: None),
+    )
+    if place is not None:
+        write_comparison(found, place)
+    return found
+
+
+def _prompt_rows(prompts: Any) -> list[dict[str, Any]]:
+    """Prompts, however they were given, as rows with a prompt."""
+    if isinstance(prompts, (str, Path)):
+        return read_prompts(prompts)
+    items = list(prompts)
+    # A message is a dict too, but then the prompt that it belongs to is a list.
+    rows = [dict(p) if hasattr(p, "keys") else {"prompt": p} for p in items]
+    return read_prompts(rows)
+
+
+def _name_of(source: Any) -> str:
+    """What a model or a judge is called in a comparison."""
+    if isinstance(source, (LanguageModel, RewardModel)):
+        lm = source.lm if isinstance(source, RewardModel) else source
+        return lm.source or "(made in Python)"
+    return str(getattr(source, "__name__", source))
+
+
+def converse(
+    lm: LanguageModel,
+    sampling: Sampling,
+    *,
+    seed: int,
+    raw: bool,
+    system: str | None,
+    show: Callable[[str], None],
+    read: Callable[[str], str] = input,
+) -> None:
+    """Answer line after line until there is no more: with a chat template as one conversation, else each by itself.
+
+    Control tokens that an answer holds are no part of the conversation, which could not be rendered with them.
+
+    Args:      show takes pieces of answers as they come; read gives a line, EOFError at the end
+    Raises:    UsageError for ``system`` where there is no chat template
+    """
+    _refuse_system(lm, raw, system)
+    chat, left_out = bool(lm.tokenizer.chat_template) and not raw, False
+    turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    for number in itertools.count():
+        try:
+            line = read("> ")
+        except EOFError:
+            show("\n")
+            return
+        if not line.strip():
+            continue
+        asked: str | list[Message] = [*turns, {"role": "user", "content": line}] if chat else line
+        stream = _Stream(lm, show)
+        try:
+            drawn = draw_responses(lm, [asked], sampling, seed=stream_seed(seed, f"turn {number}"), on_token=stream)
+        except UsageError as error:  # too long by now, or a control token in the line: the conversation stands
+            show(f"{error}\n")
+            continue
+        show("\n")
+        if chat:
+            said = response_text(lm, drawn[0])
+            kept = Renderer(lm).without_control(said)
+            if kept != said and not left_out:
+                left_out = True
+                show("(control tokens in answers are left out of the conversation)\n")
+            turns += [{"role": "user", "content": line}, {"role": "assistant", "content": kept}]
+
+
+class _Stream:
+    """Shows a response while it is drawn, in whole characters."""
+
+    def __init__(self, lm: LanguageModel, show: Callable[[str], None]) -> None:
+        self.lm = lm
+        self.show = show
+        self.tokens: list[int] = []
+        self.shown = ""
+
+    def __call__(self, token: int) -> None:
+        if token not in self.lm.end_tokens:
+            self.tokens.append(token)
+            text = self.lm.tokenizer.decode(self.tokens)
+            if not text.endswith("\ufffd"):  # the bytes of a character may be several tokens
+                self.show(text[len(self.shown) :])
+                self.shown = text
+
+
+def show_batch(run: LanguageRun) -> str:
+    """The first batch of a run as it is learned, sequence by sequence."""
+    parts: list[str] = []
+    for batch in run.trainer.shown():
+        for tokens, attention, response in zip(
+            batch.tokens, batch.tokens if batch.attention_mask is None else batch.attention_mask, batch.response_mask,
+            strict=True,
+        ):  # fmt: skip
+            length = len(tokens) if batch.attention_mask is None else int(attention.sum())
+            example = Example(tuple(tokens[:length].tolist()), tuple(response[:length].tolist()))
+            parts.append(show_example(run.model, example))
+    return "\n\n".join(parts)

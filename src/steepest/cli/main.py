@@ -1,0 +1,461 @@
+"""The ``steepest`` command: one function per verb, each a thin face of ``steepest.api``.
+
+torch is imported only by the verbs that need it: ``--help`` and ``list`` answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from steepest.cli import language
+from steepest.cli.options import fields_of, parse, pop_flag, read_config, unprefixed, with_positional
+from steepest.errors import SteepestError, UsageError
+from steepest.language.parallel.torchrun import launch
+
+USAGE = """\
+usage: steepest VERB ...
+
+  train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
+  train --resume RUN              go on from a run's last checkpoint
+  evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
+  sft MODEL DATA [options]        fine-tune a language model on demonstrations; --resume RUN goes on
+  reward MODEL DATA [options]     train a reward model on preferences
+  dpo MODEL DATA [options]        train a language model on preferences directly
+  rlhf ALGORITHM MODEL DATA       train one on prompts and a reward, by ppo, rloo or grpo
+  generate MODEL [options]        answers of a language model: to a prompt, to a file of them, or in a conversation
+  compare MODEL_A MODEL_B         two of them on the same prompts: answers, reward, win rate, KL, length, diversity
+  plot RUN... [options]           learning curves of several runs and seeds in one picture
+  verify [--section 1.9]          check every formula of the notes against exact solutions
+  estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient
+  list                            algorithms and environment families
+
+  steepest VERB --help            what a verb takes
+  steepest --version
+
+Example: steepest train ppo CartPole-v1 --total-steps 100000
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where a run is written and shown."""
+
+    out: Path | None = None
+    """Folder of the run; by default runs/ALGORITHM-ENV-seedN."""
+    quiet: bool = False
+    """Show nothing but the result."""
+    render: bool = False
+    """Show an episode in a window at every evaluation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Play whole episodes with a trained agent."""
+
+    episodes: int = 100
+    """Episodes to play, per seed of the run."""
+    seed: int = 0
+    """Seed of the evaluation's environments."""
+    stochastic: bool = False
+    """Draw actions instead of taking the mode of the policy."""
+    which: Literal["latest", "best", "interrupted"] = "latest"
+    """Which of the run's saved agents."""
+    env: str | None = None
+    """Another environment than the one it was trained on."""
+    json: bool = False
+    """Print JSON."""
+    video: Path | None = None
+    """Record the episodes into this .mp4 file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw learning curves."""
+
+    out: Path = Path("curves.png")
+    """The picture."""
+    statistic: Literal["mean", "iqm"] = "iqm"
+    """What is drawn over seeds: the mean, or the interquartile mean."""
+    x: Literal["steps", "wall", "both"] = "both"
+    """Against environment steps, wall time, or both."""
+    metric: str = "train/return_mean"
+    """Which figure of metrics.jsonl."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check every formula of the notes, and the functions that compute them, against exact solutions."""
+
+    section: str | None = None
+    """Only this section of the notes and its subsections, such as 1.9."""
+    seeds: int = 100
+    """Random problems per row."""
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimatorsOptions:
+    """Bias and variance of policy-gradient estimators against the exact gradient, at equal numbers of steps."""
+
+    problem: tuple[str, ...] = ("walk", "cliff_walking")
+    """Problems: walk, cliff_walking, garnet (with an end), riverswim, two_state, access_control (without)."""
+    objective: Literal["discounted", "undiscounted", "average"] | None = None
+    """What is estimated; by default the average reward's gradient without an end, the discounted return's with one."""
+    repeats: int = 1000
+    """Independent estimates."""
+    steps: int = 250
+    """Environment steps per estimate."""
+    seed: int = 0
+    """Where the randomness starts."""
+    json: bool = False
+    """Print JSON."""
+    out: Path | None = None
+    """The picture (.png, .pdf or .svg); by default estimators.png, and none with --json."""
+
+
+TOGETHER = ("sft", "reward", "dpo", "rlhf")
+"""Verbs that several processes can work on together."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Of several processes that torchrun started, the main one alone writes on standard output; and one alone says why
+    they ended.
+    """
+    if launch().rank == 0:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(argv: list[str]) -> int:
+    terminated = False
+
+    def on_terminate(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    # Python lets only the main thread handle signals.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, on_terminate) if in_main_thread else None
+    show_warning = warnings.showwarning
+    warnings.showwarning = _show_warning
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # how the option parser ends
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 2
+    except UsageError as error:
+        _complain(str(error))
+        return 2
+    except SteepestError as error:
+        _complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        if launch().rank == 0:
+            _complain("terminated" if terminated else "interrupted")
+        return 143 if terminated else 130
+    except BrokenPipeError:  # whoever read our output has seen enough; what is left of it has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError as error:
+        _complain(f"out of memory{': ' if str(error) else ''}{error}")
+        return 1
+    except Exception as error:
+        if os.environ.get("STEEPEST_DEBUG"):
+            raise
+        if "allocate memory" in str(error) or "out of memory" in str(error):
+            _complain(f"out of memory: {_first_line(error)}")
+            return 1
+        _complain(
+            f"internal error, {type(error).__name__}: {error}\n"
+            "This is a bug in steepest. Run again with STEEPEST_DEBUG=1 for the traceback, and report it."
+        )
+        return 1
+    finally:
+        warnings.showwarning = show_warning
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _complain(text: str) -> None:
+    """Say why the command ends; of several processes, one says it."""
+    distributed = sys.modules.get("steepest.language.parallel.processes")  # which loads torch: there if they have met
+    if launch().rank == 0 if distributed is None else distributed.has_the_last_word():
+        print(f"steepest: {text}", file=sys.stderr)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Warnings as one line, without the file and line of library code that mean nothing to the user."""
+    if not issubclass(category, DeprecationWarning) and launch().rank == 0:
+        print(f"steepest: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _dispatch(argv: list[str]) -> int:
+    verbs = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "sft": language.sft,
+        "reward": language.reward,
+        "dpo": language.dpo,
+        "rlhf": language.rlhf,
+        "generate": language.generate,
+        "compare": language.compare,
+        "plot": _plot,
+        "verify": _verify,
+        "estimators": _estimators,
+        "list": _list,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from steepest import __version__
+
+        print(f"steepest {__version__}")
+        return 0
+    if argv[0] not in verbs:
+        near = difflib.get_close_matches(argv[0], verbs, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise UsageError(f"no verb is called {argv[0]!r}{hint} Known: {', '.join(verbs)} (steepest --help)")
+    if launch().world_size > 1 and argv[0] not in TOGETHER:
+        raise UsageError(
+            f"{argv[0]} runs in one process; start it without torchrun, which is for {', '.join(TOGETHER)}"
+        )
+    return verbs[argv[0]](argv[1:])
+
+
+def _train(argv: list[str]) -> int:
+    resumed = pop_flag(argv, "--resume")
+    if resumed is not None:
+        return _resume(Path(resumed), argv)
+    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
+        if not set(argv) & {"-h", "--help"}:
+            raise UsageError(
+                "train takes an algorithm and an environment, then options: steepest train ppo CartPole-v1"
+            )
+        print(USAGE, end="")
+        return 0
+    algorithm, env = argv[0], argv[1]
+    rest = argv[2:]
+    from steepest.algorithms import find
+
+    agent_class = find(algorithm)
+    from steepest.api.agents import drive
+    from steepest.runs.options.auto import resolve_options
+    from steepest.runs.options.config import RunConfig
+    from steepest.runs.run import Run
+
+    config_file = pop_flag(rest, "--config")
+    from_file = {} if config_file is None else read_config(Path(config_file))
+    output_default = _output_options(from_file)
+    run_default, config_default = resolve_options(agent_class, env, from_file)
+    options_type = dataclasses.make_dataclass(
+        "TrainOptions",
+        [
+            ("output", unprefixed(OutputOptions), dataclasses.field(default=output_default)),
+            ("run", unprefixed(RunConfig), dataclasses.field(default=run_default)),
+            ("config", unprefixed(agent_class.Config), dataclasses.field(default=config_default)),
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+    options_type.__doc__ = f"Train {algorithm} on {env}. --config FILE.yaml sets options before those given here."
+    parsed = parse(options_type, rest, f"steepest train {algorithm} {env}")
+    given = {**fields_of(parsed.run), **fields_of(parsed.config)}
+    output = cast(OutputOptions, parsed.output)
+    out = "" if output.out is None else str(output.out)
+    run = drive(lambda note: Run(algorithm, env, out=out, note=note, render=output.render, **given), quiet=output.quiet)
+    return _report(run)
+
+
+def _output_options(options: dict[str, Any]) -> OutputOptions:
+    """Take the options of the command itself out of a config file's."""
+    given = {f.name: options.pop(f.name) for f in dataclasses.fields(OutputOptions) if f.name in options}
+    for name in ("quiet", "render"):
+        if not isinstance(given.get(name, False), bool):
+            raise UsageError(f"{name} is {given[name]!r}; expected true or false")
+    if given.get("out") is not None:
+        given["out"] = Path(str(given["out"]))
+    return OutputOptions(**given)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """Go on from a run's last checkpoint."""
+
+    total_steps: int | None = None
+    """Train further than first planned."""
+    quiet: bool = False
+    """Show nothing but the result."""
+
+
+def _resume(path: Path, argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-"):
+        raise UsageError(
+            f"--resume takes the algorithm, environment and settings from the run itself; leave out {' '.join(argv)} "
+            "(only --total-steps and --quiet can be given)"
+        )
+    options: ResumeOptions = parse(ResumeOptions, argv, "steepest train --resume RUN")
+    from steepest.api.agents import drive
+    from steepest.runs.run import Run
+
+    run = drive(lambda note: Run.resume(path, total_steps=options.total_steps, note=note), quiet=options.quiet)
+    return _report(run)
+
+
+def _report(run: Any) -> int:
+    """The last lines of a training run: how good, how fast, and where everything is."""
+    summary = run.summary()
+    for seed, result in zip(summary["seeds"], summary["evaluation"], strict=False):
+        print(
+            f"seed {seed}: return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} evaluation "
+            f"episodes, after {max(summary['steps']):,} steps"
+        )
+    print(f"{summary['wall_seconds']:.1f} s, {summary['steps_per_second']:,.0f} steps/s")
+    directory = run.directory
+    checkpoint = run.store.latest()
+    for label, path in (
+        ("learning curve", directory.curve_path),
+        ("metrics", directory.metrics_path),
+        ("checkpoint", checkpoint),
+    ):
+        if path is not None and path.exists():
+            print(f"{label + ':':16}{path}")
+    print(f"{'next:':16}steepest evaluate {directory.path} --video {directory.path / 'episode.mp4'} --episodes 1")
+    return 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    what = "The folder that `steepest train` reported, a checkpoint in it, or a saved agent."
+    options = parse(with_positional(EvaluateOptions, "run", Path, "RUN", what), argv, "steepest evaluate")
+    if options.video is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
+    from steepest.api.agents import evaluate, load
+
+    agent = load(options.run, which=options.which)
+    results = evaluate(
+        agent,
+        options.env,
+        episodes=options.episodes,
+        seed=options.seed,
+        deterministic=not options.stochastic,
+        video=options.video,
+    )
+    summaries = [r.summary() for r in results]
+    if options.json:
+        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
+        return 0
+    for seed, s in zip(agent.seeds, summaries, strict=True):
+        print(
+            f"seed {seed}: return {s['mean']:.2f} +- {s['std']:.2f}, min {s['min']:.2f}, max {s['max']:.2f}, "
+            f"length {s['mean_length']:.1f}, {s['episodes']} episodes"
+        )
+    if options.video is not None:
+        print(f"video: {options.video}")
+    return 0
+
+
+def _plot(argv: list[str]) -> int:
+    what = "Folders that `steepest train` reported."
+    options = parse(with_positional(PlotOptions, "runs", tuple[Path, ...], "RUN...", what), argv, "steepest plot")
+    if not options.runs:
+        raise UsageError("which runs? Give the folders that `steepest train` reported")
+    from steepest.runs.view.plots import plot_runs
+
+    path = plot_runs(list(options.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
+    print(path)
+    return 0
+
+
+def _verify(argv: list[str]) -> int:
+    options: VerifyOptions = parse(VerifyOptions, argv, "steepest verify")
+    from steepest.verification import results, show
+
+    rows = results(options.section, seeds=options.seeds)
+    if options.json:
+        found = list(rows)
+        print(json.dumps([r.as_dict() for r in found]))
+    else:
+        found = show(rows)
+    return 0 if all(r.passed for r in found) else 1
+
+
+def _estimators(argv: list[str]) -> int:
+    options: EstimatorsOptions = parse(EstimatorsOptions, argv, "steepest estimators")
+    if not options.problem:
+        raise UsageError("--problem needs at least one name, such as walk")
+    from steepest import estimators
+
+    out = options.out or (None if options.json else Path("estimators.png"))
+    if out is not None:
+        estimators.check_picture(out)
+    found = [
+        estimators.compare(
+            name, objective=options.objective, repeats=options.repeats, steps=options.steps, seed=options.seed
+        )
+        for name in options.problem
+    ]
+    if options.json:
+        print(json.dumps([comparison.to_json() for comparison in found]))
+    else:
+        estimators.show(found)
+    if out is not None:
+        path = estimators.plot(found, out)
+        if not options.json:
+            print(f"picture: {path}")
+    return 0
+
+
+def _list(argv: list[str]) -> int:
+    if argv and argv[0] not in ("-h", "--help"):
+        raise UsageError(f"list takes no arguments; got {' '.join(argv)}")
+    from importlib.util import find_spec
+
+    from steepest.algorithms import ALGORITHMS
+
+    print("algorithms")
+    for name, (_, line) in sorted(ALGORITHMS.items()):
+        print(f"  {name:12}{line}")
+    print("\nlanguage models (steepest VERB MODEL DATA)")
+    there = "installed" if find_spec("transformers") else 'pip install "steepest[language]"'
+    for name, line in (
+        ("sft", "supervised fine-tuning on demonstrations (notes 2.2)"),
+        ("reward", "reward model from preferences (notes 2.2.1)"),
+        ("rlhf", "PPO, RLOO or GRPO on prompts and a reward (notes 2.2.1): steepest rlhf ppo MODEL DATA"),
+        ("dpo", "direct preference optimisation (notes 2.2.2)"),
+    ):
+        print(f"  {name:12}{line}  ({there})")
+    print("\nenvironments (any Gymnasium id; these families need an extra)")
+    for extra, module, example in (
+        ("", "gymnasium", "CartPole-v1, Acrobot-v1, Pendulum-v1, MountainCar-v0"),
+        ("mujoco", "mujoco", "HalfCheetah-v5, Hopper-v5, Walker2d-v5, Ant-v5"),
+        ("box2d", "Box2D", "LunarLander-v3, BipedalWalker-v3"),
+        ("atari", "ale_py", "ALE/Pong-v5, ALE/Breakout-v5"),
+        ("envpool", "envpool", "--vectorization envpool: HalfCheetah-v5, CartPole-v1, Pong-v5"),
+    ):
+        there = "installed" if find_spec(module) else f'pip install "steepest[{extra}]"'
+        print(f"  {extra or 'classic':12}{example}  ({there})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Files that are written atomically, tensors in files, and the style of pictures."""

@@ -1,0 +1,1 @@
+"""Two language models compared on the same prompts."""

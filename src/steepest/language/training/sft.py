@@ -1,0 +1,171 @@
+"""Supervised fine-tuning: maximum likelihood of demonstrated responses.
+
+Source: notes 2.2.1, the supervised stage; Ouyang et al. 2022, section 3.5.
+
+    repeat
+      1. take a batch of demonstrations (x, y)                                          batching.epoch_order
+      2. log pi(y_t | x, y_<t) of every response token                                  scoring.token_log_probs
+      3. one step of AdamW on  -1/N sum_t log pi(y_t | x, y_<t)                         losses.score_function_loss
+
+A token is an action, and a demonstrated action has advantage 1: the loss is that of REINFORCE. N is the number of
+response tokens in the whole batch, not in a micro-batch, so accumulation does not change what is computed: means of
+micro-batches of unequal lengths, averaged, would weigh tokens of short responses more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from steepest.language.data.batching import check_isolation, epoch_order, pack, pack_rows, pad
+from steepest.language.data.datasets import fingerprint, load_sft
+from steepest.language.data.examples import Example
+from steepest.language.models.language_model import LanguageModel, without_dropout
+from steepest.language.parallel import processes
+from steepest.language.scoring.scoring import token_log_probs
+from steepest.language.training.config import TrainingConfig, sequence_limit
+from steepest.language.training.trainer import Sums, Trainer, hold_out
+from steepest.losses import score_function_loss
+from steepest.seeding import stream_seed
+from steepest.types import TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig(TrainingConfig):
+    """Supervised fine-tuning on demonstrations."""
+
+    has_dropout: ClassVar[bool] = True
+
+    packing: bool = False
+    """Put several sequences into each row of max_length tokens, kept apart by their positions."""
+    group_by_length: bool = True
+    """Make batches of sequences of similar length, which saves padding. Means nothing with packing."""
+
+
+class SFT(Trainer[TokenBatch]):
+    """Supervised fine-tuning of a language model; dropout is on wherever the model has any."""
+
+    algorithm = "sft"
+    can_be_sharded = True
+    Config = SFTConfig
+    config: SFTConfig
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: SFTConfig,
+        examples: Sequence[Example],
+        *,
+        eval_examples: Sequence[Example] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(lm, config, seed=seed)
+        self.examples = list(examples)
+        self.eval_examples = list(eval_examples)
+        lengths = [len(e.tokens) for e in self.examples]
+        if config.packing:
+            check_isolation(self.lm)
+            self.capacity = max(sequence_limit(lm, config), *lengths)
+            self.rows = pack_rows(lengths, self.capacity)
+        else:
+            self.rows = [[i] for i in range(len(self.examples))]
+        self.lengths = [sum(lengths[i] for i in row) for row in self.rows]
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    @classmethod
+    def from_data(
+        cls,
+        lm: LanguageModel,
+        config: SFTConfig,
+        data: Any,
+        *,
+        eval_data: Any = None,
+        seed: int = 0,
+        note: Callable[[str], None],
+    ) -> Self:
+        limit = sequence_limit(lm, config)
+        examples, report = load_sft(lm, data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
+        for line in report.lines():
+            note(line)
+        if eval_data is not None:
+            held_out, report = load_sft(lm, eval_data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
+            for line in report.lines("evaluation data"):
+                note(line)
+        else:
+            examples, held_out = hold_out(examples, first_prompt, config.eval_fraction, seed=seed, note=note)
+        return cls(lm, config, examples, eval_examples=held_out, seed=seed)
+
+    @property
+    def data_fingerprint(self) -> str:
+        return fingerprint(self.examples)
+
+    @property
+    def eval_fingerprint(self) -> str:
+        return fingerprint(self.eval_examples)
+
+    @property
+    def epoch_steps(self) -> int:
+        return -(-len(self.rows) // self.config.batch_size)
+
+    def micro_batches(self, step: int) -> list[TokenBatch]:
+        """This process's share of the batch of an update, cut up into rows of similar length."""
+        epoch, place = divmod(step, self.epoch_steps)
+        if self._epoch[0] != epoch:
+            group = self.config.group_by_length and not self.config.packing
+            seed = stream_seed(self.seed, "order")
+            order = epoch_order(self.lengths, self.config.batch_size, seed=seed, epoch=epoch, group=group)
+            self._epoch = (epoch, order)
+        rows = sorted(self._epoch[1][place], key=lambda row: (self.lengths[row], row))
+        rows = [rows[i] for i in processes.share(len(rows))]
+        size = self.config.micro_batch_size
+        return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def _batch(self, rows: Sequence[int]) -> TokenBatch:
+        pad_token = self.lm.pad_token
+        if self.config.packing:
+            packed = [[self.examples[i] for i in self.rows[row]] for row in rows]
+            return pack(packed, pad_token, self.capacity).to(self.lm.device)
+        return pad([self.examples[self.rows[row][0]] for row in rows], pad_token).to(self.lm.device)
+
+    def spare(self) -> TokenBatch:
+        return self._batch([0])
+
+    def count(self, batch: TokenBatch) -> int:
+        return int(batch.response_mask.sum())
+
+    def loss(self, batch: TokenBatch) -> tuple[Tensor, Sums]:
+        """Sum of -log pi over the response tokens of a micro-batch."""
+        self.lm.model.train()
+        log_prob = token_log_probs(self.lm, batch)
+        per_token = score_function_loss(log_prob, torch.ones_like(log_prob))
+        return (per_token * batch.response_mask).sum(), {}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss per response token of the held-out data, and the perplexity that it means."""
+        if not self.eval_examples:
+            return {}
+        size = self.config.micro_batch_size
+        ordered = sorted(self.eval_examples, key=lambda e: len(e.tokens))
+        ordered = [ordered[i] for i in processes.share(len(ordered))]
+        batches = [pad(ordered[i : i + size], self.lm.pad_token) for i in range(0, len(ordered), size)]
+        total, count = 0.0, 0
+        with without_dropout(self.lm), self.autocast():
+            for batch, counts in self.in_step(batches, self.spare):
+                log_prob = self.through(token_log_probs, self.lm, batch.to(self.lm.device))
+                if counts:
+                    total -= float(log_prob.double().sum())
+                    count += self.count(batch)
+        loss = processes.total(total) / processes.total(count)
+        return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+
+
+def first_prompt(example: Example) -> tuple[int, ...]:
+    """The tokens before the first that is learned; empty for a text, of which everything is but the very first."""
+    start = example.response.index(True)
+    return example.tokens[:start] if start > 1 else ()

@@ -1,0 +1,91 @@
+"""Trees of tensors: dicts, (named) tuples and lists, mapped, flattened and built again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.learner.step import Metrics
+
+
+def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
+    """Apply a function to the tensors of equally built dicts, (named) tuples, lists; None stays None."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    if isinstance(first, dict):
+        keys = cast(dict[str, Any], first)
+        return {k: tree_map(function, *(t[k] for t in trees)) for k in keys}
+    if isinstance(first, (tuple, list)):
+        parts = [tree_map(function, *items) for items in zip(*trees, strict=True)]
+        if hasattr(first, "_fields"):
+            return type(cast(Any, first))(*parts)
+        return type(cast(Any, first))(parts)
+    return first
+
+
+def mean_metrics(history: list[Metrics]) -> Metrics:
+    """The mean of every figure over several calls."""
+    return {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
+
+
+def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
+    """All figures (M,) in one copy from the device."""
+    values = torch.stack([x.to(torch.float64) for x in metrics.values()]).cpu().numpy()
+    return dict(zip(metrics, values, strict=True))
+
+
+def tree_leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tree; those of a dict by its sorted keys, in whatever order it was filled."""
+    leaves: list[Tensor] = []
+    _collect(tree, leaves)
+    return leaves
+
+
+def _collect(tree: Any, leaves: list[Tensor]) -> None:
+    # Acting calls this for every environment step: branches that are tensors or None are not worth a call.
+    branches: Any = (tree,)
+    if isinstance(tree, dict):
+        named = cast(dict[str, Any], tree)
+        branches = named.values() if len(named) == 1 else [named[key] for key in sorted(named)]
+    elif isinstance(tree, (tuple, list)):
+        branches = cast(list[Any], tree)
+    for branch in branches:
+        if isinstance(branch, Tensor):
+            leaves.append(branch)
+        elif isinstance(branch, (dict, tuple, list)):
+            _collect(branch, leaves)
+
+
+def tree_builder(tree: Any) -> Callable[[Sequence[Tensor]], Any]:
+    """What builds the tree anew from other leaves, in the order of ``tree_leaves``; the tree is walked but once.
+
+    Verified:  tests/unit/test_learner.py::test_trees_are_built_again
+    """
+    count = 0
+
+    def builder(tree: Any) -> Callable[[Sequence[Tensor]], Any]:
+        nonlocal count
+        if isinstance(tree, Tensor):
+            count += 1
+            return itemgetter(count - 1)
+        if isinstance(tree, dict):
+            branches = cast(dict[str, Any], tree)
+            made = {key: builder(branches[key]) for key in sorted(branches)}
+            parts = [(key, made[key]) for key in branches]
+            return lambda leaves: {key: part(leaves) for key, part in parts}
+        if isinstance(tree, (tuple, list)):
+            kind: Any = type(cast(Any, tree))
+            items = [builder(branch) for branch in cast(list[Any], tree)]
+            if hasattr(kind, "_fields"):
+                return lambda leaves: kind(*[item(leaves) for item in items])
+            return lambda leaves: kind([item(leaves) for item in items])
+        return lambda leaves: tree
+
+    return builder(tree)

@@ -1,0 +1,1 @@
+"""Policies, value functions and their parts."""

@@ -1,0 +1,1 @@
+"""One training loop per data regime."""

@@ -1,0 +1,53 @@
+"""What a run does between two rows of its figures, once per data regime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steepest.experience.rollout import Episode
+
+
+class Iteration(NamedTuple):
+    """What came of an iteration."""
+
+    episodes: list[Episode]
+    steps: NDArray[np.int64]  # (M,) environment steps
+    health: dict[str, NDArray[np.float64]]  # each (M,); empty where nothing was learned
+
+
+class Loop(Protocol):
+    """One data regime: ``runs.on_policy`` or ``runs.off_policy``. The run around it owns files and evaluation."""
+
+    @property
+    def restart_due(self) -> bool:
+        """Whether a checkpoint, with its restart of the environments, cannot wait for the next iteration."""
+        ...
+
+    def open(self, folder: Path | None, *, resuming: bool) -> None:
+        """Take up storage in a folder, or in memory; once, before anything else."""
+        ...
+
+    def restart(self, seed: int) -> None:
+        """Restart all environments from the seed."""
+        ...
+
+    def iterate(self, progress: float) -> Iteration:
+        """Play and learn; progress in [0, 1] drives schedules."""
+        ...
+
+    def finish(self, progress: float) -> None:
+        """Do what is still due of the last iteration, whose progress it was; the run ends after it."""
+        ...
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What a checkpoint has to hold besides the agent: tensors, and plain JSON. Storage is on disk by then."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        """Take over what ``state`` gave."""
+        ...

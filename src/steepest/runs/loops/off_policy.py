@@ -1,0 +1,206 @@
+"""The off-policy loop: play a few steps into a replay buffer, then learn from minibatches of all that it holds.
+
+    repeat
+      1. every environment plays ``train_every`` steps: with uniformly random actions until ``learning_starts``, then
+         with the policy; all go into the buffer
+      2. gradient steps are due at ``update_ratio`` per environment step; as long as ``updates_per_call`` of them are,
+         they are taken in one call, on minibatches drawn for all of them at once
+
+``asynchronous``: the gradient steps due from earlier rows are taken in 1, spread over its steps, each while the
+environments take theirs. The policy of these steps is that of before, and their rows are learned from in the next
+round: a lag of ``train_every`` rows, made good when the run ends. One thread does it all in one order, whichever
+side is faster.
+
+What is drawn, minibatches too, comes from the members' own generators, so that a checkpoint of these, of the number of
+rows in the buffer and of the gradient steps still due is all that is needed to go on with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.agents.agent import Actor, Agent
+from steepest.agents.config import OffPolicyConfig
+from steepest.agents.replay_updates import OffPolicyAgent
+from steepest.agents.statistics import update_observations
+from steepest.distributions import Categorical, masked_logits
+from steepest.experience.replay import ReplayBuffer
+from steepest.experience.rollout import Collector, Environments, Episode
+from steepest.learner.step import Metrics
+from steepest.learner.trees import to_host
+from steepest.numerics import correlated
+from steepest.runs.loops.loop import Iteration
+from steepest.runs.options.config import RunConfig
+from steepest.types import Obs, Rollout
+
+
+class OffPolicyLoop:
+    """An iteration is about ``steps_per_iteration`` environment steps; see ``loops.Loop``.
+
+    Verified:  tests/integration/test_off_policy_runs.py::test_gradient_steps_keep_their_ratio,
+               tests/integration/test_off_policy_runs.py::test_killed_runs_resume_to_the_same_bits,
+               tests/integration/test_off_policy_runs.py::test_asynchronous_learning_lags_by_what_is_played
+    """
+
+    def __init__(self, env: Environments, agent: Agent, settings: RunConfig) -> None:
+        self.agent = agent
+        self.learner = cast(OffPolicyAgent, agent)
+        self.config = config = cast(OffPolicyConfig, agent.config)
+        self.settings = settings
+        self.collector = Collector(env, agent, config.train_every)
+        self.merge = agent.learner.lift(update_observations, compile=False)
+        self.cycles = math.ceil(config.steps_per_iteration / (agent.num_envs * config.train_every))
+        # A row more than is needed where every row is decided: restarts take rows too.
+        every = settings.checkpoint_every or 0
+        self.spare_rows = math.ceil(1.1 * every / agent.num_envs) + 2 * self.cycles * config.train_every + 2
+        self.rows_at_restart = 0
+        self.due = 0.0
+        self.frames = settings.atari.frame_stack if settings.atari else 1
+        self.noise: Tensor | None = None
+
+    def open(self, folder: Path | None, *, resuming: bool) -> None:
+        agent, config = self.agent, self.config
+        self.buffer = ReplayBuffer(
+            agent.obs_spec,
+            agent.action_spec,
+            rows=max(2, config.buffer_size // agent.num_envs),
+            num_envs=agent.num_envs,
+            members=agent.members,
+            spare_rows=self.spare_rows if folder is not None and self.settings.checkpoint_every else 0,
+            frame_stack=self.frames,
+            prioritized=config.prioritized,
+            folder=folder,
+            reopen=resuming,
+        )
+
+    @property
+    def restart_due(self) -> bool:
+        """Rows that environments spend restarting are not counted as steps: the spare rows may run out before."""
+        rows = self.buffer.written - self.rows_at_restart + (self.cycles + 1) * self.config.train_every
+        return bool(self.settings.checkpoint_every) and rows > self.spare_rows
+
+    def restart(self, seed: int) -> None:
+        self.buffer.cut()
+        self.rows_at_restart = self.buffer.written
+        self.collector.reset(seed)
+        self.noise = None
+
+    def iterate(self, progress: float) -> Iteration:
+        agent, config = self.agent, self.config
+        hyper = self.learner.hyperparameters(progress)
+        episodes: list[Episode] = []
+        steps = np.zeros(agent.members, np.int64)
+        totals: list[Metrics] = []
+        calls = 0  # due when a cycle begins
+
+        def learn(calls: int) -> None:
+            totals.extend(self._learn(hyper, progress) for _ in range(calls))
+
+        def meanwhile(t: int) -> None:
+            learn(calls * (t + 1) // config.train_every - calls * t // config.train_every)
+
+        for _ in range(self.cycles):
+            warming = self.buffer.written * agent.num_envs < config.learning_starts
+            calls = self.calls_due
+            between = meanwhile if config.asynchronous else None
+            episodes += self.collector.play(self._actor(warming), self._draw(), between)
+            rows = self.collector.rows()
+            steps += rows.valid.numpy().reshape(-1, *self.collector.shape).sum((0, 2))
+            self.buffer.append(rows)
+            if config.normalize_obs:
+                agent.state = self.merge(agent.state, _members(rows, self.collector.shape), {})
+            if not warming:
+                self.due += config.update_ratio * config.train_every * agent.num_envs
+                if not config.asynchronous:
+                    learn(self.calls_due)
+        health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]}) if totals else {}
+        return Iteration(episodes, steps, health)
+
+    def finish(self, progress: float) -> None:
+        hyper = self.learner.hyperparameters(progress)
+        for _ in range(self.calls_due):
+            self._learn(hyper, progress)
+
+    @property
+    def calls_due(self) -> int:
+        """Calls of ``updates_per_call`` gradient steps that are due."""
+        return int(self.due // self.config.updates_per_call)
+
+    def _learn(self, hyper: dict[str, Tensor], progress: float) -> Metrics:
+        """One call of ``updates_per_call`` gradient steps, which are due no longer."""
+        agent, config = self.agent, self.config
+        self.due -= config.updates_per_call
+        batch = self.buffer.sample(
+            agent.generators,
+            config.updates_per_call,
+            config.batch_size,
+            gamma=config.gamma,
+            n_steps=config.n_steps,
+            importance_exponent=config.importance_exponent + progress * (1.0 - config.importance_exponent),
+        )
+        index = batch.pop("index")
+        batch = {k: x.to(agent.device) for k, x in batch.items()}
+        metrics, error = self.learner.update(batch, self.learner.update_noise(config.updates_per_call), hyper)
+        self.buffer.set_priorities(index, error, exponent=config.priority_exponent)
+        return metrics
+
+    def _actor(self, warming: bool) -> Actor:
+        """The policy as it is now, or the uniform one."""
+        return uniform_actor(self.agent) if warming else self.agent.actor(fused=self.agent.learner.compile)
+
+    def _draw(self) -> Tensor:
+        """Exploration noise (T, M, N, ...) for the next steps."""
+        noise = self.agent.draw_noise((self.config.train_every, self.agent.num_envs))
+        if self.learner.noise_correlation:
+            noise = correlated(noise, self.noise, self.learner.noise_correlation)
+            self.noise = noise[-1]
+        return noise
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        self.buffer.flush()
+        tensors, figures = self.buffer.state()
+        return tensors, {**figures, "due": self.due}
+
+    def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        self.buffer.load_state(tensors, figures)
+        self.due = float(figures["due"])
+
+
+def uniform_actor(agent: Agent) -> Actor:
+    """A policy that takes every action with the same probability, drawing from the same noise as the agent's own.
+
+    Verified:  tests/unit/test_off_policy.py::test_the_warm_up_is_uniform
+    """
+
+    def act(
+        obs: Obs, noise: Tensor | None, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        del obs, start
+        assert noise is not None
+        if agent.action_spec.kind == "discrete":
+            logits = torch.zeros_like(noise)
+            return Categorical(logits if mask is None else masked_logits(logits, mask)).sample(noise), memory
+        # A standard normal variable through its own distribution function is uniform.
+        unit = torch.erf(noise / math.sqrt(2.0))
+        return (torch.atanh(unit.clamp(-1.0 + 1e-6, 1.0 - 1e-6)) if agent.squash == "tanh" else unit), memory
+
+    return act
+
+
+def _members(rows: Rollout, shape: tuple[int, int]) -> Rollout:
+    """Rows (T, M N, ...) as what ``update_observations`` takes, (M, T, N, ...)."""
+
+    def give(x: Tensor) -> Tensor:
+        return x.view(x.shape[0], *shape, *x.shape[2:]).transpose(0, 1)
+
+    return rows._replace(
+        obs={k: give(x) for k, x in rows.obs.items()},
+        **{k: give(getattr(rows, k)) for k in ("action", "reward", "terminated", "truncated", "valid", "episode_step")},
+        action_mask=None,
+    )

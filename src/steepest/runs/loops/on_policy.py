@@ -1,0 +1,44 @@
+"""The on-policy loop: play a rollout, learn from it, forget it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from steepest.agents.agent import Agent
+from steepest.experience.rollout import Collector, Environments
+from steepest.runs.loops.loop import Iteration
+
+
+class OnPolicyLoop:
+    """An iteration is one collect-and-update cycle; see ``loops.Loop``."""
+
+    restart_due = False
+
+    def __init__(self, env: Environments, agent: Agent) -> None:
+        self.agent = agent
+        self.collector = Collector(env, agent, cast(Any, agent.config).rollout_steps)
+
+    def open(self, folder: Path | None, *, resuming: bool) -> None:
+        del folder, resuming
+
+    def restart(self, seed: int) -> None:
+        self.collector.reset(seed)
+        if "return_carry" in self.agent.state:
+            self.agent.state["return_carry"].zero_()
+
+    def iterate(self, progress: float) -> Iteration:
+        rollout, episodes = self.collector.collect()
+        steps = rollout.valid.sum((1, 2)).cpu().numpy()
+        return Iteration(episodes, steps, self.agent.update(rollout, progress))
+
+    def finish(self, progress: float) -> None:
+        del progress  # nothing is ever left over
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {}
+
+    def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        del tensors, figures

@@ -1,0 +1,143 @@
+"""What a run is made of, decided before it starts: its options, and everything that was left to ``auto``."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sysconfig
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from steepest.agents.agent import Agent
+from steepest.algorithms import find
+from steepest.environments import is_atari
+from steepest.errors import RunError, UsageError
+from steepest.networks.config import NetworkConfig
+from steepest.runs.options.config import RunConfig, checked_options, refuse_unknown
+from steepest.runs.options.presets import preset
+from steepest.runs.store.folder import RunDirectory
+
+EPISODES_PER_CHECKPOINT = 4
+"""By default every environment can play this many episodes of full length between two checkpoints."""
+
+GRADIENT_SECONDS_SAVED = 0.7e-3
+ACTING_SECONDS_SAVED = 0.1e-3
+COMPILE_SECONDS = 25.0
+"""Measured for 64-64 networks on two cores (docs/speed.md): a gradient step on 64 rows takes 0.8 to 1.0 ms eagerly and
+0.12 compiled, and PPO compiles in 25 to 30 s, unless the libraries are cached. Only the order of magnitude matters."""
+
+
+def resolve_options(
+    agent_class: type[Agent], env: Any, options: dict[str, Any], base: NetworkConfig | None = None
+) -> tuple[RunConfig, NetworkConfig]:
+    """Split options into run settings and algorithm config, over the preset of the environment's family.
+
+    Fields of ``atari`` given by name change the preset's; an ``AtariOptions`` replaces them all. Only the id of an
+    Atari game has any by default: a game made in Python is preprocessed there.
+    """
+    run_fields = [f.name for f in dataclasses.fields(RunConfig)]
+    config_fields = [f.name for f in dataclasses.fields(agent_class.Config)]
+    refuse_unknown(options, run_fields + config_fields, agent_class.algorithm)
+    tuned = preset(agent_class.algorithm, name_of(env))
+    preprocessing = tuned.pop("atari", {}) if is_atari(env) else None
+    given = options.get("atari")
+    if given is None:
+        given = preprocessing
+    elif isinstance(given, Mapping):
+        given = {**(preprocessing or {}), **given}
+    merged = {**tuned, **(dataclasses.asdict(base) if base else {}), **options, "atari": given}
+    made = isinstance(env, gym.vector.VectorEnv)
+    if merged.get("asynchronous") and merged.get("vectorization", "auto") == "auto" and not made:
+        merged["vectorization"] = "async"  # only processes of their own take steps while this one learns
+    settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
+    config = checked_options(agent_class.Config, {k: v for k, v in merged.items() if k in config_fields})
+    return RunConfig(**settings), agent_class.Config(**config)
+
+
+def name_of(env: Any) -> str:
+    """What an environment is called: its id, or the name of what makes it."""
+    if isinstance(env, str):
+        return env
+    spec_id = getattr(getattr(env, "spec", None), "id", None)  # a class has a property there
+    if isinstance(spec_id, str):
+        return spec_id
+    return getattr(env, "__name__", type(env).__name__)
+
+
+def resolve_settings(
+    settings: RunConfig, agent_class: type[Agent], config: NetworkConfig, env: Any, note: Callable[[str], None]
+) -> RunConfig:
+    """Decide everything that is left to ``auto``, once: the decisions are saved and a resumed run repeats them."""
+    images = any(f.kind == "image" for f in env.obs_spec.fields)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if images and torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
+    if getattr(config, "asynchronous", False) and not env.asynchronous:
+        note(
+            f"asynchronous: nothing is gained, since {env.backend} environments take their steps in this process; "
+            'vectorization "async" puts each into a process of its own'
+        )
+    rows, gradient_steps = agent_class.planned_work(config, settings.total_steps, settings.num_envs)
+    threads = settings.threads
+    if threads is None:
+        # Below a few hundred rows a step is bound by its calls, and a second thread only costs synchronisation.
+        threads = torch.get_num_threads() if images or rows * settings.seeds >= 512 else 1
+    choice = settings.compile
+    if choice == "auto":
+        acting = settings.total_steps / settings.num_envs
+        saved = settings.seeds * (gradient_steps * GRADIENT_SECONDS_SAVED + acting * ACTING_SECONDS_SAVED)
+        slow = images and device == "cpu"
+        choice = "on" if saved > COMPILE_SECONDS and not slow else "off"
+        why = f"saves about {saved:.0f} s, costs about {COMPILE_SECONDS:.0f} s"
+        note(f"compile: {choice} ({'images on a CPU: convolutions dominate' if slow else why})")
+    if choice == "on" and device == "cpu" and not has_compiler():
+        note(
+            "compile: off, since no C++ compiler with Python's headers was found (Debian: apt install g++ python3-dev)"
+        )
+        choice = "off"
+    # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
+    tenth = max(1, settings.total_steps // 10)
+    # A replay buffer keeps what is written between two checkpoints beside its own rows.
+    buffer_size = getattr(config, "buffer_size", None)
+    written = tenth if buffer_size is None else min(tenth, max(1, buffer_size // 10))
+    episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings)
+    return dataclasses.replace(
+        settings,
+        device=device,
+        threads=threads,
+        compile=choice,
+        eval_every=tenth if settings.eval_every is None else settings.eval_every,
+        checkpoint_every=max(written, episodes) if settings.checkpoint_every is None else settings.checkpoint_every,
+    )
+
+
+def _time_limit(env_name: str, settings: RunConfig) -> int:
+    """Steps after which an episode is truncated, or 1000 where nobody says."""
+    registered = gym.registry.get(env_name)
+    return settings.max_episode_steps or (registered and registered.max_episode_steps) or 1000
+
+
+def has_compiler() -> bool:
+    """Whether PyTorch's compiler finds what it needs on a CPU: a C++ compiler, and Python's headers."""
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return header.is_file() and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def read_description(directory: RunDirectory) -> dict[str, Any]:
+    """The config.json of a run. RunError if it is not what this version writes."""
+    saved = directory.read_json("config.json")
+    required = ("algorithm", "env", "name", "env_kwargs", "custom_network", "config", "run", "environment")
+    missing = [k for k in required if k not in saved]
+    if missing:
+        raise RunError(f"{directory.config_path} is not a run's: it has no {', '.join(missing)}")
+    known = {f.name for kind in (RunConfig, find(saved["algorithm"]).Config) for f in dataclasses.fields(kind)}
+    unknown = [k for k in (*saved["run"], *saved["config"]) if k not in known]
+    if unknown:
+        raise RunError(f"{directory.config_path} has options that this version does not know: {', '.join(unknown)}")
+    return saved

@@ -1,0 +1,27 @@
+"""Agents read back from files, whatever algorithm they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from steepest.agents.agent import Agent
+from steepest.algorithms import find
+from steepest.files.tensors import CheckpointError, load_tensors
+from steepest.networks.config import NetworkFactory
+
+
+def read_agent(file: Path, *, network: NetworkFactory | None = None, device: torch.device | str = "cpu") -> Agent:
+    """The agent in a checkpoint or in a file that ``Agent.save`` wrote.
+
+    Args:      network: the factory of a custom network, again
+    Raises:    CheckpointError if the file is damaged or foreign
+    """
+    tensors, metadata = load_tensors(file)
+    try:
+        return find(metadata["algorithm"]).from_saved(tensors, metadata, network=network, device=device)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file} does not hold an agent that this version of steepest reads: {error!r}"
+        ) from error

@@ -1,0 +1,257 @@
+"""What a run shows while it trains: a live display on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_REDRAW_SECONDS = 0.1
+_LINE_SECONDS = 5.0
+
+
+class Progress:
+    """Shows how a run is going; use it as a context manager around training.
+
+    On a terminal: a bar with steps, steps/s and remaining time, and below it the return and the algorithm's health
+    figures. Elsewhere: a plain line at most every 5 s, at every evaluation, and at the end. With several members
+    (rows of several seeds), the figures are means over the newest row of each.
+
+    Args:      total_steps, environment steps at which the run ends;
+               title, such as "ppo on CartPole-v1, seed 0";
+               stream, standard error by default, which keeps standard output for results;
+               start_step, where a resumed run begins, so that its rate counts its own steps only;
+               quiet, show nothing at all, notes included
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        title: str,
+        stream: TextIO | None = None,
+        start_step: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        self.total_steps = total_steps
+        self.title = title
+        self._stream = sys.stderr if stream is None else stream
+        self._start_step = start_step
+        self._quiet = quiet
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._evaluations: dict[int, Mapping[str, Any]] = {}
+        self._began = self._shown = -math.inf
+        self._stale = False
+        self._live: Any = None
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        if self._quiet:
+            return self
+        if self._stream.isatty():
+            from rich.console import Console  # 0.1 s that only a terminal needs
+            from rich.live import Live
+
+            console = Console(file=self._stream)
+            if not console.is_dumb_terminal:
+                # No refresh thread: it would compete with training; update() redraws.
+                self._live = Live(self._render(), console=console, auto_refresh=False)
+                self._live.start(refresh=True)
+                return self
+        self._print(self.title)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._render(), refresh=True)
+            self._live.stop()
+            self._live = None
+        elif self._stale and not self._quiet:
+            self._print_line({})
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        """Take in one row of metrics and show what is due."""
+        seed = int(row.get("seed", 0))
+        evaluation = {key: value for key, value in row.items() if key.startswith("eval/") and value is not None}
+        # Merged, because a row that only evaluates must not blank the training figures.
+        self._rows[seed] = {**self._rows.get(seed, {}), **row}
+        if evaluation:
+            self._evaluations[seed] = evaluation
+        if self._quiet:
+            return
+        now = time.monotonic()
+        self._stale = True
+        if self._live is not None:
+            if now - self._shown >= _REDRAW_SECONDS or evaluation:
+                self._shown = now
+                self._live.update(self._render(), refresh=True)
+        elif evaluation or now - self._shown >= _LINE_SECONDS:
+            self._shown = now
+            self._print_line(row if evaluation else {})
+
+    def note(self, text: str) -> None:
+        """Print a line of text, above the live display if there is one."""
+        if self._quiet:
+            return
+        if self._live is not None:
+            # As it stands: no markup, so that "[mujoco]" in a message is not taken for a style.
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            self._print(text)
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def _mean(self, key: str, rows: Mapping[int, Mapping[str, Any]] | None = None) -> float | None:
+        source = self._rows if rows is None else rows
+        values = [float(row[key]) for row in source.values() if row.get(key) is not None]
+        values = [value for value in values if math.isfinite(value)]
+        return sum(values) / len(values) if values else None
+
+    def _step(self) -> int:
+        return max((int(row["step"]) for row in self._rows.values()), default=self._start_step)
+
+    def _rate(self) -> float | None:
+        """Environment steps per second of all members together."""
+        rate = self._mean("time/steps_per_second")
+        if rate is None:
+            elapsed = time.monotonic() - self._began
+            rate = (self._step() - self._start_step) * self._members() / elapsed if elapsed > 0 else None
+        return rate if rate else None
+
+    def _remaining(self) -> str | None:
+        rate = self._rate()
+        left = max(0, self.total_steps - self._step()) * self._members()
+        return None if rate is None else _duration(left / rate)
+
+    def _members(self) -> int:
+        return max(1, len(self._rows))
+
+    # -- plain lines --------------------------------------------------------------------------------------------------
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def _print_line(self, evaluated: Mapping[str, Any]) -> None:
+        parts = [f"step {self._step():,}/{self.total_steps:,}"]
+        returns, loss = self._mean("train/return_mean"), self._mean("train/loss")
+        if returns is not None:
+            parts.append(f"return {returns:,.1f}")
+        elif loss is not None:
+            parts.append(f"loss {_number(loss)}")
+        if evaluated:
+            seed = f"seed {evaluated['seed']} " if len(self._rows) > 1 else ""
+            if "eval/loss" in evaluated:
+                parts.append(f"{seed}evaluation {_number(evaluated['eval/loss'])}")
+            else:
+                spread = _spread(evaluated.get("eval/return_mean"), evaluated.get("eval/return_std"))
+                parts.append(f"{seed}evaluation {spread}")
+        rate, remaining = self._rate(), self._remaining()
+        if rate is not None:
+            parts.append(f"{_rate_text(rate)} steps/s")
+        if remaining is not None and self._step() < self.total_steps:
+            parts.append(f"{remaining} left")
+        self._print("  ".join(parts))
+        self._stale = False
+
+    # -- live display -------------------------------------------------------------------------------------------------
+
+    def _render(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        step, rate, remaining = self._step(), self._rate(), self._remaining()
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(ratio=1)
+        for _ in range(3):
+            bar.add_column(justify="right", no_wrap=True)
+        bar.add_row(
+            ProgressBar(total=max(1, self.total_steps), completed=min(step, self.total_steps)),
+            f"{step:,} / {self.total_steps:,} steps",
+            f"{_rate_text(rate)} steps/s" if rate is not None else "",
+            f"{remaining} left" if remaining is not None else "",
+        )
+        figures = self._figures()
+        width = self._live.console.width if self._live is not None else 80
+        pairs = next((n for n in (4, 3, 2) if _grid_width(figures, n) <= width), 1)
+        grid = Table.grid(padding=(0, 1))
+        for _ in range(pairs):
+            grid.add_column(style="dim", no_wrap=True)
+            grid.add_column(justify="right", no_wrap=True)
+            grid.add_column(width=1)
+        for start in range(0, len(figures), pairs):
+            cells: list[str] = []
+            for name, text in figures[start : start + pairs]:
+                cells += [name, text, ""]
+            grid.add_row(*cells)
+        parts: list[RenderableType] = [Text(self.title, style="bold"), bar]
+        if figures:
+            parts.append(grid)
+        return Group(*parts)
+
+    def _figures(self) -> list[tuple[str, str]]:
+        loss = self._mean("train/loss")  # of trainers that play no episodes
+        figures = [
+            ("loss", _number(loss)) if loss is not None else ("return", _number(self._mean("train/return_mean"), 1))
+        ]
+        if any("train/episode_length_mean" in row for row in self._rows.values()):
+            figures.append(("episode length", _number(self._mean("train/episode_length_mean"), 0)))
+        if any("eval/loss" in row for row in self._evaluations.values()):
+            figures.append(("evaluation", _number(self._mean("eval/loss", self._evaluations))))
+        elif self._evaluations:
+            mean = self._mean("eval/return_mean", self._evaluations)
+            figures.append(("evaluation", _spread(mean, self._mean("eval/return_std", self._evaluations))))
+        health = dict.fromkeys(key for row in self._rows.values() for key in row if key.startswith("health/"))
+        for key in health:
+            figures.append((key.removeprefix("health/").replace("_", " "), _number(self._mean(key))))
+        return figures if self._rows else []
+
+
+def _grid_width(figures: list[tuple[str, str]], pairs: int) -> int:
+    """Characters that the figures take in ``pairs`` columns of label and value, with the gaps between."""
+    columns = [figures[start::pairs] for start in range(pairs)]
+    return sum(
+        max((len(name) for name, _ in column), default=0) + max((len(text) for _, text in column), default=0) + 4
+        for column in columns
+    )
+
+
+def _number(value: float | None, decimals: int | None = None) -> str:
+    """A figure that stays readable and keeps its width: "412.3", "0.0081", "3.2e-05", "-" when there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if decimals is not None:
+        return f"{value:,.{decimals}f}"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}" if size < 1e7 else f"{value:.2e}"
+    if size >= 10:
+        return f"{value:.1f}"
+    if size >= 0.001 or size == 0:
+        return f"{value:.4f}"
+    return f"{value:.1e}"
+
+
+def _rate_text(rate: float) -> str:
+    """Steps per second: whole ones, but for updates of a large model, which take seconds each."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
+def _spread(mean: float | None, std: float | None) -> str:
+    return _number(mean, 1) + (f" ± {_number(std, 1)}" if std is not None else "")
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds: "0:05", "12:34", "1:02:03"."""
+    total = round(seconds)
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

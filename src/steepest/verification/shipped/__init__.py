@@ -1,0 +1,1 @@
+"""Statements about shipped functions, one file per idea."""

@@ -1,0 +1,108 @@
+"""The surrogate with a KL penalty, and how its coefficient adapts (notes 1.10)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest import distributions, losses
+from steepest.exact import finite_mdp as mdps
+from steepest.verification.random_problems import Process, Recording, continuing, recording, undiscounted_episodic
+from steepest.verification.shipped.agents import episodes, expected_gradient
+from steepest.verification.shipped.distributions import F64
+from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.theorems import trust_region
+from steepest.verification.theorems.trust_region import KL_WEIGHT
+
+
+def _expected_penalised_loss(c: Process, theta: Tensor, *, printed: bool) -> Tensor:
+    """The penalised loss over states as visited and actions of the old policy, times 1 / (1 - gamma)."""
+    weight = mdps.discounted_visits(c.mdp, c.policy).unsqueeze(-1) * c.policy
+    old, new = distributions.Categorical(c.policy.log()), distributions.Categorical(torch.log_softmax(theta, -1))
+    kl = (new.kl(old) if printed else old.kl(new)).unsqueeze(-1)
+    advantage = mdps.advantage(c.mdp, c.policy)
+    return (weight * losses.penalised_surrogate_loss(new.log_probs, old.log_probs, advantage, kl, KL_WEIGHT)).sum()
+
+
+def _both(c: Process, theta: Tensor) -> Tensor:
+    """With KL(old || new), and with KL(new || old)."""
+    return torch.stack([_expected_penalised_loss(c, theta, printed=p) for p in (False, True)])
+
+
+def penalised_at_the_old_policy(c: Process) -> Sides:
+    """At the old policy the penalised surrogate has the gradient of the objective, whichever way round its KL is."""
+    slopes = [gradient(lambda x, i=i: _both(c, x)[i], c.theta) for i in (0, 1)]
+    return Sides(-torch.stack(slopes), torch.stack([c.gradient, c.gradient]))
+
+
+def _penalised(c: Process) -> Tensor:
+    """L_pi(pi') - beta E[KL] of both directions, by sums over states and actions."""
+    visits, old, new = mdps.discounted_visits(c.mdp, c.policy), c.policy, c.other
+    costs = torch.stack([visits @ (p * (p / q).log()).sum(-1) for p, q in ((old, new), (new, old))])
+    return trust_region.surrogate(c, new) - KL_WEIGHT * costs
+
+
+def penalised_at_a_distance(c: Process) -> Sides:
+    """E[ratio A - beta KL], KL(old || new) and KL(new || old), away from the old policy."""
+    return Sides(-_both(c, c.other_theta), _penalised(c))
+
+
+def penalised_the_wrong_way_round(c: Process) -> Sides:
+    """Negative control: each direction for the other."""
+    return Sides(-_both(c, c.other_theta), _penalised(c).flip(0))
+
+
+TARGET = 0.7
+"""Nats, in the middle of what ``recording`` draws."""
+
+
+def _adapted(r: Recording, target: float) -> Tensor:
+    """The coefficients after each of ten updates, from 1; the rewards' sizes serve as distances."""
+    kl_coef, rows = torch.tensor(1.0, dtype=F64), list[Tensor]()
+    for kl in r.reward.abs():
+        kl_coef = losses.adapt_kl_coef(kl_coef, kl, target)
+        rows.append(kl_coef)
+    return torch.stack(rows)
+
+
+def _counted(r: Recording) -> Tensor:
+    """2 to the number of updates that went too far less that of those that stayed too near."""
+    kl = r.reward.abs()
+    votes = (kl > 1.5 * TARGET).to(F64) - (1.5 * kl < TARGET).to(F64)
+    return 2.0 ** votes.cumsum(0)
+
+
+def adaptation(r: Recording) -> Sides:
+    """beta doubles after a KL above 1.5 d_targ and halves after one below d_targ / 1.5."""
+    return Sides(_adapted(r, TARGET), _counted(r))
+
+
+def adaptation_without_a_margin(r: Recording) -> Sides:
+    """Negative control: it doubles or halves after every update, whichever side of the target it ended on."""
+    return Sides(2.0 ** (r.reward.abs() - TARGET).sign().cumsum(0), _adapted(r, TARGET))
+
+
+def agent_with_exact_values(c: Process) -> Sides:
+    """The penalised algorithm's first gradient at gamma = 1, exact values, lambda = 0.7."""
+    value = mdps.state_value(c.mdp, c.policy)
+    return Sides(-expected_gradient("ppo_kl", c, episodes(c), value, gae_lambda=0.7)[0], c.gradient)
+
+
+_LOSS = "losses.penalised_surrogate_loss"
+_ADAPT = "losses.adapt_kl_coef"
+
+ROWS: tuple[Statement, ...] = (
+    Statement("1.10", "penalised loss at ratio 1: grad V", EQUALITY, continuing, penalised_at_the_old_policy, _LOSS),
+    Statement("1.10", "penalised loss = -(L - beta KL)", EQUALITY, continuing, penalised_at_a_distance, _LOSS),
+    Statement("1.10", "penalised loss, KLs exchanged", CONTROL, continuing, penalised_the_wrong_way_round, _LOSS),
+    Statement("1.10", "beta halves, doubles or stays", EQUALITY, recording, adaptation, _ADAPT),
+    Statement("1.10", "beta without a margin", CONTROL, recording, adaptation_without_a_margin, _ADAPT),
+    Statement(
+        "1.10",
+        "PPO-KL, gamma = 1, V exact, lambda 0.7",
+        EQUALITY,
+        undiscounted_episodic,
+        agent_with_exact_values,
+        "algorithms.ppo_kl.PPOKL.loss",
+    ),
+)

@@ -1,0 +1,266 @@
+"""The score function and the critics, in expectation over every trajectory (notes 1.2 to 1.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steepest import distributions, losses, numerics, returns
+from steepest.exact import finite_mdp as mdps
+from steepest.exact import gradients
+from steepest.exact.finite_mdp import softmax_policy
+from steepest.verification import random_problems
+from steepest.verification.random_problems import HORIZON, Process, episodic, undiscounted_episodic
+from steepest.verification.shipped.distributions import F64
+from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+
+# 1.2 to 1.6: the score function
+
+
+def score_gradient(
+    c: Process, advantage: Tensor, weight: Tensor | float = 1.0, paths: random_problems.Paths | None = None
+) -> Tensor:
+    """(S, A) what ``score_function_loss`` estimates: minus its expected gradient, over every trajectory (of pi)."""
+    paths = paths or c.paths
+
+    def expected_loss(theta: Tensor) -> Tensor:
+        policy = distributions.Categorical(torch.log_softmax(theta, -1)[paths.state[:-1]])
+        per_step = losses.score_function_loss(policy.log_prob(paths.action), advantage)
+        return paths.probability @ (per_step * weight * paths.valid).sum(0)
+
+    return -gradient(expected_loss, c.theta)
+
+
+def _flags(c: Process) -> tuple[Tensor, Tensor, Tensor]:
+    """terminated, truncated, valid."""
+    return c.paths.terminated, torch.zeros_like(c.paths.terminated), c.paths.valid
+
+
+def _to_go(c: Process) -> Tensor:
+    """(T, K) the shipped reward-to-go, without bootstrap."""
+    nothing = torch.zeros(c.paths.state.shape, dtype=F64)
+    return returns.reward_to_go(c.paths.reward, nothing, *_flags(c), c.mdp.gamma)
+
+
+def undiscounted_weighting(c: Process) -> Tensor:
+    """(S, A) what an estimator that leaves gamma^t out has for its mean."""
+    return gradients.undiscounted_weighting_gradient(c.mdp, softmax_policy, c.theta)
+
+
+def _here(c: Process, by_state: Tensor) -> Tensor:
+    """(T, K) a function of the state at every step."""
+    return by_state[c.paths.state[:-1]]
+
+
+def full_return(c: Process) -> Sides:
+    """E[(sum_t grad log pi) R(tau)] = grad V."""
+    return Sides(score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
+
+
+def _two_trajectories(c: Process, divisor: float) -> Tensor:
+    """(S, A) minus the expected gradient of the loss of two independent trajectories, over every pair of them."""
+
+    def expected_loss(theta: Tensor) -> Tensor:
+        policy = distributions.Categorical(torch.log_softmax(theta, -1)[c.paths.state[:-1]])
+        per_step = losses.score_function_loss(policy.log_prob(c.paths.action), c.returns.expand_as(c.paths.reward))
+        each = (per_step * c.paths.valid).sum(0)
+        pairs = (each.unsqueeze(0) + each.unsqueeze(1)) / divisor
+        return c.paths.probability @ pairs @ c.paths.probability
+
+    return -gradient(expected_loss, c.theta)
+
+
+def mean_over_trajectories(c: Process) -> Sides:
+    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2."""
+    return Sides(_two_trajectories(c, 2.0), c.gradient)
+
+
+def sum_over_trajectories(c: Process) -> Sides:
+    """Negative control: trajectories summed, as in the box, so that the step grows with their number."""
+    return Sides(_two_trajectories(c, 1.0), c.gradient)
+
+
+def reward_to_go(c: Process) -> Sides:
+    """E[sum_t gamma^t grad log pi G_t] = grad V."""
+    return Sides(score_gradient(c, _to_go(c), c.discounts), c.gradient)
+
+
+def reward_to_go_of_the_next_step(c: Process) -> Sides:
+    """Negative control: rewards counted from t + 1."""
+    return Sides(score_gradient(c, _to_go(c) - c.paths.reward, c.discounts), c.gradient)
+
+
+def undiscounted_states(c: Process) -> Sides:
+    """Without gamma^t on the states, the estimator has a mean of its own: plain visits in the theorem's sum."""
+    return Sides(score_gradient(c, _to_go(c)), undiscounted_weighting(c))
+
+
+def undiscounted_states_are_biased(c: Process) -> Sides:
+    """Negative control: that mean is not the gradient of the discounted objective."""
+    return Sides(score_gradient(c, _to_go(c)), c.gradient)
+
+
+def with_baseline(c: Process) -> Sides:
+    """E[sum_t gamma^t grad log pi (G_t - b(s_t))] = grad V, b arbitrary."""
+    return Sides(score_gradient(c, _to_go(c) - _here(c, c.baseline), c.discounts), c.gradient)
+
+
+def baseline_inside_the_sum(c: Process) -> Sides:
+    """Negative control: sum_{t' >= t} (r_t' - b(s_t')), as printed."""
+    b = _here(c, c.baseline) * c.paths.valid
+    inside = torch.stack([(c.discounts[: HORIZON - t] * b[t:]).sum(0) for t in range(HORIZON)])
+    return Sides(score_gradient(c, _to_go(c) - inside, c.discounts), c.gradient)
+
+
+def standardised(c: Process) -> Sides:
+    """Standardised advantages at gamma = 1: the shift is a baseline, so the gradient is divided and nothing else."""
+    weight = c.paths.probability * c.paths.valid * len(c.paths.probability)
+    g = _to_go(c)
+    mean = (weight * g).sum() / weight.sum()
+    deviation = ((weight * (g - mean).square()).sum() / weight.sum()).sqrt()
+    return Sides(score_gradient(c, numerics.standardize(g, weight, epsilon=0.0)), c.gradient / deviation)
+
+
+def exact_advantage(c: Process) -> Sides:
+    """E[sum_t gamma^t grad log pi A(s_t, a_t)] = grad V."""
+    a = mdps.advantage(c.mdp, c.policy)[c.paths.state[:-1], c.paths.action]
+    return Sides(score_gradient(c, a, c.discounts), c.gradient)
+
+
+def advantage_of_the_next_step(c: Process) -> Sides:
+    """Negative control: the advantage at t', a later step than the score's."""
+    a = mdps.advantage(c.mdp, c.policy)[c.paths.state[:-1], c.paths.action] * c.paths.valid
+    later = torch.cat([a[1:], torch.zeros_like(a[:1])])
+    return Sides(score_gradient(c, later, c.discounts), c.gradient)
+
+
+def _errors(c: Process, value: Tensor) -> Tensor:
+    """(T, K) the shipped TD errors for values by state."""
+    v = value[c.paths.state]
+    return returns.td_error(c.paths.reward, v[:-1], v[1:], c.paths.terminated, c.mdp.gamma)
+
+
+def td_error_as_advantage(c: Process) -> Sides:
+    """E[sum_t gamma^t grad log pi delta_t] = grad V where V is exact."""
+    return Sides(score_gradient(c, _errors(c, mdps.state_value(c.mdp, c.policy)), c.discounts), c.gradient)
+
+
+def _critic_gradient(c: Process, target: Callable[[Tensor], Tensor]) -> Tensor:
+    """(S,) the expected gradient of the value loss in tabular values, at the arbitrary baseline."""
+
+    def expected_loss(value: Tensor) -> Tensor:
+        per_step = losses.value_loss(value[c.paths.state[:-1]], target(value))
+        return c.paths.probability @ (per_step * c.paths.valid).sum(0)
+
+    return gradient(expected_loss, c.baseline)
+
+
+def _visits(c: Process) -> Tensor:
+    return mdps.expected_visits(c.mdp.with_gamma(1.0), c.policy)
+
+
+def value_pull(c: Process) -> Tensor:
+    """(S,) visits times (v - V^pi)."""
+    return _visits(c) * (c.baseline - mdps.state_value(c.mdp, c.policy))
+
+
+def monte_carlo_critic(c: Process) -> Sides:
+    """Regression on the reward-to-go pulls every state to its value, as hard as it is visited."""
+    return Sides(_critic_gradient(c, lambda _: _to_go(c)), value_pull(c))
+
+
+def bellman_pull(c: Process) -> Tensor:
+    """(S,) visits times (v - (r_pi + gamma P_pi v)), v = 0 where the process is over."""
+    v = torch.where(c.mdp.absorbing, 0.0, c.baseline)
+    backup = mdps.policy_reward(c.mdp, c.policy) + c.mdp.gamma * mdps.policy_transition(c.mdp, c.policy) @ v
+    return _visits(c) * (v - backup)
+
+
+def bootstrapped_critic(c: Process) -> Sides:
+    """Regression on r + gamma (1 - terminated) V(s'), held fixed, pulls every state to its Bellman backup."""
+    found = _critic_gradient(c, lambda v: _errors(c, v) + v[c.paths.state[:-1]])
+    return Sides(found, bellman_pull(c))
+
+
+def bootstrapped_critic_without_gamma(c: Process) -> Sides:
+    """Negative control: the target as printed, r + V(s'), without gamma or a terminal case."""
+    return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), bellman_pull(c))
+
+
+def bootstrapped_critic_past_the_end(c: Process) -> Sides:
+    """Negative control: a target that goes on after termination."""
+    found = _critic_gradient(c, lambda v: c.paths.reward + c.mdp.gamma * v[c.paths.state[1:]])
+    return Sides(found, bellman_pull(c))
+
+
+def target_not_held_fixed(c: Process) -> Sides:
+    """Negative control: the residual gradient, which differentiates the target too."""
+
+    def expected_loss(value: Tensor) -> Tensor:
+        return c.paths.probability @ (0.5 * _errors(c, value).square() * c.paths.valid).sum(0)
+
+    return Sides(gradient(expected_loss, c.baseline), bellman_pull(c))
+
+
+def off_policy_actor(c: Process) -> Sides:
+    """Off-PAC's actor: E_beta[gamma^t rho grad log pi delta] is the gradient with grad Q dropped, V being exact."""
+    return Sides(_off_policy_actor(c, _off_policy_errors(c)), _off_policy_right(c))
+
+
+def off_policy_actor_with_the_next_reward(c: Process) -> Sides:
+    """Negative control: delta_t with r_{t+1}, read in the indices of the other sections as the next step's reward."""
+    paths = c.other_paths
+    following = torch.cat([paths.reward[1:], torch.zeros_like(paths.reward[:1])])
+    return Sides(_off_policy_actor(c, _off_policy_errors(c) - paths.reward + following), _off_policy_right(c))
+
+
+def _off_policy_errors(c: Process) -> Tensor:
+    paths = c.other_paths
+    v = mdps.state_value(c.mdp, c.policy)[paths.state]
+    return returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
+
+
+def _off_policy_right(c: Process) -> Tensor:
+    return gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "discounted")
+
+
+def _off_policy_actor(c: Process, delta: Tensor) -> Tensor:
+    paths = c.other_paths
+    ratio = (c.policy / c.other)[paths.state[:-1], paths.action]
+    return score_gradient(c, ratio * delta, c.discounts, paths)
+
+
+# The rows
+
+_SCORE = "losses.score_function_loss"
+_VALUE = "losses.value_loss"
+_TD = "returns.td_error"
+
+ROWS: tuple[Statement, ...] = (
+    Statement("1.2", "full return", EQUALITY, episodic, full_return, _SCORE),
+    Statement("1.2", "mean over two trajectories", EQUALITY, episodic, mean_over_trajectories, _SCORE),
+    Statement("1.2", "trajectories summed, not averaged", CONTROL, episodic, sum_over_trajectories, _SCORE),
+    Statement("1.2", "gamma = 1", EQUALITY, undiscounted_episodic, full_return, _SCORE),
+    Statement("1.3", "reward-to-go with gamma^t", EQUALITY, episodic, reward_to_go, "returns.reward_to_go"),
+    Statement(
+        "1.3", "reward-to-go at gamma = 1", EQUALITY, undiscounted_episodic, reward_to_go, "returns.reward_to_go"
+    ),
+    Statement("1.3", "rewards from t + 1", CONTROL, episodic, reward_to_go_of_the_next_step, "returns.reward_to_go"),
+    Statement("1.3", "states without gamma^t: their own sum", EQUALITY, episodic, undiscounted_states, _SCORE),
+    Statement("1.3", "states without gamma^t: the gradient", CONTROL, episodic, undiscounted_states_are_biased, _SCORE),
+    Statement("1.4", "baseline b(s_t), arbitrary", EQUALITY, episodic, with_baseline, _SCORE),
+    Statement("1.4", "baseline b(s_t') inside the sum", CONTROL, episodic, baseline_inside_the_sum, _SCORE),
+    Statement("1.5", "advantage of step t", EQUALITY, episodic, exact_advantage, _SCORE),
+    Statement("1.5", "advantage of a later step t'", CONTROL, episodic, advantage_of_the_next_step, _SCORE),
+    Statement("1.5", "TD error as advantage, V exact", EQUALITY, episodic, td_error_as_advantage, _TD),
+    Statement("1.5", "standardised advantages", EQUALITY, undiscounted_episodic, standardised, "numerics.standardize"),
+    Statement("1.5", "Monte-Carlo critic", EQUALITY, episodic, monte_carlo_critic, _VALUE),
+    Statement("1.5", "bootstrapped critic, target fixed", EQUALITY, episodic, bootstrapped_critic, _VALUE),
+    Statement("1.5", "target without gamma", CONTROL, episodic, bootstrapped_critic_without_gamma, _VALUE),
+    Statement("1.5", "target past the end", CONTROL, episodic, bootstrapped_critic_past_the_end, _VALUE),
+    Statement("1.5", "target not held fixed", CONTROL, episodic, target_not_held_fixed, _TD),
+    Statement("1.6", "Off-PAC's actor, V exact", EQUALITY, episodic, off_policy_actor, _TD),
+    Statement("1.6", "reward of the next step", CONTROL, episodic, off_policy_actor_with_the_next_reward, _TD),
+)

@@ -1,0 +1,207 @@
+"""Reward models and direct preference optimisation (notes 2.2.1 and 2.2.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from steepest import losses
+from steepest.exact import language as languages
+from steepest.exact import preferences as exact_preferences
+from steepest.verification.random_problems import Preferences, preferences
+from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+
+F64 = torch.float64
+
+
+def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, R, 1) and (P, 1, R): the first and the second response of every pair."""
+    return x.unsqueeze(-1), x.unsqueeze(-2)
+
+
+def _drawn_mean(p: Preferences, per_pair: Tensor) -> Tensor:
+    """The mean of (P, R, R) over prompts, and over pairs drawn from the reference."""
+    weight = exact_preferences.pair_weights(p.log_reference)
+    return languages.prompt_mean(p.language, (weight * per_pair).sum((-2, -1)))
+
+
+def _value_and_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    return torch.cat([function(at).reshape(1), gradient(function, at).flatten()])
+
+
+def reward_loss(p: Preferences) -> Sides:
+    """Over all pairs, as they are drawn and labelled, the Bradley-Terry loss and its gradient are the population's."""
+    preference = exact_preferences.preference_probs(p.score)
+    model = torch.sin(5.0 * p.score)
+
+    def shipped(score: Tensor) -> Tensor:
+        first, second = _pairs(score)
+        won, lost = losses.bradley_terry_loss(first, second), losses.bradley_terry_loss(second, first)
+        return _drawn_mean(p, preference * won + (1.0 - preference) * lost)
+
+    def exact(score: Tensor) -> Tensor:
+        return exact_preferences.preference_loss(
+            p.language, score, preference, exact_preferences.pair_weights(p.log_reference)
+        )
+
+    return Sides(_value_and_slope(shipped, model), _value_and_slope(exact, model))
+
+
+def reward_loss_invariant(p: Preferences) -> Sides:
+    """A function of the prompt added to the reward changes no loss."""
+    one, other = (losses.bradley_terry_loss(*_pairs(r)) for r in (p.score + p.shift, p.score))
+    return Sides(one, other)
+
+
+PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def _over_pairs(p: Preferences, loss: PairLoss, preference: Tensor) -> Callable[[Tensor], Tensor]:
+    """The expectation of a loss over pairs and labels, as a function of the policy's table."""
+
+    def expected(table: Tensor) -> Tensor:
+        first, second = _pairs(languages.response_log_probs(p.language, table))
+        ref_first, ref_second = _pairs(p.log_reference)
+        won, lost = loss(first, second, ref_first, ref_second), loss(second, first, ref_second, ref_first)
+        return _drawn_mean(p, preference * won + (1.0 - preference) * lost)
+
+    return expected
+
+
+def _population(p: Preferences) -> Callable[[Tensor], Tensor]:
+    preference = exact_preferences.preference_probs(p.score)
+
+    def exact(table: Tensor) -> Tensor:
+        log_prob = languages.response_log_probs(p.language, table)
+        return exact_preferences.dpo_loss(p.language, log_prob, p.log_reference, preference, p.kl_coef)
+
+    return exact
+
+
+def _dpo(p: Preferences) -> Callable[[Tensor], Tensor]:
+    preference = exact_preferences.preference_probs(p.score)
+    return _over_pairs(p, lambda a, b, c, d: losses.dpo_loss(a, b, c, d, p.kl_coef), preference)
+
+
+def dpo_over_pairs(p: Preferences) -> Sides:
+    """Over all pairs, as they are drawn and labelled, the DPO loss and its gradient are the population's."""
+    return Sides(_value_and_slope(_dpo(p), p.logits), _value_and_slope(_population(p), p.logits))
+
+
+def dpo_swapped(p: Preferences) -> Sides:
+    """Negative control: chosen and rejected exchanged."""
+    preference = 1.0 - exact_preferences.preference_probs(p.score)
+    wrong = _over_pairs(p, lambda a, b, c, d: losses.dpo_loss(a, b, c, d, p.kl_coef), preference)
+    return Sides(gradient(wrong, p.logits), gradient(_population(p), p.logits))
+
+
+def dpo_without_the_reference(p: Preferences) -> Sides:
+    """Negative control: log-probabilities taken for log-ratios."""
+    preference = exact_preferences.preference_probs(p.score)
+    wrong = _over_pairs(
+        p, lambda a, b, c, d: losses.dpo_loss(a, b, torch.zeros_like(c), torch.zeros_like(d), p.kl_coef), preference
+    )
+    return Sides(gradient(wrong, p.logits), gradient(_population(p), p.logits))
+
+
+def dpo_at_rest(p: Preferences) -> Sides:
+    """pi* of Lemma 7 is where DPO comes to rest."""
+    optimum = languages.policy_logits(p.language, p.log_optimum)
+    slope = gradient(_dpo(p), optimum)
+    return Sides(slope, torch.zeros_like(slope), scale=float(gradient(_dpo(p), p.logits).norm()))
+
+
+def dpo_at_the_reference(p: Preferences) -> Sides:
+    """Where the policy is the reference every pair's loss is ln 2."""
+    four = (*_pairs(p.log_reference), *_pairs(p.log_reference))
+    loss = losses.dpo_loss(*four, p.kl_coef)
+    return Sides(loss, torch.full_like(loss, math.log(2.0)))
+
+
+def dpo_margins(p: Preferences) -> Sides:
+    """At pi* the margins that are reported are the differences of the true reward, whatever f(x) is added to it."""
+    metrics = losses.preference_metrics(*_pairs(p.log_optimum), *_pairs(p.log_reference), p.kl_coef)
+    first, second = _pairs(p.score + p.shift)
+    return Sides(metrics["rewards/margins"], first - second)
+
+
+def soft_labels(p: Preferences) -> Sides:
+    """Smoothing by 1 - p(y1 > y2|x) of each pair is DPO on soft labels."""
+    eps = 1.0 - exact_preferences.preference_probs(p.score)
+
+    def soft(table: Tensor) -> Tensor:
+        four = (*_pairs(languages.response_log_probs(p.language, table)), *_pairs(p.log_reference))
+        return _drawn_mean(p, losses.smoothed_dpo_loss(*four, p.kl_coef, eps))
+
+    return Sides(_value_and_slope(soft, p.logits), _value_and_slope(_population(p), p.logits))
+
+
+_FLIPS = 0.2
+
+
+def _flipped(p: Preferences, loss: PairLoss) -> Sides:
+    """The gradient on labels of which a fifth are wrong, beside that of DPO on the true ones."""
+    preference = exact_preferences.preference_probs(p.score)
+    observed = (1.0 - _FLIPS) * preference + _FLIPS * (1.0 - preference)
+    found = gradient(_over_pairs(p, loss, observed), p.logits)
+    return Sides(found, gradient(_population(p), p.logits))
+
+
+def robust_undoes_flips(p: Preferences) -> Sides:
+    """The robust loss undoes wrong labels on average."""
+    return _flipped(p, lambda a, b, c, d: losses.robust_dpo_loss(a, b, c, d, p.kl_coef, _FLIPS))
+
+
+def smoothing_does_not(p: Preferences) -> Sides:
+    """Negative control: the smoothed loss does not."""
+    return _flipped(p, lambda a, b, c, d: losses.smoothed_dpo_loss(a, b, c, d, p.kl_coef, _FLIPS))
+
+
+def ipo_at_rest(p: Preferences) -> Sides:
+    """A pair labelled with probability p is at rest for IPO where its margin is (2p - 1) / (2 beta)."""
+    preference = exact_preferences.preference_probs(p.score)
+    best = (2.0 * preference - 1.0) / (2.0 * p.kl_coef)
+
+    def expected(h: Tensor) -> Tensor:
+        zero = torch.zeros_like(h)
+        won = losses.ipo_loss(h, zero, zero, zero, p.kl_coef)
+        return (preference * won + (1.0 - preference) * losses.ipo_loss(zero, h, zero, zero, p.kl_coef)).sum()
+
+    slope = gradient(expected, best)
+    return Sides(slope, torch.zeros_like(slope), scale=float(gradient(expected, torch.zeros_like(best)).norm()))
+
+
+def implicit_reward(p: Preferences) -> Sides:
+    """The implicit reward of pi*, plus beta log Z(x), is the reward."""
+    found = losses.implicit_reward(p.log_optimum, p.log_reference, p.kl_coef)
+    return Sides(found + p.kl_coef * p.partition.log().unsqueeze(-1), p.score)
+
+
+# The rows
+
+_BT = "losses.bradley_terry_loss"
+_DPO = "losses.dpo_loss"
+_SMOOTHED = "losses.smoothed_dpo_loss"
+_ROBUST = "losses.robust_dpo_loss"
+_METRICS = "losses.preference_metrics"
+
+ROWS: tuple[Statement, ...] = (
+    Statement("2.2.1", "L_R over all pairs, value and gradient", EQUALITY, preferences, reward_loss, _BT),
+    Statement("2.2.1", "L_R of r + f(x)", EQUALITY, preferences, reward_loss_invariant, _BT),
+    Statement("2.2.2", "L_DPO over all pairs, value and gradient", EQUALITY, preferences, dpo_over_pairs, _DPO),
+    Statement("2.2.2", "L_DPO, chosen and rejected exchanged", CONTROL, preferences, dpo_swapped, _DPO),
+    Statement("2.2.2", "L_DPO without the reference", CONTROL, preferences, dpo_without_the_reference, _DPO),
+    Statement("2.2.2", "L_DPO is at rest at pi*", EQUALITY, preferences, dpo_at_rest, _DPO),
+    Statement("2.2.2", "L_DPO = ln 2 at the reference", EQUALITY, preferences, dpo_at_the_reference, _DPO),
+    Statement("2.2.2", "margins of pi* = differences of r + f(x)", EQUALITY, preferences, dpo_margins, _METRICS),
+    Statement("2.2.2", "smoothed DPO with soft labels", EQUALITY, preferences, soft_labels, _SMOOTHED),
+    Statement("2.2.2", "robust DPO undoes flipped labels", EQUALITY, preferences, robust_undoes_flips, _ROBUST),
+    Statement("2.2.2", "smoothed DPO undoes flipped labels", CONTROL, preferences, smoothing_does_not, _SMOOTHED),
+    Statement("2.2.2", "IPO is at rest at (2p - 1)/(2 beta)", EQUALITY, preferences, ipo_at_rest, "losses.ipo_loss"),
+    Statement(
+        "2.2.2", "r = implicit reward + beta log Z", EQUALITY, preferences, implicit_reward, "losses.implicit_reward"
+    ),
+)

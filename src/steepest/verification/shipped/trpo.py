@@ -1,0 +1,323 @@
+"""TRPO's own update, on a batch that holds every state and action once (notes 1.10)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest import losses, numerics
+from steepest.algorithms.trpo import TRPO, TRPOConfig
+from steepest.exact import finite_mdp as mdps
+from steepest.exact import gradients
+from steepest.exact.finite_mdp import softmax_policy
+from steepest.types import ActionSpec, ObsField, ObsSpec
+from steepest.verification.random_problems import Process, continuing
+from steepest.verification.shipped.agents import differentiated
+from steepest.verification.shipped.distributions import F64
+from steepest.verification.statement import CONTROL, EQUALITY, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.theorems import trust_region
+
+MAX_KL = 0.01
+"""Nats: the usual trust region."""
+
+WIDE_KL = 0.1
+"""Nats: so far that the quadratic model is wrong by some per cent, on many problems to the wrong side."""
+
+ITERATIONS = 20
+"""Twice the rank of the Fisher matrix, for what rounding leaves over."""
+
+
+@cache
+def _agent(states: int, actions: int) -> TRPO:
+    """An agent in float64 without hidden layers: its logits are a table, with a bias beside it."""
+    obs = ObsSpec((ObsField("obs", "vector", (states,), "float32"),), is_dict=False)
+    config = TRPOConfig(hidden_sizes=(), min_probability=0.0, normalize_advantage=False, minibatches=1)
+    agent = TRPO(config, obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))
+    agent.module.double()
+    return agent
+
+
+class Setting(NamedTuple):
+    """An agent that is the process's policy, and its states and actions as often as they are met, d^pi(s) pi(a|s)."""
+
+    agent: TRPO
+    state: dict[str, Tensor]
+    batch: dict[str, Tensor]
+    hyper: dict[str, Tensor]
+
+
+def setting(c: Process, theta: Tensor, max_kl: float = MAX_KL, *, checked: bool = False) -> Setting:
+    """The agent with logits theta; batch and advantages are those of the process's policy."""
+    states, actions = c.theta.shape
+    agent = _agent(states, actions)
+    parameters = {
+        "policy_head.weight": theta.T,
+        "policy_head.bias": torch.zeros(actions, dtype=F64),
+        "value_head.weight": c.baseline.unsqueeze(0),
+        "value_head.bias": torch.zeros(1, dtype=F64),
+    }
+    weight = mdps.state_distribution(c.mdp, c.policy).unsqueeze(-1) * c.policy
+    batch = {
+        "obs/obs": torch.eye(states, dtype=F64).repeat_interleave(actions, 0),
+        "action": torch.arange(actions).repeat(states),
+        "log_prob": c.policy.log().flatten(),
+        "old_policy/log_probs": c.policy.log().repeat_interleave(actions, 0),
+        "advantage": mdps.advantage(c.mdp, c.policy).flatten(),
+        "weight": 10.0 * weight.flatten(),  # a mean divides by the sum of the weights, but by no less than 1
+    }
+    numbers = {
+        "max_kl": max_kl,
+        "cg_damping": 0.0,
+        "backtrack": 0.8,
+        "least_improvement": 0.0 if checked else -torch.inf,
+        "kl_limit": max_kl if checked else torch.inf,
+    }
+    hyper = {k: torch.tensor(x, dtype=F64) for k, x in numbers.items()}
+    return Setting(agent, {"params": agent.layout.flatten(parameters)}, batch, hyper)
+
+
+def logits(at: Setting, vector: Tensor) -> Tensor:
+    """(S, A) the table of log-probabilities that a parameter vector stands for."""
+    parameters = at.agent.layout.unflatten(vector)
+    return torch.log_softmax(parameters["policy_head.weight"].T + parameters["policy_head.bias"], -1)
+
+
+def step(at: Setting) -> Tensor:
+    """The agent's step: gradient, conjugate gradients, scale."""
+    system, _ = at.agent.policy_gradient(differentiated, at.state, at.batch, at.hyper)
+    slope = system.residual
+    system = at.agent.solve(system, at.state, at.batch, at.hyper, ITERATIONS)
+    return at.agent.scale(system, slope, at.state, at.hyper)[0]
+
+
+def updated(at: Setting, trials: int = 20) -> Tensor:
+    """The parameter vector after the step and its search."""
+    return searched(at, step(at), trials)
+
+
+def searched(at: Setting, direction: Tensor, trials: int = 40) -> Tensor:
+    """The parameter vector after a search along any direction."""
+    search = numerics.line_search_start(at.state["params"])
+    for _ in range(trials):
+        search = at.agent.search(search, direction, at.state, at.batch, at.hyper)
+    return search.point
+
+
+def _exact_step(c: Process, max_kl: float = MAX_KL) -> Tensor:
+    """(S, A) the exact natural step in logits, from the gradient by automatic differentiation."""
+    weight = mdps.state_distribution(c.mdp, c.policy)
+    return gradients.natural_step(c.gradient, gradients.fisher_matrix(weight, softmax_policy, c.theta), max_kl)
+
+
+def _divergence(c: Process, log_policy: Tensor) -> Tensor:
+    """E_{s~d^pi} KL(pi || the policy of these log-probabilities)."""
+    weight = mdps.state_distribution(c.mdp, c.policy)
+    return weight @ (c.policy * (c.policy.log() - log_policy)).sum(-1)
+
+
+# The surrogate
+
+
+def _expected_surrogate(c: Process, theta: Tensor) -> Tensor:
+    weight = mdps.discounted_visits(c.mdp, c.policy).unsqueeze(-1) * c.policy
+    log_prob = torch.log_softmax(theta, -1)
+    return (weight * losses.surrogate_objective(log_prob, c.policy.log(), mdps.advantage(c.mdp, c.policy))).sum()
+
+
+def surrogate(c: Process) -> Sides:
+    """E_{s~d^pi, a~pi}[rho A] / (1 - gamma) = L_pi(pi')."""
+    return Sides(_expected_surrogate(c, c.other_theta), trust_region.surrogate(c, c.other))
+
+
+def surrogate_at_the_old_policy(c: Process) -> Sides:
+    """Its gradient at the old policy is that of the objective."""
+    return Sides(gradient(lambda theta: _expected_surrogate(c, theta), c.theta), c.gradient)
+
+
+def surrogate_away_from_it(c: Process) -> Sides:
+    """Negative control: elsewhere it is not."""
+    right = gradients.objective_gradient(c.mdp, softmax_policy, c.other_theta)
+    return Sides(gradient(lambda theta: _expected_surrogate(c, theta), c.other_theta), right)
+
+
+# The Fisher matrix
+
+
+def _any_vector(c: Process, at: Setting) -> Tensor:
+    """A parameter vector that has nothing to do with the gradient."""
+    v = torch.zeros_like(at.state["params"])
+    parts = at.agent.layout.unflatten(v)
+    parts["policy_head.weight"].copy_(c.function.T)
+    parts["policy_head.bias"].copy_(c.other_theta[0])
+    return v
+
+
+def _product(c: Process, theta: Tensor) -> Tensor:
+    """(S + 1, A) F v by the agent with logits theta: the table's rows, then the bias."""
+    at = setting(c, theta)
+    v = _any_vector(c, at)
+    found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(v))
+    return torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
+
+
+def _dense_product(c: Process) -> Tensor:
+    """The same by the dense matrix at the process's policy, scores enumerated."""
+    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
+    product = (fisher @ (c.function + c.other_theta[0]).flatten()).view_as(c.theta)
+    return torch.cat([product, product.sum(0, keepdim=True)])
+
+
+def fisher_vector_product(c: Process) -> Sides:
+    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v."""
+    return Sides(_product(c, c.theta), _dense_product(c))
+
+
+def fisher_of_another_policy(c: Process) -> Sides:
+    """Negative control: at pi', the curvature of KL(pi' || .), which is another than that at pi."""
+    return Sides(_product(c, c.other_theta), _dense_product(c))
+
+
+# The step
+
+
+def natural_step(c: Process) -> Sides:
+    """The full step is the exact natural step, in log-probabilities: the Fisher matrix is singular, in logits."""
+    at = setting(c, c.theta)
+    return Sides(logits(at, updated(at, 1)), torch.log_softmax(c.theta + _exact_step(c), -1))
+
+
+def step_of_the_gradient(c: Process) -> Sides:
+    """Negative control: the gradient itself, as long by the quadratic model, is another step."""
+    at = setting(c, c.theta)
+    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
+    g = c.gradient.flatten()
+    plain = (c.gradient.flatten() * torch.sqrt(2.0 * MAX_KL / (g @ fisher @ g))).view_as(c.theta)
+    return Sides(logits(at, updated(at, 1)) - c.policy.log(), torch.log_softmax(c.theta + plain, -1) - c.policy.log())
+
+
+def step_without_the_root(c: Process) -> Sides:
+    """Negative control: 2 delta / x.F x instead of its root."""
+    at = setting(c, c.theta)
+    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
+    unit = _exact_step(c, 0.5)  # of length 1 in the Fisher metric: sqrt(1 / g.F^+ g) F^+ g
+    length = torch.sqrt(c.gradient.flatten() @ torch.linalg.pinv(fisher, hermitian=True) @ c.gradient.flatten())
+    wrong = unit * 2.0 * MAX_KL / length
+    return Sides(logits(at, updated(at, 1)) - c.policy.log(), torch.log_softmax(c.theta + wrong, -1) - c.policy.log())
+
+
+# The search
+
+
+def divergence_after_the_search(c: Process) -> Sides:
+    """KL(pi_old || pi) <= delta after the search, however wrong the quadratic model is."""
+    at = setting(c, c.theta, WIDE_KL, checked=True)
+    return Sides(_divergence(c, logits(at, updated(at))), torch.tensor(WIDE_KL, dtype=F64))
+
+
+def improvement_after_the_search(c: Process) -> Sides:
+    """L_pi(pi) = 0 <= L_pi(pi_new) after a search both ways along any line, one of which leads down at first.
+
+    Shifted by 1, as a ratio needs a right side that is not 0.
+    """
+    at = setting(c, c.theta, WIDE_KL, checked=True)
+    line = _any_vector(c, at)
+    gains = torch.stack([trust_region.surrogate(c, logits(at, searched(at, way * line)).exp()) for way in (1.0, -1.0)])
+    return Sides(torch.ones_like(gains), 1.0 + gains)
+
+
+def downhill_search(c: Process) -> Sides:
+    """Backwards along the natural step every trial lowers L, within the trust region too: the policy stays.
+
+    Here the step is that of the advantages, and tilting a policy against them lowers their mean at any length.
+    """
+    at = setting(c, c.theta, checked=True)
+    return Sides(logits(at, searched(at, -step(at))), c.policy.log())
+
+
+def downhill_within_the_trust_region(c: Process) -> Sides:
+    """Negative control: by its KL alone a trial on the way back would have been taken."""
+    at = setting(c, c.theta, checked=True)
+    unchecked = at._replace(hyper={**at.hyper, "least_improvement": torch.tensor(-torch.inf, dtype=F64)})
+    return Sides(logits(at, searched(unchecked, -step(at))), logits(at, searched(at, -step(at))))
+
+
+def _failing(c: Process) -> Setting:
+    """A search in which no trial is acceptable: a divergence below zero is asked for."""
+    at = setting(c, c.theta, checked=True)
+    return at._replace(hyper={**at.hyper, "kl_limit": torch.tensor(-1.0, dtype=F64)})
+
+
+def failed_search(c: Process) -> Sides:
+    """A failed search leaves the policy as it was."""
+    at = _failing(c)
+    return Sides(logits(at, updated(at)), c.policy.log())
+
+
+def failed_search_without_restoring(c: Process) -> Sides:
+    """Negative control: the last trial, kept although it was refused."""
+    at = _failing(c)
+    last = at.state["params"] + 0.8**4 * step(at)
+    return Sides(logits(at, last), logits(at, updated(at, 5)))
+
+
+# The rows
+
+_TRPO = "algorithms.trpo.TRPO"
+_SURROGATE = "losses.surrogate_objective"
+
+ROWS: tuple[Statement, ...] = (
+    Statement("1.10", "E[rho A]/(1 - gamma) = L(pi')", EQUALITY, continuing, surrogate, _SURROGATE),
+    Statement(
+        "1.10", "grad E[rho A] at pi' = pi: grad V", EQUALITY, continuing, surrogate_at_the_old_policy, _SURROGATE
+    ),
+    Statement("1.10", "grad E[rho A] elsewhere: grad V", CONTROL, continuing, surrogate_away_from_it, _SURROGATE),
+    Statement(
+        "1.10",
+        "Fisher-vector product = dense Fisher matrix",
+        EQUALITY,
+        continuing,
+        fisher_vector_product,
+        f"{_TRPO}.fisher",
+    ),
+    Statement(
+        "1.10",
+        "Fisher matrix of another policy",
+        CONTROL,
+        continuing,
+        fisher_of_another_policy,
+        f"{_TRPO}.fisher",
+    ),
+    Statement("1.10", "TRPO's full step = exact natural step", EQUALITY, continuing, natural_step, f"{_TRPO}.scale"),
+    Statement("1.10", "natural step = gradient step", CONTROL, continuing, step_of_the_gradient, f"{_TRPO}.solve"),
+    Statement("1.10", "step length without its root", CONTROL, continuing, step_without_the_root, f"{_TRPO}.scale"),
+    Statement(
+        "1.10",
+        "KL(old||new) <= delta, searched",
+        INEQUALITY,
+        continuing,
+        divergence_after_the_search,
+        f"{_TRPO}.search",
+    ),
+    Statement("1.10", "L(new) >= 0, searched", INEQUALITY, continuing, improvement_after_the_search, f"{_TRPO}.search"),
+    Statement("1.10", "a step downhill is refused", EQUALITY, continuing, downhill_search, f"{_TRPO}.search"),
+    Statement(
+        "1.10",
+        "a step downhill, by its KL alone",
+        CONTROL,
+        continuing,
+        downhill_within_the_trust_region,
+        f"{_TRPO}.search",
+    ),
+    Statement("1.10", "a failed search changes nothing", EQUALITY, continuing, failed_search, f"{_TRPO}.search"),
+    Statement(
+        "1.10",
+        "a failed search left at its last trial",
+        CONTROL,
+        continuing,
+        failed_search_without_restoring,
+        f"{_TRPO}.search",
+    ),
+)

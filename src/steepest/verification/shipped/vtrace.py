@@ -1,0 +1,154 @@
+"""V-trace: the correction for data of another policy (beside the notes; Espeholt et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest import returns
+from steepest.exact import finite_mdp as mdps
+from steepest.verification.random_problems import HORIZON, Process, Recording, episodic, recording
+from steepest.verification.shipped.distributions import F64, normal_draws
+from steepest.verification.statement import CONTROL, EQUALITY, INEQUALITY, Sides, Statement
+from steepest.verification.theorems import trust_region
+
+TRACE_DECAY = 0.7
+RHO_BAR, C_BAR = 1.2, 0.8
+
+
+class OffPolicy(NamedTuple):
+    """A recording of another policy's steps, and how much likelier the policy at hand finds each of them."""
+
+    recording: Recording
+    log_ratio: Tensor  # (T,) nats
+
+
+@lru_cache(maxsize=256)
+def off_policy(seed: int) -> OffPolicy:
+    """Ten steps; ratios on both sides of the bars."""
+    r = recording(seed)
+    return OffPolicy(r, normal_draws(seed, 27)(len(r.reward)))
+
+
+def _vtrace(r: Recording, log_ratio: Tensor) -> returns.VTrace:
+    never = torch.zeros_like(r.reward, dtype=torch.bool)
+    arguments = (log_ratio, r.reward, r.value, never, never, ~never, r.gamma, r.trace_decay)
+    return returns.vtrace(*arguments, RHO_BAR, C_BAR)
+
+
+def on_policy(r: Recording) -> Sides:
+    """With ratios of 1 the target is the lambda-return, and both q - V and the advantage are GAE."""
+    never = torch.zeros_like(r.reward, dtype=torch.bool)
+    flags = (never, never, ~never)
+    found = returns.vtrace(never.to(F64), r.reward, r.value, *flags, r.gamma, r.trace_decay)
+    errors, value = trust_region.summed_errors(r), r.value[:-1]
+    left = torch.stack([found.target - value, found.q_value - value, found.advantage])
+    return Sides(left, errors.expand_as(left))
+
+
+def _defining_sum(o: OffPolicy) -> Tensor:
+    """(T,) V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k}."""
+    r, ratio = o.recording, o.log_ratio.exp()
+    weighted = torch.minimum(ratio, torch.tensor(RHO_BAR, dtype=F64)) * r.delta
+    shrink = r.gamma * r.trace_decay * torch.minimum(ratio, torch.tensor(C_BAR, dtype=F64))
+    steps = len(r.reward)
+    rows = [sum(shrink[t:k].prod() * weighted[k] for k in range(t, steps)) + r.value[t] for t in range(steps)]
+    return torch.stack([torch.as_tensor(x) for x in rows])
+
+
+def defining_sum(o: OffPolicy) -> Sides:
+    """v_t = V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k}."""
+    return Sides(_vtrace(o.recording, o.log_ratio).target, _defining_sum(o))
+
+
+def ratio_of_the_next_step(o: OffPolicy) -> Sides:
+    """Negative control: every step weighted by the ratio of the step after it."""
+    return Sides(_vtrace(o.recording, o.log_ratio.roll(-1)).target, _defining_sum(o))
+
+
+def _expected(c: Process, value: Tensor, rho_bar: float) -> tuple[Tensor, Tensor]:
+    """E_mu[v_t | s_t] (S,) and E_mu[q_t | s_t, a_t] (S, A) over the trajectories of mu = pi'; 0 in the absorbing state.
+
+    What the absorbing state is thought to be worth must not matter, so it is thought to be worth something.
+    """
+    paths = c.other_paths
+    value = torch.where(c.mdp.absorbing, c.baseline, value)
+    log_ratio = (c.policy.log() - c.other.log())[paths.state[:-1], paths.action]
+    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
+    found = returns.vtrace(
+        log_ratio, paths.reward, value[paths.state], *flags, c.mdp.gamma, TRACE_DECAY, rho_bar, C_BAR
+    )
+    pair = (paths.state[:-1] * c.mdp.num_actions + paths.action).flatten()
+    weight = (paths.valid * paths.probability.expand(HORIZON, -1)).flatten()
+    nothing = torch.zeros(c.mdp.num_states * c.mdp.num_actions, dtype=F64)
+    shape = (c.mdp.num_states, c.mdp.num_actions)
+    seen, target, q = (
+        nothing.index_add(0, pair, torch.where(weight > 0.0, weight * x.flatten(), 0.0)).view(shape)
+        for x in (torch.ones_like(paths.reward), found.target, found.q_value)
+    )
+    return target.sum(-1) / seen.sum(-1).clamp(min=1e-300), q / seen.clamp(min=1e-300)
+
+
+def _clipped_policy(c: Process, rho_bar: float) -> Tensor:
+    """(S, A) pi_rho ~ min(rho_bar mu, pi)."""
+    lower = torch.minimum(rho_bar * c.other, c.policy)
+    return lower / lower.sum(-1, keepdim=True)
+
+
+def fixed_point(c: Process) -> Sides:
+    """E_mu[v_t | s] = V(s) for the value of pi_rho(a|s) ~ min(rho_bar mu(a|s), pi(a|s))."""
+    value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
+    return Sides(_expected(c, value, RHO_BAR)[0], value)
+
+
+def fixed_point_of_q(c: Process) -> Sides:
+    """There E_mu[q_t | s, a] is the action value of pi_rho."""
+    policy = _clipped_policy(c, RHO_BAR)
+    return Sides(_expected(c, mdps.state_value(c.mdp, policy), RHO_BAR)[1], mdps.action_value(c.mdp, policy))
+
+
+def fixed_point_unclipped(c: Process) -> Sides:
+    """Without a bound on rho the fixed point is V^pi, whatever bounds c."""
+    value = mdps.state_value(c.mdp, c.policy)
+    return Sides(_expected(c, value, math.inf)[0], value)
+
+
+def fixed_point_of_the_policy(c: Process) -> Sides:
+    """Negative control: with rho clipped it is not V^pi."""
+    value = mdps.state_value(c.mdp, c.policy)
+    return Sides(_expected(c, value, RHO_BAR)[0], value)
+
+
+def fixed_point_with_rho_unclipped(c: Process) -> Sides:
+    """Negative control: with rho not clipped it is not the value of pi_rho."""
+    value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
+    return Sides(_expected(c, value, math.inf)[0], value)
+
+
+def contraction(c: Process) -> Sides:
+    """max |R V - V^pi_rho| <= (1 - (1 - gamma) min_s E_mu[rho | s]) max |V - V^pi_rho|, with rho and c clipped at 1."""
+    exact = mdps.state_value(c.mdp, _clipped_policy(c, 1.0))
+    value = torch.where(c.mdp.absorbing, exact, c.baseline)
+    rho = torch.minimum(c.other, c.policy).sum(-1).min()
+    factor = 1.0 - (1.0 - c.mdp.gamma) * rho
+    after = (_expected(c, value, 1.0)[0] - exact).abs().max()
+    return Sides(after, factor * (value - exact).abs().max())
+
+
+_VTRACE = "returns.vtrace"
+
+ROWS: tuple[Statement, ...] = (
+    Statement("1.10", "V-trace on-policy: lambda-return and GAE", EQUALITY, recording, on_policy, _VTRACE),
+    Statement("1.10", "V-trace = sum of clipped TD errors", EQUALITY, off_policy, defining_sum, _VTRACE),
+    Statement("1.10", "V-trace, ratios a step late", CONTROL, off_policy, ratio_of_the_next_step, _VTRACE),
+    Statement("1.10", "V-trace's fixed point: V of pi_rho", EQUALITY, episodic, fixed_point, _VTRACE),
+    Statement("1.10", "V-trace's q at its fixed point: Q of pi_rho", EQUALITY, episodic, fixed_point_of_q, _VTRACE),
+    Statement("1.10", "V-trace's fixed point, rho unclipped: V^pi", EQUALITY, episodic, fixed_point_unclipped, _VTRACE),
+    Statement("1.10", "V-trace contracts to V of pi_rho", INEQUALITY, episodic, contraction, _VTRACE),
+    Statement("1.10", "V-trace's fixed point: V^pi", CONTROL, episodic, fixed_point_of_the_policy, _VTRACE),
+    Statement("1.10", "V of pi_rho with rho unclipped", CONTROL, episodic, fixed_point_with_rho_unclipped, _VTRACE),
+)

@@ -1,0 +1,36 @@
+"""Every displayed identity and numbered statement of the notes as one function that returns both of its sides.
+
+A function takes a random problem (``Process``, ``Recording``, ``Dataset``, ``Control``, ``Preferences``) and computes
+left and right by different routes: a sum over every trajectory against a linear solve, a formula against automatic
+differentiation. Where the notes misprint a formula, the printed form stands beside it as a negative control, which has
+to fail. One file per chapter exports its ``ROWS``; ``STATEMENTS`` lists them all, and ``steepest verify`` runs them.
+Units are those of ``finite_mdp``.
+"""
+
+from __future__ import annotations
+
+from steepest.verification.statement import Statement
+from steepest.verification.theorems import (
+    deterministic,
+    gain,
+    language,
+    off_policy,
+    offline,
+    performance_difference,
+    policy_gradient,
+    soft,
+    trust_region,
+)
+
+STATEMENTS: tuple[Statement, ...] = (
+    *policy_gradient.ROWS,
+    *off_policy.ROWS,
+    *soft.ROWS,
+    *gain.ROWS,
+    *performance_difference.ROWS,
+    *trust_region.ROWS,
+    *deterministic.ROWS,
+    *offline.ROWS,
+    *language.ROWS,
+)
+"""Every statement that needs nothing but the exact solutions, by section of the notes."""

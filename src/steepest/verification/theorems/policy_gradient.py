@@ -1,0 +1,286 @@
+"""The policy-gradient theorem and its notation (notes 1, 1.1, 1.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.exact import finite_mdp as mdps
+from steepest.exact import gradients, lqr, lqr_gradients
+from steepest.exact.finite_mdp import softmax_policy
+from steepest.verification.random_problems import (
+    Control,
+    Process,
+    continuing,
+    control,
+    episodic,
+    undiscounted_episodic,
+    weighted_gradient,
+)
+from steepest.verification.statement import CONTROL, EQUALITY, F64, Sides, Statement, gradient
+
+# 1, 1.1: notation, the policy-gradient theorem
+
+
+def discounted_visits(c: Process) -> Sides:
+    """The improper discounted state distribution is the sum that defines it.
+
+    Equation:  p^pi(s) = sum_k gamma^k P(s_0 -> s, k)
+    Source:    notes 1 (Notation). The sum by doubling: terms 0 .. 2^12 - 1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    step = c.mdp.gamma * mdps.policy_transition(c.mdp, c.policy).T
+    total = c.mdp.initial
+    for _ in range(12):
+        total = total + step @ total
+        step = step @ step
+    return Sides(total, mdps.discounted_visits(c.mdp, c.policy))
+
+
+def state_distribution(c: Process) -> Sides:
+    """d^pi is p^pi times 1 - gamma, and with the absorbing state it sums to 1.
+
+    Equation:  d^pi(s) = (1 - gamma) sum_t gamma^t P(s_0 -> s, t),  sum_s d^pi(s) = 1
+    Source:    notes 1 (Notation), 1.9.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    d = mdps.state_distribution(c.mdp, c.policy)
+    expected = (1.0 - c.mdp.gamma) * discounted_visits(c).left
+    return Sides(torch.cat([d, d.sum().view(1)]), torch.cat([expected, torch.ones(1, dtype=F64)]))
+
+
+def state_distribution_without_the_end(c: Process) -> Sides:
+    """Negative control: d^pi over the states in which something is decided does not sum to 1."""
+    d = mdps.state_distribution(c.mdp, c.policy)
+    return Sides(d[~c.mdp.absorbing].sum(), torch.ones((), dtype=F64))
+
+
+def value_over_actions(c: Process) -> Sides:
+    """A state is worth what its actions are worth.
+
+    Equation:  V(s, theta) = sum_a pi(a|s) Q(s, a; theta)
+    Source:    notes 1.1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(mdps.state_value(c.mdp, c.policy), (c.policy * mdps.action_value(c.mdp, c.policy)).sum(-1))
+
+
+def value_over_trajectories(c: Process) -> Sides:
+    """The objective is the mean return over every trajectory.
+
+    Equation:  V(theta) = sum_tau P_theta(tau) R(tau)
+    Source:    notes 1.1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(mdps.objective(c.mdp, c.policy), c.paths.probability @ c.returns)
+
+
+def _scores(c: Process) -> Tensor:
+    """(T, K, S, A) grad log pi(a_t|s_t) of a softmax policy in closed form; 0 after the end."""
+    s, a = c.paths.state[:-1], c.paths.action
+    by_state = torch.nn.functional.one_hot(s, c.mdp.num_states).to(F64)
+    chosen = torch.nn.functional.one_hot(a, c.mdp.num_actions).to(F64)
+    score = by_state.unsqueeze(-1) * (chosen - c.policy[s]).unsqueeze(-2)
+    return score * c.paths.valid[..., None, None]
+
+
+def lemma_1(c: Process) -> Sides:
+    """The gradient of the objective is an expectation of returns times scores of trajectories.
+
+    Equation:  grad V(theta) = sum_tau R(tau) P_theta(tau) grad log P_theta(tau)
+    Source:    notes 1.1, Lemma 1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    weight = c.paths.probability * c.returns
+    return Sides(c.gradient, gradient(lambda theta: weight @ c.log_probability(theta), c.theta))
+
+
+def lemma_2(c: Process) -> Sides:
+    """The score of a trajectory is the sum of its actions' scores; checked for every trajectory.
+
+    Equation:  grad log P_theta(tau) = sum_{t=0}^{T-1} grad log pi(a_t|s_t)
+    Source:    notes 1.1, Lemma 2.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(c.trajectory_scores, _scores(c).sum(0))
+
+
+def lemma_2_without_the_logarithm(c: Process) -> Sides:
+    """Negative control: gradients of probabilities summed, where those of their logarithms belong.
+
+    Source:    notes 1.1. The proof's own slip, a second line without the sign of the gradient on the sum, adds numbers
+               to a vector: there is nothing to compute.
+    """
+    chosen = c.policy[c.paths.state[:-1], c.paths.action]
+    return Sides(c.trajectory_scores, (chosen[..., None, None] * _scores(c)).sum(0))
+
+
+def lemma_2_from_step_1(c: Process) -> Sides:
+    """Negative control: with indices 1..T on a trajectory that starts at s_0, the first action's score is lost."""
+    return Sides(c.trajectory_scores, _scores(c)[1:].sum(0))
+
+
+def likelihood_ratio_gradient(c: Process) -> Sides:
+    """Lemmas 1 and 2 together: the update rule.
+
+    Equation:  grad V = E_tau[(sum_t grad log pi(a_t|s_t)) (sum_t gamma^t r(s_t, a_t))]
+    Source:    notes 1.1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(c.gradient, torch.einsum("k,tksa->sa", c.paths.probability * c.returns, _scores(c)))
+
+
+def _counted_visits(c: Process) -> Tensor:
+    """(S,) eta(s): the (discounted) steps decided in s, counted over every trajectory."""
+    here = torch.nn.functional.one_hot(c.paths.state[:-1], c.mdp.num_states).to(F64)
+    weight = c.discounts * c.paths.valid * c.paths.probability
+    return torch.einsum("tk,tks->s", weight, here)
+
+
+def eta_recursion(c: Process) -> Sides:
+    """The visits of an episode, counted over every trajectory, solve their recursion.
+
+    Equation:  eta(s) = mu_0(s) + sum_s' eta(s') sum_a gamma pi(a|s') p(s|s', a), s not absorbing
+    Source:    notes 1.1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    eta = _counted_visits(c)
+    arriving = c.mdp.initial + c.mdp.gamma * eta @ mdps.policy_transition(c.mdp, c.policy)
+    return Sides(eta, torch.where(c.mdp.absorbing, 0.0, arriving))
+
+
+def eta_is_discounted_visits(c: Process) -> Sides:
+    """eta as printed contains gamma, so it is p^pi; with gamma = 1 it counts visits.
+
+    Equation:  eta(s) = p^pi(s), s not absorbing
+    Source:    notes 1.1.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(_counted_visits(c), mdps.expected_visits(c.mdp, c.policy))
+
+
+def theorem_3(c: Process) -> Sides:
+    """The policy-gradient theorem, with p^pi an equality.
+
+    Equation:  grad V = sum_s p^pi(s) sum_a grad pi(a|s) q(s, a)
+    Source:    notes 1.1, Theorem 3.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(c.gradient, gradients.policy_gradient(c.mdp, softmax_policy, c.theta))
+
+
+def theorem_3_as_expectation(c: Process) -> Sides:
+    """The same as an expectation of scores, the softmax's in closed form.
+
+    Equation:  grad V = E_{s~p^pi, a~pi}[grad log pi(a|s) q(s, a)]; for a softmax, p^pi(s) pi(a|s) A(s, a)
+    Source:    notes 1.1, Theorem 3.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    visits = mdps.discounted_visits(c.mdp, c.policy).unsqueeze(-1)
+    return Sides(c.gradient, visits * c.policy * mdps.advantage(c.mdp, c.policy))
+
+
+def theorem_3_of_a_gaussian(c: Control) -> Sides:
+    """The same for continuous states and actions: a Gaussian policy of a linear-quadratic problem, in both parameters.
+
+    Equation:  dJ/dK = G M,  dJ/dSigma = -(R + gamma B'P B) / (1 - gamma) for u ~ N(K x, Sigma), here Sigma = R^-1
+    Source:    notes 1.1, Theorem 3, in closed form. Left by differentiating the objective's closed form.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    covariance = torch.linalg.inv(c.problem.R)
+    covariance = 0.5 * (covariance + covariance.mT)
+    by_feedback = gradient(lambda k: lqr.objective(c.problem, k, covariance), c.feedback)
+    # Entries of Sigma are not free: the derivative along (X + X') / 2 is the symmetric part of what is stated.
+    by_covariance = gradient(lambda x: lqr.objective(c.problem, c.feedback, 0.5 * (x + x.mT)), covariance)
+    right = lqr_gradients.policy_gradient(c.problem, c.feedback, covariance)
+    return Sides(torch.cat([by_feedback, by_covariance], -1), torch.cat(right, -1))
+
+
+def _theorem_3_under_mu(c: Process, q: Tensor) -> Tensor:
+    return weighted_gradient(c, mdps.on_policy_distribution(c.mdp, c.policy), q)
+
+
+def theorem_3_constant(c: Process) -> Sides:
+    """What "proportional to" hides: the constant is the expected (discounted) length of an episode.
+
+    Equation:  grad V = (sum_s' eta(s')) sum_s mu(s) sum_a q(s, a) grad pi(a|s)
+    Source:    notes 1.1, Theorem 3. The length is counted over every trajectory.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    return Sides(c.gradient, _counted_visits(c).sum() * _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy)))
+
+
+def theorem_3_without_the_constant(c: Process) -> Sides:
+    """Negative control: "proportional to" read as an equality."""
+    return Sides(c.gradient, _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy)))
+
+
+def theorem_3_undiscounted_states(c: Process) -> Sides:
+    """Negative control: states weighted without gamma^t do not give the gradient of the discounted objective."""
+    return Sides(c.gradient, gradients.undiscounted_weighting_gradient(c.mdp, softmax_policy, c.theta))
+
+
+def _baseline_term(c: Process, baseline: Tensor) -> Tensor:
+    """(S, A) sum_s p^pi(s) sum_a baseline(s, a) grad pi(a|s)."""
+    return weighted_gradient(c, mdps.discounted_visits(c.mdp, c.policy), baseline)
+
+
+def baseline_has_zero_mean(c: Process) -> Sides:
+    """A function of the state alone adds nothing to the gradient.
+
+    Equation:  E_{s~p^pi, a~pi}[b(s) grad log pi(a|s)] = sum_s p^pi(s) b(s) grad sum_a pi(a|s) = 0
+    Source:    notes 1.4. Measured against the gradient.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    term = _baseline_term(c, c.baseline.unsqueeze(-1))
+    return Sides(term, torch.zeros_like(term), scale=float(c.gradient.norm()))
+
+
+def baseline_of_the_action(c: Process) -> Sides:
+    """Negative control: a baseline that has seen the action has no zero mean."""
+    term = _baseline_term(c, c.function)
+    return Sides(term, torch.zeros_like(term), scale=float(c.gradient.norm()))
+
+
+def theorem_3_with_baseline(c: Process) -> Sides:
+    """The policy-gradient theorem less a baseline.
+
+    Equation:  grad V = (sum_s' eta(s')) sum_s mu(s) sum_a (q(s, a) - b(s)) grad pi(a|s)
+    Source:    notes 1.4.
+    Verified:  tests/exact/test_theorems.py::test_every_statement
+    """
+    q = mdps.action_value(c.mdp, c.policy) - c.baseline.unsqueeze(-1)
+    return Sides(c.gradient, _counted_visits(c).sum() * _theorem_3_under_mu(c, q))
+
+
+# The rows
+
+ROWS: tuple[Statement, ...] = (
+    Statement("1", "p^pi(s) = sum_k gamma^k P(s_0 -> s, k)", EQUALITY, continuing, discounted_visits),
+    Statement(
+        "1", "d^pi = (1 - gamma) p^pi, sums to 1 with the absorbing state", EQUALITY, episodic, state_distribution
+    ),
+    Statement("1", "d^pi without the absorbing state", CONTROL, episodic, state_distribution_without_the_end),
+    Statement("1.1", "V(s) = sum_a pi(a|s) Q(s, a)", EQUALITY, continuing, value_over_actions),
+    Statement("1.1", "V = sum_tau P(tau) R(tau)", EQUALITY, episodic, value_over_trajectories),
+    Statement("1.1", "Lemma 1: grad V = sum_tau R P grad log P", EQUALITY, episodic, lemma_1),
+    Statement("1.1", "Lemma 2: grad log P(tau) = sum_t grad log pi", EQUALITY, episodic, lemma_2),
+    Statement("1.1", "Lemma 2 with grad pi for grad log pi", CONTROL, episodic, lemma_2_without_the_logarithm),
+    Statement("1.1", "Lemma 2 with steps from 1", CONTROL, episodic, lemma_2_from_step_1),
+    Statement(
+        "1.1", "grad V = E[(sum_t grad log pi) (sum_t gamma^t r)]", EQUALITY, episodic, likelihood_ratio_gradient
+    ),
+    Statement("1.1", "recursion of eta", EQUALITY, episodic, eta_recursion),
+    Statement("1.1", "eta = p^pi", EQUALITY, episodic, eta_is_discounted_visits),
+    Statement("1.1", "eta counts visits at gamma = 1", EQUALITY, undiscounted_episodic, eta_is_discounted_visits),
+    Statement("1.1", "Theorem 3, p^pi", EQUALITY, continuing, theorem_3),
+    Statement("1.1", "Theorem 3 at gamma = 1", EQUALITY, undiscounted_episodic, theorem_3),
+    Statement("1.1", "Theorem 3 as an expectation of scores", EQUALITY, continuing, theorem_3_as_expectation),
+    Statement("1.1", "Theorem 3 for a Gaussian policy, LQR", EQUALITY, control, theorem_3_of_a_gaussian),
+    Statement("1.1", "Theorem 3, the constant of proportionality", EQUALITY, episodic, theorem_3_constant),
+    Statement("1.1", "Theorem 3 without the constant", CONTROL, episodic, theorem_3_without_the_constant),
+    Statement("1.1", "Theorem 3, states weighted without gamma^t", CONTROL, episodic, theorem_3_undiscounted_states),
+    Statement("1.4", "E[b(s) grad log pi] = 0", EQUALITY, continuing, baseline_has_zero_mean),
+    Statement("1.4", "a baseline that sees the action", CONTROL, continuing, baseline_of_the_action),
+    Statement("1.4", "Theorem 3 with a baseline", EQUALITY, episodic, theorem_3_with_baseline),
+)
