@@ -44,7 +44,7 @@ def _nodes(tree: ast.AST, at_import: bool) -> Iterator[ast.AST]:
 
 
 STOREYS: list[set[str]] = [
-    {"errors", "types", "problems", "seeding", "numerics", "distributions", "returns"},  # the ground floor
+    {"errors", "fields", "types", "problems", "seeding", "numerics", "distributions", "returns"},  # the ground floor
     {"losses"},
     {"exact", "files"},
     {"environments", "networks", "learner"},
