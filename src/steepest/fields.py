@@ -19,13 +19,15 @@ class Accepts(NamedTuple):
 
 
 Count = Annotated[int, Accepts(lambda x: x >= 1, "at least 1")]
+AtLeastTwo = Annotated[int, Accepts(lambda x: x >= 2, "at least 2")]
 Whole = Annotated[int, Accepts(lambda x: x >= 0, "zero or more")]
 Positive = Annotated[float, Accepts(lambda x: x > 0, "a positive number")]
 NonNegative = Annotated[float, Accepts(lambda x: x >= 0, "zero or more")]
 Share = Annotated[float, Accepts(lambda x: 0 <= x <= 1, "in [0, 1]")]
 PositiveShare = Annotated[float, Accepts(lambda x: 0 < x <= 1, "in (0, 1]")]
+InnerShare = Annotated[float, Accepts(lambda x: 0 < x < 1, "between 0 and 1")]
 PartialShare = Annotated[float, Accepts(lambda x: 0 <= x < 1, "in [0, 1)")]
-Floor = Annotated[float, Accepts(lambda x: 0 <= x < 0.5, "in [0, 0.5)")]
+BelowHalf = Annotated[float, Accepts(lambda x: 0 <= x < 0.5, "in [0, 0.5)")]
 
 
 class Checked:

@@ -19,6 +19,7 @@ from tiny_problems import Aim, Bandit, Chain, Recall, TinyProblem, Treadmill
 import steepest
 from helpers import F64, to_float64
 from steepest import Run, UsageError
+from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import ALGORITHMS, find
 from steepest.environments import make_env
 from steepest.experience.replay import ReplayBuffer
@@ -120,7 +121,7 @@ def case(algorithm: str, *values: Any, always: bool) -> Any:
     return pytest.param(algorithm, *values, marks=[] if always or algorithm in THOROUGH else [pytest.mark.slow])
 
 
-ON_POLICY = sorted(a for a in ALGORITHMS if find(a).regime == "on-policy")
+ON_POLICY = sorted(a for a in ALGORITHMS if not issubclass(find(a), ReplayAgent))
 RECURRENT = sorted(a for a in ALGORITHMS if known(a, {"recurrent": "gru"}))
 
 
@@ -622,7 +623,7 @@ def population_and_data(
     collector.reset(0)
     rollout, _ = collector.collect()
     data: Any = (rollout,)
-    if agent_class.regime == "off-policy":
+    if issubclass(agent_class, ReplayAgent):
         specs = (agent.obs_spec, agent.action_spec)
         buffer = ReplayBuffer(*specs, rows=50, num_envs=2, members=len(seeds), prioritized=config.prioritized)
         buffer.append(collector.rows())
@@ -637,7 +638,7 @@ def population_and_data(
 
 def learn_once(agent: Any, data: Any, progress: float) -> dict[str, Any]:
     """One update, and its figures."""
-    if agent.regime == "on-policy":
+    if not isinstance(agent, ReplayAgent):
         return agent.update(*data, progress)
     metrics, _ = agent.update(*data, agent.hyperparameters(progress))
     return to_host(metrics)

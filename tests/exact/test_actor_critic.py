@@ -46,7 +46,7 @@ def make(mdp: LayeredMDP, values: Tensor, **config: Any) -> ActorCritic:
 
 
 def gradient(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor]:
-    """What ``learn`` differentiates: caught on its way to Adam."""
+    """What ``cycle`` differentiates: caught on its way to Adam."""
     names = ("gamma", "gain_rate", "gae_lambda", "value_coef", "entropy_coef", "learning_rate", "max_gradient_norm")
     hyper = {k: torch.tensor(getattr(agent.config, k), dtype=F64) for k in names}
     caught: list[Tensor] = []
@@ -56,7 +56,7 @@ def gradient(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor]:
         caught.append(slope)
         return slope, rest
 
-    agent.learn(spy, {k: x[0] for k, x in agent.state.items()}, rollout, hyper)
+    agent.cycle(spy, {k: x[0] for k, x in agent.state.items()}, rollout, hyper)
     assert len(caught) == 1
     return agent.layout.unflatten(caught[0])
 

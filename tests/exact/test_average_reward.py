@@ -96,7 +96,7 @@ def gradients(name: str, seed: int, value: Tensor, gain: Tensor | float, **confi
     batch["weight"] = (chance * len(chance)).expand(STEPS, -1).flatten()
     if isinstance(agent, TRPO):  # an objective and a loss, each with a part of the parameters to itself
         ascent = agent.policy_gradient(autograd_gradient, state, batch, hyper)[0].residual
-        descent, _ = autograd_gradient(partial(agent.critic_loss, state=state, batch=batch), state["params"])
+        descent, _ = autograd_gradient(partial(agent.loss, state=state, batch=batch, hyper=hyper), state["params"])
     else:
         descent, _ = autograd_gradient(partial(agent.loss, state=state, batch=batch, hyper=hyper), state["params"])
         ascent = -descent

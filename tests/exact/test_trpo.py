@@ -11,8 +11,8 @@ from torch.func import vmap
 
 from helpers import F64, bits, box, discrete, synthetic_rollout, to_float64, vector
 from steepest import UsageError
+from steepest.agents import natural_step
 from steepest.agents.rollout_updates import Batch, batch_inputs
-from steepest.algorithms import trpo
 from steepest.algorithms.trpo import TRPO, TRPOConfig
 from steepest.learner.step import State
 from steepest.learner.trees import tree_map
@@ -115,14 +115,14 @@ def test_iterations_may_be_split_over_any_calls(iterations: int, monkeypatch: py
     """All in one call, one in each, or the most that share a graph and what is left over: the same point."""
 
     def updated(most: int, iterations: int) -> tuple[Tensor, int]:
-        monkeypatch.setattr(trpo, "MOST_ITERATIONS_PER_CALL", most)
+        monkeypatch.setattr(natural_step, "MOST_ITERATIONS_PER_CALL", most)
         small: dict[str, Any] = {"hidden_sizes": (5,), "rollout_steps": 12, "minibatches": 2, "epochs": 1}
         # Hardly damped, so that every iteration counts.
         agent = TRPO(TRPOConfig(**small, cg_iterations=iterations, cg_damping=1e-4), vector(3), discrete(3), num_envs=4)
         to_float64(agent)
         agent.update(synthetic_rollout(agent, 12, dtype=F64), 0.0)
-        rest = agent._solve_rest.calls if agent._solve_rest else 0
-        return agent.state["params"], agent._solve.calls + rest
+        calls = sum(agent.over_members[name].calls for name in ("solve", "solve_rest") if name in agent.over_members)
+        return agent.state["params"], calls
 
     whole, calls = updated(100, iterations)
     assert calls == 1
@@ -173,14 +173,14 @@ def test_fitting_the_values_leaves_the_policy_where_the_search_put_it() -> None:
     rollout = synthetic_rollout(agent, 12, dtype=F64)
     batch = {"obs/obs": rollout.obs["obs"][0, 0]}
     points: list[Tensor] = []
-    search = agent._search
+    search = agent.over_members["search"]
 
     def watched(*arguments: Any) -> Any:
         found = search(*arguments)
         points.append(found.point[0])
         return found
 
-    agent._search = watched  # type: ignore[assignment]
+    agent.over_members["search"] = watched  # type: ignore[assignment]
     before = agent.state["params"][0]
     agent.update(rollout, 0.0)
     state = {k: x[0] for k, x in agent.state.items()}

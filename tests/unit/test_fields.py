@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import pytest
 
 from steepest.errors import UsageError
-from steepest.fields import Checked, Count, Floor, NonNegative, PartialShare, Positive, PositiveShare, Share, Whole
+from steepest.fields import (
+    BelowHalf,
+    Checked,
+    Count,
+    InnerShare,
+    NonNegative,
+    PartialShare,
+    Positive,
+    PositiveShare,
+    Share,
+    Whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +34,8 @@ class Base(Checked):
 class Config(Base):
     tau: PositiveShare = 1.0
     dropout: PartialShare = 0.0
-    floor: Floor = 0.0
+    inner: InnerShare = 0.5
+    floor: BelowHalf = 0.0
     clip: Positive | None = None
     sizes: tuple[Count, ...] = (1, 2)
     name: str = "free"
@@ -40,6 +52,8 @@ class Config(Base):
         ("gamma", 0.0, -0.1, r"in \[0, 1\]"),
         ("gamma", 0.5, float("nan"), r"in \[0, 1\]"),
         ("tau", 1.0, 0.0, r"in \(0, 1\]"),
+        ("inner", 0.5, 0.0, "between 0 and 1"),
+        ("inner", 0.5, 1.0, "between 0 and 1"),
         ("dropout", 0.0, 1.0, r"in \[0, 1\)"),
         ("floor", 0.49, 0.5, r"in \[0, 0.5\)"),
         ("clip", None, 0.0, "a positive number or none"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
-from steepest.distributions import Distribution, action_noise
-from steepest.environments.spaces import ActionMap, Squash, convert_obs, flatten_mask
+from steepest.agents.acting import act_once, first_member, read_observation
+from steepest.agents.config import scheduled
+from steepest.distributions import action_noise
+from steepest.environments.spaces import ActionMap, Squash
 from steepest.errors import UsageError
 from steepest.files.tensors import save_tensors
 from steepest.learner.functional import FunctionalModule
@@ -48,9 +50,6 @@ Actor = Callable[
 ]
 """(obs, noise, action_mask, episode_start, memory) -> (action, memory), see ``Agent.actor``."""
 
-Regime = Literal["on-policy", "off-policy"]
-"""Where the experience of an update comes from: the rollout just played, or a replay buffer."""
-
 VECTORS = ("params", "adam_mean", "adam_square")
 """State entries that are parameter-shaped vectors; they are saved under the parameters' names."""
 
@@ -61,12 +60,26 @@ def normalization(state: State) -> Normalization:
     return Normalization(mean, {name: state[f"obs_variance/{name}"] for name in mean})
 
 
+class Lift(NamedTuple):
+    """A pure function of one member that the learner runs over all of them; see ``learner.lifting.Learner.lift``."""
+
+    function: str | Callable[..., Any]
+    """A method of the agent by name, or a function."""
+    differentiates: bool = False
+    compiles: bool = True
+    unrolls: bool = False
+    """It unrolls a recurrent policy over a whole rollout: too long a graph to compile."""
+
+
 class Agent(ABC):
     """A policy with everything that training it needs; ``steepest.train`` makes one, ``steepest.load`` reads one."""
 
     algorithm: ClassVar[str]
     Config: ClassVar[type[NetworkConfig]]
-    regime: ClassVar[Regime] = "on-policy"
+    lifts: ClassVar[Mapping[str, Lift]] = {}
+    """The pure functions of one member that an update calls for all members, as ``self.over_members[name]``."""
+    hyper_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of the config that an update takes as 0-d tensors, after their schedules."""
     action_kinds: ClassVar[tuple[ActionKind, ...]] = ("discrete", "multi_discrete", "multi_binary", "box")
     """The action spaces that the algorithm is defined for."""
     bounded: ClassVar[bool] = False
@@ -118,11 +131,17 @@ class Agent(ABC):
         self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
         self.state = self._initial_state(modules)
         self._hyper: dict[str, tuple[float, Tensor]] = {}
+        self.over_members = {name: self._lift(lift) for name, lift in self.lifts.items()}
         self._act = {
             (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
             for fused in (False, True)
             for deterministic in (False, True)
         }
+
+    def _lift(self, lift: Lift) -> Lifted:
+        function = getattr(self, lift.function) if isinstance(lift.function, str) else lift.function
+        compiles = lift.compiles and not (lift.unrolls and self.memory_size)
+        return self.learner.lift(function, differentiates=lift.differentiates, compile=compiles)
 
     @classmethod
     def refuses(cls, spec: ActionSpec) -> str | None:
@@ -211,6 +230,10 @@ class Agent(ABC):
                 self._hyper[name] = value, torch.tensor(value, dtype=torch.float32, device=self.device)
         return {name: self._hyper[name][1] for name in values}
 
+    def hyperparameters(self, progress: float) -> Hyper:
+        """Return everything of an update that a schedule may change, at a progress in [0, 1]."""
+        return self.hyper(**{name: scheduled(self.config, name, progress) for name in self.hyper_fields})
+
     @property
     def parameters(self) -> dict[str, Tensor]:
         """Named parameters, each with a leading member axis; views of the parameter vector."""
@@ -242,7 +265,7 @@ class Agent(ABC):
 
             return act_together
         # Alone and eager, the parameters are put into the module once instead of on every call.
-        one = tree_map(_first, state)
+        one = tree_map(first_member, state)
         module = self.call.bind(one["params"], one)
         statistics = normalization(one)
 
@@ -250,7 +273,7 @@ class Agent(ABC):
             return module(inputs, statistics, False)
 
         def act(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-            action, memory = _act(forward, *tree_map(_first, arguments))
+            action, memory = act_once(forward, *tree_map(first_member, arguments))
             return action.unsqueeze(0), None if memory is None else memory.unsqueeze(0)
 
         return act
@@ -280,7 +303,7 @@ class Agent(ABC):
         ) -> tuple[Tensor, ...]:
             del hyper
             forward = partial(self.forward, state["params"], state, with_value=False)
-            action, memory = _act(forward, obs, noise, mask, start, memory)
+            action, memory = act_once(forward, obs, noise, mask, start, memory)
             return (action,) if memory is None else (action, memory)  # vmap returns tensors only
 
         return act
@@ -309,7 +332,7 @@ class Agent(ABC):
         action_mask: Any = None,
         deterministic: bool = False,
     ) -> tuple[Any, Tensor | None]:
-        """An action for one observation, or a batch of actions for a batch of them.
+        """Return an action for one observation, or a batch of actions for a batch of them.
 
         Args:      obs: as the environment gave it; memory: what the previous call returned (recurrent policies; None
                    at the start); episode_start: forget the memory first; action_mask: True where legal
@@ -319,61 +342,21 @@ class Agent(ABC):
         """
         if self.members != 1:
             raise UsageError(f"this agent holds {self.members} members; pick one with agent.member(i) to act with it")
-        if action_mask is None and isinstance(obs, Mapping):
-            action_mask = cast(Mapping[str, Any], obs).get("action_mask")
-        single = not self._is_batched(obs)
-        named = self.obs_spec.is_dict
-        batch = (_add_axis(obs) if named else np.asarray(obs)[None]) if single else obs
-        n = len(self._first_field(batch))
-        try:
-            arrays = convert_obs(self.obs_spec, batch, n)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"the observation does not fit this agent: {error}") from error
-        tensors = {k: torch.as_tensor(np.array(v))[None].to(self.device) for k, v in arrays.items()}
-        mask = None
-        if action_mask is not None:
-            raw = _add_axis(action_mask) if single else action_mask
-            mask = torch.as_tensor(np.array(flatten_mask(self.action_spec, raw)))[None].to(self.device)
+        given = read_observation(self.obs_spec, self.action_spec, obs, action_mask)
         start = None
         if self.memory_size:
-            memory = self.initial_memory(n) if memory is None else memory
-            flags = np.broadcast_to(np.asarray(False if episode_start is None else episode_start), (n,))
+            memory = self.initial_memory(given.number) if memory is None else memory
+            flags = np.broadcast_to(np.asarray(False if episode_start is None else episode_start), (given.number,))
             start = torch.as_tensor(flags.copy())[None].to(self.device)
         noise = None
         if not deterministic:  # from a generator of its own: acting leaves training as it was
-            noise = action_noise(self.action_spec, (1, n), self.acting_generator).to(self.device)
+            noise = action_noise(self.action_spec, (1, given.number), self.acting_generator).to(self.device)
+        tensors = {k: x.to(self.device) for k, x in given.obs.items()}
+        mask = None if given.mask is None else given.mask.to(self.device)
         with torch.no_grad():
             action, memory = self.actor(deterministic=deterministic)(tensors, noise, mask, start, memory)
         out = self.to_env(action[0].cpu().numpy())
-        return (out[0] if single else out), memory
-
-    def _is_batched(self, obs: Any) -> bool:
-        """Whether an observation has a batch axis, from the rank of its first field."""
-        value = self._first_field(obs)
-        field = self.obs_spec.fields[0]
-        ndim = np.ndim(value)
-        scalar = field.kind == "discrete" and field.shape == ()
-        expected = 0 if scalar else len(field.shape)
-        if field.kind == "image" and field.shape[0] == 1 and ndim in (2, 3):  # grey frames may lack their channel axis
-            height_and_width = field.shape[1:]
-            return ndim == 3 and np.shape(value) not in ((1, *height_and_width), (*height_and_width, 1))
-        if ndim not in (expected, expected + 1):
-            raise UsageError(
-                f"the observation has shape {np.shape(value)}; this agent takes {field.shape} or a batch of them"
-            )
-        return ndim == expected + 1
-
-    def _first_field(self, obs: Any) -> Any:
-        """The part of a raw observation that is the first field."""
-        name = self.obs_spec.fields[0].name
-        if not self.obs_spec.is_dict:
-            return obs
-        try:
-            for key in name.split("/"):
-                obs = obs[int(key)] if isinstance(obs, (tuple, list)) else obs[key]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UsageError(f"the observation has no field {name!r}; it is a {type(obs).__name__}") from error
-        return obs
+        return (out[0] if given.single else out), memory
 
     # Learning
 
@@ -386,8 +369,8 @@ class Agent(ABC):
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Learn; changes ``self.state``. What from depends on the regime.
 
-        On-policy: ``update(rollout, progress)`` of a rollout (M, T, N) and the progress in [0, 1] that drives
-        schedules, giving health figures (M,). Off-policy: see ``agents.replay_updates.OffPolicyAgent``.
+        From a rollout: ``agents.rollout_updates.RolloutAgent``; from a replay buffer:
+        ``agents.replay_updates.ReplayAgent``; time step by time step: ``agents.stepwise.StepwiseAgent``.
         """
 
     def lifted(self) -> dict[str, Lifted]:
@@ -396,7 +379,7 @@ class Agent(ABC):
             f"act{', deterministic' if deterministic else ''}{', fused' if fused else ''}": function
             for (fused, deterministic), function in self._act.items()
         }
-        return acting | {name.strip("_"): part for name, part in vars(self).items() if isinstance(part, Lifted)}
+        return acting | self.over_members
 
     def modes(self) -> dict[str, str]:
         """How each function runs that has run: "compiled", "vmapped", "ordinary autograd", ..."""
@@ -526,37 +509,3 @@ def config_from_json(kind: type[NetworkConfig], data: dict[str, Any]) -> Network
     """A config from its fields as JSON gives them back (tuples have become lists)."""
     fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
     return kind(**fields)
-
-
-def _act(
-    forward: Callable[[PolicyInput], PolicyOutput],
-    obs: Obs,
-    noise: Tensor | None,
-    mask: Tensor | None,
-    start: Tensor | None,
-    memory: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """One step of one member's policy (N, ...); a recurrent one sees it as a sequence of one. No noise: the mode."""
-    valid = None
-    if memory is not None and start is not None:
-        obs = {k: x.unsqueeze(0) for k, x in obs.items()}
-        mask = None if mask is None else mask.unsqueeze(0)
-        start = start.unsqueeze(0)
-        valid = torch.ones_like(start)
-    output = forward(PolicyInput(obs, mask, start, valid, memory))
-    policy = output.distribution
-    if memory is not None:
-        policy = cast(Distribution, tree_map(_first, policy))
-    return (policy.mode() if noise is None else policy.sample(noise)), output.memory
-
-
-def _first(x: Tensor) -> Tensor:
-    return x.squeeze(0)
-
-
-def _add_axis(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _add_axis(v) for k, v in cast(Mapping[str, Any], value).items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_add_axis(v) for v in cast(Any, value))
-    return np.asarray(value)[None]

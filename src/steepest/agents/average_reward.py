@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from steepest.agents.statistics import scale_rewards
 from steepest.errors import UsageError
-from steepest.learner.step import Hyper, State
+from steepest.learner.step import Hyper, Metrics, State
 from steepest.numerics import weighted_mean
 from steepest.types import Rollout
-
-Objective = Literal["discounted", "average"]
-"""What is maximised: the expected discounted return, or the average reward per step (the gain) of a problem that never
-ends."""
 
 VALUE_PIN = 0.1
 """Share of the mean differential value that a critic's targets are lowered by; see ``pinned_target``."""
@@ -24,6 +18,11 @@ VALUE_PIN = 0.1
 def initial_gain(members: int, device: torch.device) -> State:
     """What a member knows of its average reward before its first rollout: nothing."""
     return {"gain": torch.zeros(members, device=device), "gain_rollouts": torch.zeros(members, device=device)}
+
+
+def gain_of(state: State) -> Metrics:
+    """Return the average reward per step as a metric, where that is the objective."""
+    return {"gain": state["gain"]} if "gain" in state else {}
 
 
 def update_gain(state: State, rollout: Rollout, gain_rate: Tensor) -> State:

@@ -1,86 +1,195 @@
-"""Settings that several algorithms share."""
+"""Settings that several algorithms share, and how they follow their schedules."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from steepest.errors import require
-from steepest.networks.config import NetworkConfig, Schedule
+from steepest.fields import AtLeastTwo, BelowHalf, Count, NonNegative, Positive, PositiveShare, Share, Whole
+from steepest.networks.config import NetworkConfig, PolicyConfig
+
+Schedule = Literal["constant", "linear"]
+
+Objective = Literal["discounted", "average"]
+"""What is maximised: the expected discounted return, or the average reward per step (the gain) of a problem that never
+ends."""
+
+StateWeighting = Literal["discounted", "undiscounted"]
+"""Whether the score of step t is weighted by gamma^t, which the gradient of the discounted objective asks for."""
+
+
+def scheduled(config: Any, name: str, progress: float) -> float:
+    """Return a field's value when a fraction ``progress`` of the run is over; infinity where the field is None.
+
+    ``clip_schedule`` is that of ``clip_epsilon``, ``learning_rate_schedule`` that of every learning rate. A "linear"
+    schedule goes to 0 over the run.
+
+    Verified:  tests/unit/test_agent.py::test_schedules_scale_what_they_name
+    """
+    value = getattr(config, name)
+    of = "clip_schedule" if name == "clip_epsilon" else "learning_rate_schedule"
+    follows = name == "clip_epsilon" or name.endswith("learning_rate")
+    linear = follows and getattr(config, of, "constant") == "linear"
+    return math.inf if value is None else value * (1.0 - progress) if linear else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(PolicyConfig):
+    """Settings of every algorithm that learns from a rollout and forgets it."""
+
+    rollout_steps: Count = 128
+    """Steps that every environment plays between updates (T)."""
+    learning_rate: Positive = 3e-4
+    """Adam's step size at the start."""
+    gamma: Share = 0.99
+    """Discount factor. Not used where the objective is the average reward."""
+    normalize_advantage: bool = True
+    """Standardise advantages in every minibatch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdvantageConfig(OnPolicyConfig):
+    """Settings of those that estimate advantages by GAE, of the discounted return or the average reward."""
+
+    objective: Objective = "discounted"
+    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
+    gain_rate: Share = 0.1
+    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
+    gae_lambda: Share = 0.95
+    """GAE's trade of bias (0) against variance (1)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = self.objective == "discounted" or not self.normalize_reward  # what scales is a discounted return
+        require(allowed, "normalize_reward", self.normalize_reward, 'False where objective is "average"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig(OnPolicyConfig):
+    """Settings of those that minimise one loss of policy, value function and entropy."""
+
+    learning_rate_schedule: Schedule = "constant"
+    """"linear" goes to 0 over the run."""
+    value_coef: NonNegative = 0.5
+    """Weight of the value loss; matters where policy and value function share a torso or the gradient is clipped."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    max_gradient_norm: Positive = 0.5
+    """The gradient is scaled down to this norm if it is longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateConfig(AdvantageConfig, LossConfig):
+    """Settings of those that pass over a rollout several times, in minibatches (PPO)."""
+
+    epochs: Count = 4
+    """Passes over a rollout. More reuse samples better and strain the old policy's data more."""
+    minibatches: Count = 4
+    """Gradient steps per epoch."""
+    off_policy_correction: Literal["none", "vtrace"] = "none"
+    """Whether every epoch after the first begins with advantages and targets anew, by V-trace."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepwiseConfig(PolicyConfig):
+    """Settings of those that update their weights at every time step."""
+
+    rollout_steps: Count = 16
+    """Steps that every environment plays before the weights follow, one time step after the other (T)."""
+    steps_per_call: Count = 2
+    """Time steps fused into one call; more of them take longer to compile."""
+    policy_learning_rate: Positive = 0.1
+    """Step size of the policy (alpha)."""
+    value_learning_rate: Positive = 0.1
+    """Step size of the value function (alpha_v)."""
+    auxiliary_learning_rate: NonNegative = 0.05
+    """Step size of the critic's auxiliary weights (alpha_w)."""
+    learning_rate_schedule: Schedule = "constant"
+    """"linear" takes every step size to 0 over the run."""
+    gamma: Share = 0.99
+    """Discount factor."""
+    max_gradient_norm: Positive = 1.0
+    """Each direction is scaled down to this norm if it is longer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wish = f"a divisor of rollout_steps ({self.rollout_steps})"
+        require(self.rollout_steps % self.steps_per_call == 0, "steps_per_call", self.steps_per_call, wish)
+        require(self.recurrent == "none", "recurrent", self.recurrent, '"none": it has no memory to unroll')
 
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(NetworkConfig):
     """What every algorithm that learns from a replay buffer has."""
 
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: tuple[Count, ...] = (256, 256)
     """Widths of the hidden layers of policy and critics (after the convolutions, for images)."""
     activation: Literal["tanh", "relu"] = "relu"
     """Non-linearity of the hidden layers."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's step size at the start."""
     learning_rate_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
-    max_gradient_norm: float | None = None
+    max_gradient_norm: Positive | None = None
     """Each network's gradient is scaled down to this norm if it is longer; none leaves it."""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount factor."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Transitions per gradient step."""
-    buffer_size: int = 1_000_000
+    buffer_size: AtLeastTwo = 1_000_000
     """Latest transitions to learn from, per seed, counting rows that only restart an environment."""
-    learning_starts: int = 1_000
+    learning_starts: Whole = 1_000
     """Environment steps of uniformly random actions before the first gradient step, per seed. Here and in
     ``update_ratio`` a row that only restarts an environment counts as one."""
-    train_every: int = 1
+    train_every: Count = 1
     """Steps of every environment between updates."""
-    update_ratio: float = 1.0
+    update_ratio: Positive = 1.0
     """Gradient steps per environment step."""
-    updates_per_call: int = 1
+    updates_per_call: Count = 1
     """Gradient steps fused into one call, from one set of samples; they wait until so many are due."""
     asynchronous: bool = False
     """Take gradient steps while the environments step, each in a process of its own (vectorization async). They are
     those due from the steps before, so that learning lags ``train_every`` steps behind, by the same bits every time."""
-    target_update_rate: float = 0.005
+    target_update_rate: PositiveShare = 0.005
     """Weight of the new in the moving average that the target networks are."""
-    n_steps: int = 1
+    n_steps: Count = 1
     """Rewards summed before the target bootstraps. More than 1 speeds up credit, and ignores that the policy has
     changed since the actions in between."""
     prioritized: bool = False
     """Draw transitions in proportion to their last TD error."""
-    priority_exponent: float = 0.6
+    priority_exponent: Share = 0.6
     """How much priorities count; 0 is uniform."""
-    importance_exponent: float = 0.4
+    importance_exponent: Share = 0.4
     """How much the weights undo prioritised drawing at the start; it goes to 1 over the run."""
-    steps_per_iteration: int = 1_000
+    steps_per_iteration: Count = 1_000
     """Environment steps between rows of figures; evaluations and checkpoints fall on these too."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("batch_size", "train_every", "updates_per_call", "n_steps", "steps_per_iteration"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "update_ratio"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        require(self.buffer_size >= 2, "buffer_size", self.buffer_size, "at least 2")
-        require(self.learning_starts >= 0, "learning_starts", self.learning_starts, "zero or more")
-        norm = self.max_gradient_norm
-        require(norm is None or norm > 0, "max_gradient_norm", norm, "a positive number or none")
-        require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
-        require(0 < self.target_update_rate <= 1, "target_update_rate", self.target_update_rate, "in (0, 1]")
-        for name in ("priority_exponent", "importance_exponent"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyAndCriticConfig(OffPolicyConfig):
     """What every one of them has that learns a policy beside its critics."""
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Adam's step size of the policy at the start."""
-    critic_learning_rate: float = 3e-4
+    critic_learning_rate: Positive = 3e-4
     """Adam's step size of the critics at the start; follows the same schedule."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquashedConfig(PolicyAndCriticConfig):
+    """What SAC has in both of its forms: several Q-functions and a squashed policy."""
+
+    num_critics: Count = 2
+    """Q-functions."""
+    min_log_std: float = -5.0
+    """The policy's log standard deviation, before tanh, is clipped from below here."""
+    max_log_std: float = 2.0
+    """And from above here."""
+    min_probability: BelowHalf = 1e-6
+    """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rate = self.critic_learning_rate
-        require(rate > 0, "critic_learning_rate", rate, "a positive number")
+        require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")

@@ -1,46 +1,137 @@
-"""What off-policy algorithms share: their settings, what the loop asks of them, and the steps between networks.
+"""Updates from a replay buffer: what off-policy algorithms share.
 
-All functions are pure and see one member. A batch is a dict of tensors over B transitions, as
-``experience.replay.ReplayBuffer`` gives them; what is random about an update comes in a dict beside it.
+``ReplayAgent`` is what the loop asks for; the functions below are its steps. They are pure and see one member. A batch
+is a dict of tensors over B transitions, as ``experience.replay.ReplayBuffer`` gives them; what is random about an
+update comes in a dict beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steepest.learner.step import Hyper, Metrics, State, adam_step
+from steepest.agents.agent import Agent, Lift
+from steepest.agents.config import OffPolicyConfig
+from steepest.distributions import action_noise
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.losses import value_loss
 from steepest.types import Obs
 
 Batch = dict[str, Tensor]
 Noise = dict[str, Tensor]
+Loss = Callable[[Tensor], tuple[Tensor, Metrics]]
 
 
-class OffPolicyAgent(Protocol):
-    """What the off-policy loop asks of an algorithm, besides what every agent does."""
+class ReplayAgent(Agent):
+    """An agent that learns from a replay buffer; an algorithm adds ``gradient_step`` and its losses."""
+
+    targets: ClassVar[Mapping[str, str]] = {}
+    """Target networks by prefix, and the network that each is a slow copy of."""
+    critics: ClassVar[int] = 1
+    """Q-functions, where the config does not say."""
+    lifts: ClassVar[Mapping[str, Lift]] = {"steps": Lift("gradient_steps", differentiates=True)}
+    hyper_fields = ("learning_rate", "critic_learning_rate", "max_gradient_norm", "target_update_rate")
+
+    @classmethod
+    def planned_work(cls, config: Any, total_steps: int, num_envs: int) -> tuple[int, int]:
+        rows = config.batch_size * getattr(config, "num_critics", cls.critics)
+        return rows, int(max(0, total_steps - config.learning_starts) * config.update_ratio)
+
+    def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
+        state = super()._initial_state(modules)
+        for target, source in self.targets.items():
+            state[f"{target}params"] = state[f"{source}params"].clone()
+            self.layouts[target] = self.layouts[source]
+        return state
 
     @property
     def noise_correlation(self) -> float:
         """What share of the exploration noise of one step stays in the next; 0 for independent noise."""
-        ...
+        return getattr(self.config, "noise_correlation", 0.0)
 
-    def hyperparameters(self, progress: float) -> Hyper:
-        """Everything of an update that a schedule may change, at a progress in [0, 1]."""
-        ...
+    @property
+    def policy_delay(self) -> int:
+        """Gradient steps of the critics per step of the policy."""
+        return getattr(self.config, "policy_delay", 1)
 
     def update_noise(self, updates: int) -> Noise:
-        """What is random about so many gradient steps, (M, updates, ...), every member's from its own generator."""
-        ...
+        """Draw what is random about so many gradient steps, (M, updates, ...): nothing, by default."""
+        del updates
+        return {}
 
     def update(self, batch: Batch, noise: Noise, hyper: Hyper) -> tuple[Metrics, Tensor]:
-        """Gradient steps on minibatches (M, updates, B, ...); changes the agent's state.
+        """Take gradient steps on minibatches (M, updates, B, ...).
 
-        Returns health figures (M,), still on the device, and absolute TD errors (M, updates, B).
+        Returns:   metrics (M,), still on the device, and absolute TD errors (M, updates, B)
         """
-        ...
+        self.state, metrics, errors = self.over_members["steps"](self.state, batch, noise, hyper)
+        return metrics, errors
+
+    def gradient_steps(
+        self, gradient: Gradient, state: State, batch: Batch, noise: Noise, hyper: Hyper
+    ) -> tuple[State, Metrics, Tensor]:
+        """Take the gradient steps of one call, on minibatches (K, B, ...); pure, one member."""
+        return unrolled(partial(self.gradient_step, gradient, hyper), state, batch, noise, self.policy_delay)
+
+    def gradient_step(
+        self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool
+    ) -> tuple[State, Metrics, Tensor]:
+        """Take one gradient step, of the policy too where ``with_policy``; pure, one member.
+
+        Returns:   the state, metrics, and the absolute TD errors (B,)
+        """
+        raise NotImplementedError
+
+    def action_noise(self, updates: int, *names: str) -> Noise:
+        """Draw noise for actions (M, updates, B, ...) under these names, every member's from its own generator."""
+        leading = (updates, cast(OffPolicyConfig, self.config).batch_size)
+        drawn = [{name: action_noise(self.action_spec, leading, g) for name in names} for g in self.generators]
+        return {name: torch.stack([noise[name] for noise in drawn]).to(self.device) for name in names}
+
+    def draw_uniform(self, *shape: int) -> Tensor:
+        """Draw uniform numbers (M, *shape), every member's from its own generator."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
+
+    def critic_step(self, gradient: Gradient, state: State, loss: Loss, hyper: Hyper) -> tuple[State, Metrics, Tensor]:
+        """Take one step of Adam on the critics' loss, as ``regress`` gives it; pure, one member."""
+        slope, (_, metrics) = gradient(loss, state["critic/params"])
+        error = metrics.pop("error")
+        rates = (hyper["critic_learning_rate"], hyper["max_gradient_norm"])
+        state, metrics["critic_gradient_norm"] = descend(state, "critic/", slope, *rates)
+        return state, metrics, error
+
+    def policy_step(self, gradient: Gradient, state: State, loss: Loss, hyper: Hyper) -> tuple[State, Metrics]:
+        """Take one step of Adam on the policy's loss; pure, one member."""
+        slope, (_, metrics) = gradient(loss, state["params"])
+        state, norm = descend(state, "", slope, hyper["learning_rate"], hyper["max_gradient_norm"])
+        return state, {**metrics, "policy_gradient_norm": norm}
+
+    def track(self, state: State, hyper: Hyper) -> State:
+        """Move every target network towards its source; pure, one member."""
+        for target, source in self.targets.items():
+            state = track(state, f"{target}params", f"{source}params", hyper["target_update_rate"])
+        return state
+
+
+def chosen(q: Tensor, action: Tensor) -> Tensor:
+    """Return Q (C, B) of the actions (B,) that were taken, from those of all choices (C, B, choices)."""
+    return q.gather(-1, action.expand(len(q), -1).unsqueeze(-1)).squeeze(-1)
+
+
+def regress(q: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    """Return the sum over critics of their mean losses, and what is logged of them.
+
+    Equation:  sum_i mean over B of weight 1/2 (Q_i(s, a) - y)^2
+    Args:      q (C, B), carries gradient; target (B,), detached
+    Returns:   the loss; with it "error", the absolute TD errors (B,) in the mean over critics
+    Verified:  tests/exact/test_soft.py::test_updates
+    """
+    loss = (sample_weight(batch) * value_loss(q, target)).mean(-1).sum()
+    return loss, {"critic_loss": loss, "q_mean": q.mean(), "error": (q - target).abs().mean(0)}
 
 
 def group(state: State, prefix: str) -> State:

@@ -1,33 +1,183 @@
-"""What on-policy algorithms share: turning a rollout into training sequences, and the running statistics.
+"""Updates from a rollout: what on-policy algorithms share.
 
-All functions are pure and see one member, axes (T, N), but for the two that say so. A batch is a dict of tensors over S
-sequences: for a feed-forward policy every step is a sequence of its own and the axes are (S, ...); for a recurrent one
-they are (S, L, ...), with the memory (S, K) at the start of each sequence.
+``RolloutAgent`` orders an update; the functions below are its steps. They are pure and see one member, axes (T, N), but
+for the two that say so. A batch is a dict of tensors over S sequences: for a feed-forward policy every step is a
+sequence of its own and the axes are (S, ...); for a recurrent one they are (S, L, ...), with the memory (S, K) at the
+start of each sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agents.average_reward import objective_rewards, pinned_target
-from steepest.agents.statistics import scaled_rewards
+from steepest.agents.agent import Agent, Lift
+from steepest.agents.average_reward import (
+    gain_of,
+    initial_gain,
+    objective_rewards,
+    pinned_target,
+    refuse_termination,
+)
+from steepest.agents.config import OnPolicyConfig, SurrogateConfig
+from steepest.agents.statistics import explained_variance, scaled_rewards, update_observations
 from steepest.distributions import Distribution
 from steepest.errors import UsageError
-from steepest.learner.step import Hyper, Metrics, State
-from steepest.learner.trees import mean_metrics
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
+from steepest.learner.trees import mean_metrics, to_host
+from steepest.losses import score_function_loss, value_loss
 from steepest.networks.inputs import PolicyInput, PolicyOutput
-from steepest.numerics import weighted_mean, weighted_variance
+from steepest.numerics import weighted_mean
 from steepest.returns import generalized_advantage, vtrace
 from steepest.types import Obs, Rollout
 
 Batch = dict[str, Tensor]
 
-StateWeighting = Literal["discounted", "undiscounted"]
-"""Whether the score of step t is weighted by gamma^t, which the gradient of the discounted objective asks for."""
+
+class RolloutAgent(Agent):
+    """An agent that learns from the rollout just played and then forgets it.
+
+    An algorithm adds ``loss`` and ``gradient_step``, and what it alone does between data and loss.
+    """
+
+    lifts: ClassVar[Mapping[str, Lift]] = {
+        "prepare": Lift("prepare", unrolls=True),
+        "steps": Lift("gradient_steps", differentiates=True),
+        "correct": Lift("correct", unrolls=True),
+        "merge": Lift(update_observations, compiles=False),
+    }
+    hyper_fields = (
+        "gamma", "gain_rate", "gae_lambda", "learning_rate", "value_coef", "entropy_coef", "max_gradient_norm",
+    )  # fmt: skip
+
+    def __init__(self, config: OnPolicyConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.sequences = sequences_per_rollout(
+            self.num_envs,
+            config.rollout_steps,
+            self.sequence_length,
+            getattr(config, "minibatches", 1),
+            standardizes=self.standardizes,
+        )
+        if getattr(config, "objective", "discounted") == "average":
+            self.state |= initial_gain(self.members, self.device)
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether advantages are standardised over every minibatch."""
+        return cast(OnPolicyConfig, self.config).normalize_advantage
+
+    @classmethod
+    def planned_work(cls, config: Any, total_steps: int, num_envs: int) -> tuple[int, int]:
+        rows = num_envs * config.rollout_steps
+        minibatches = getattr(config, "minibatches", 1)
+        return rows // minibatches, total_steps // rows * getattr(config, "epochs", 1) * minibatches
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
+        """Learn from a rollout (M, T, N) at a progress in [0, 1], which drives schedules; return metrics (M,)."""
+        if "gain" in self.state:
+            refuse_termination(rollout)
+        self.state, metrics = self.learn(rollout, self.hyperparameters(progress))
+        return to_host(metrics)
+
+    def learn(self, rollout: Rollout, hyper: Hyper) -> tuple[State, Metrics]:
+        """Prepare a batch, improve policy and value function on it, then merge what was observed."""
+        statistics, batch, critic = self.over_members["prepare"](self.state, rollout, hyper)
+        state, metrics = self.improve({**self.state, **statistics}, rollout, batch, hyper)
+        state = self.over_members["merge"](state, rollout, hyper)
+        return state, {**metrics, **critic, **gain_of(state)}
+
+    def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
+        """Return advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
+        policy, value = replay_rollout(partial(self.forward, state["params"], state), rollout, self.sequence_length)
+        log_prob = policy.log_prob(rollout.action)
+        statistics, advantage, target = gae_and_target(state, rollout, value, hyper)
+        batch, metrics = training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
+        return statistics, {**batch, **self.remember(policy)}, metrics
+
+    def remember(self, policy: Distribution) -> Batch:
+        """Return what gradient steps need of the policy that acted, besides log-probabilities: nothing, by default."""
+        del policy
+        return {}
+
+    def improve(self, state: State, rollout: Rollout, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """Take the gradient steps of all members, epoch after epoch."""
+
+        def correct(state: State) -> Batch:
+            return self.over_members["correct"](state, rollout, batch["log_prob"], hyper)
+
+        config, indices = cast(SurrogateConfig, self.config), self.draw_indices()
+        epochs = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
+        return run_epochs(self.over_members["steps"], state, batch, epochs, hyper, correct)
+
+    def draw_indices(self) -> Tensor:
+        """Draw the minibatches of all epochs, (members, epochs * minibatches, sequences of each)."""
+        config = cast(SurrogateConfig, self.config)
+        return members_indices(self.sequences, config.minibatches, config.epochs, self.generators).to(self.device)
+
+    def gradient_steps(
+        self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
+    ) -> tuple[State, Metrics]:
+        """Take one gradient step for each row of indices (K, B); pure, one member."""
+        return each_minibatch(partial(self.gradient_step, gradient, hyper=hyper), state, batch, indices)
+
+    def gradient_step(self, gradient: Gradient, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """Take one step of Adam on a minibatch; pure, one member."""
+        slope, (_, metrics) = gradient(partial(self.loss, state=state, batch=batch, hyper=hyper), state["params"])
+        state, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
+        return state, {**metrics, "gradient_norm": norm}
+
+    def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
+        """Return the mean loss of a minibatch and its metrics; gradient through ``vector`` alone."""
+        raise NotImplementedError
+
+    def correct(self, state: State, rollout: Rollout, old_log_prob: Tensor, hyper: Hyper) -> Batch:
+        """Return advantages and value targets for the policy as it is now; pure, one member."""
+        forward = partial(self.forward, state["params"], state)
+        return corrected_batch(forward, state, rollout, old_log_prob, self.sequence_length, hyper)
+
+
+def mean_loss(
+    policy_loss: Tensor, regression: Tensor, entropy: Tensor, weight: Tensor, hyper: Hyper
+) -> tuple[Tensor, Metrics]:
+    """Return the mean of one loss of policy, value function and entropy over the decided steps, and its parts.
+
+    Equation:  mean of policy_loss + c_v value_loss - c_e H
+    Source:    Mnih et al. 2016; Schulman et al. 2017, Eq. 9.
+    Args:      policy_loss, regression, entropy, weight (...,), one entry per step
+    Verified:  tests/exact/test_updates.py::test_updates_are_those_of_the_written_algorithm
+    """
+    per_step = policy_loss + hyper["value_coef"] * regression - hyper["entropy_coef"] * entropy
+    metrics = {
+        "policy_loss": weighted_mean(policy_loss, weight),
+        "value_loss": weighted_mean(regression, weight),
+        "entropy": weighted_mean(entropy, weight),
+    }
+    return weighted_mean(per_step, weight), metrics
+
+
+def score_loss(output: PolicyOutput, advantage: Tensor, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
+    """Return ``mean_loss`` with the score function's policy loss, weighted by gamma^t where the batch says so.
+
+    Verified:  tests/exact/test_updates.py::test_updates_are_those_of_the_written_algorithm
+    """
+    policy_loss = score_function_loss(output.distribution.log_prob(batch["action"]), advantage)
+    if "state_weight" in batch:
+        policy_loss = batch["state_weight"] * policy_loss
+    regression = value_loss(value_of(output), batch["target"])
+    return mean_loss(policy_loss, regression, output.distribution.entropy(), batch["weight"], hyper)
+
+
+def value_of(output: PolicyOutput) -> Tensor:
+    """Return the values of an output that was asked for them."""
+    assert output.value is not None
+    return output.value
 
 
 def gae_and_target(state: State, rollout: Rollout, value: Tensor, hyper: Hyper) -> tuple[State, Tensor, Tensor]:
@@ -47,16 +197,6 @@ def gae_and_target(state: State, rollout: Rollout, value: Tensor, hyper: Hyper) 
     if "gain" in state:
         target = pinned_target(target, value[:-1], rollout.valid)
     return statistics, advantage, target
-
-
-def state_weights(step: Tensor, gamma: Tensor) -> Tensor:
-    """gamma^t (T, N), t counted from the episode's beginning: what an unbiased discounted gradient weighs states by.
-
-    Source:    errata to notes 1.1 to 1.4; Nota & Thomas 2020.
-    Args:      step (T, N) of the episode, from 0
-    Verified:  tests/exact/test_reinforce.py::test_discounted_weighting_climbs_the_discounted_objective
-    """
-    return gamma ** step.to(gamma.dtype)
 
 
 def score_rollout(
@@ -138,18 +278,6 @@ def training_batch(
         "value_mean": weighted_mean(value[:-1], weight),
     }
     return batch, metrics
-
-
-def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """How much of the targets' variance the values account for: 1 is all, 0 what a constant does.
-
-    Equation:  1 - Var(target - value) / Var(target); no number where targets are equal, to rounding
-    Verified:  tests/unit/test_on_policy.py::test_explained_variance_by_hand
-    """
-    spread = weighted_variance(target, weight)
-    rounding = (8.0 * torch.finfo(target.dtype).eps) ** 2 * weighted_mean(target.square(), weight)
-    explained = 1.0 - weighted_variance(target - value, weight) / spread
-    return torch.where(spread > rounding, explained, torch.full_like(spread, torch.nan))
 
 
 def distribution_to_batch(name: str, policy: Distribution, length: int) -> Batch:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.learner.step import Hyper, State
-from steepest.numerics import forward_recurrence, merge_moments
+from steepest.numerics import forward_recurrence, merge_moments, weighted_mean, weighted_variance
 from steepest.types import Rollout
 
 
@@ -54,3 +54,25 @@ def update_observations(state: State, rollout: Rollout, hyper: Hyper) -> State:
         )
         new |= {f"obs_mean/{name}": mean, f"obs_variance/{name}": variance, "obs_count": count}
     return new
+
+
+def state_weights(step: Tensor, gamma: Tensor) -> Tensor:
+    """gamma^t (T, N), t counted from the episode's beginning: what an unbiased discounted gradient weighs states by.
+
+    Source:    errata to notes 1.1 to 1.4; Nota & Thomas 2020.
+    Args:      step (T, N) of the episode, from 0
+    Verified:  tests/exact/test_reinforce.py::test_discounted_weighting_climbs_the_discounted_objective
+    """
+    return gamma ** step.to(gamma.dtype)
+
+
+def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """How much of the targets' variance the values account for: 1 is all, 0 what a constant does.
+
+    Equation:  1 - Var(target - value) / Var(target); no number where targets are equal, to rounding
+    Verified:  tests/unit/test_on_policy.py::test_explained_variance_by_hand
+    """
+    spread = weighted_variance(target, weight)
+    rounding = (8.0 * torch.finfo(target.dtype).eps) ** 2 * weighted_mean(target.square(), weight)
+    explained = 1.0 - weighted_variance(target - value, weight) / spread
+    return torch.where(spread > rounding, explained, torch.full_like(spread, torch.nan))

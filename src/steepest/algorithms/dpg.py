@@ -26,18 +26,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad_and_value, jacrev, vmap  # pyright: ignore[reportUnknownVariableType]
 
-from steepest.agents.agent import Agent
-from steepest.agents.statistics import scale_rewards, update_observations
-from steepest.agents.stepwise import Batch, add_figures, mean_figures, observations, one_input, shortened, step_batch
-from steepest.errors import require
+from steepest.agents.config import StepwiseConfig
+from steepest.agents.replay_updates import batch_obs
+from steepest.agents.statistics import scale_rewards
+from steepest.agents.stepwise import Batch, StepwiseAgent, one_input, shortened, step_batch
+from steepest.fields import Positive
 from steepest.learner.step import Hyper, Metrics, State
-from steepest.learner.trees import to_host
 from steepest.losses import (
     auxiliary_direction,
     compatible_action_gradient,
@@ -45,79 +43,45 @@ from steepest.losses import (
     deterministic_policy_direction,
     tdc_direction,
 )
-from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
 from steepest.returns import td_error
 from steepest.types import Obs, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPGConfig(PolicyConfig):
+class DPGConfig(StepwiseConfig):
     """Deterministic policy gradient with a compatible critic."""
 
-    rollout_steps: int = 16
-    """Steps that every environment plays before the weights follow, one time step after the other (T)."""
-    steps_per_call: int = 2
-    """Time steps fused into one call; more of them take longer to compile."""
     critic: Literal["sarsa", "q_learning", "gradient_q"] = "q_learning"
     """On-policy; off-policy (COPDAC-Q); off-policy with the correction of gradient TD (COPDAC-GQ)."""
-    policy_learning_rate: float = 0.01
+    policy_learning_rate: Positive = 0.01
     """Step size of the policy (alpha)."""
-    value_learning_rate: float = 0.05
+    value_learning_rate: Positive = 0.05
     """Step size of the state value V (alpha_v)."""
-    advantage_learning_rate: float = 0.05
+    advantage_learning_rate: Positive = 0.05
     """Step size of the compatible weights (alpha_w)."""
-    auxiliary_learning_rate: float = 0.05
+    auxiliary_learning_rate: Positive = 0.05
     """Step size of the auxiliary weights of "gradient_q"."""
-    learning_rate_schedule: Schedule = "constant"
-    """"linear" takes all of them to 0 over the run."""
-    gamma: float = 0.99
-    """Discount factor."""
-    initial_std: float = 0.3
+    initial_std: Positive = 0.3
     """Standard deviation of the exploring behaviour around mu; it is not learned."""
-    max_gradient_norm: float = 1.0
-    """Each direction is scaled down to this norm if it is longer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("rollout_steps", "steps_per_call"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(
-            self.rollout_steps % self.steps_per_call == 0,
-            "steps_per_call",
-            self.steps_per_call,
-            f"a divisor of rollout_steps ({self.rollout_steps})",
-        )
-        for name in ("policy", "value", "advantage", "auxiliary"):
-            value = getattr(self, f"{name}_learning_rate")
-            require(value > 0, f"{name}_learning_rate", value, "a positive number")
-        require(self.max_gradient_norm > 0, "max_gradient_norm", self.max_gradient_norm, "a positive number")
-        require(0 <= self.gamma <= 1, "gamma", self.gamma, "in [0, 1]")
-        require(self.recurrent == "none", "recurrent", self.recurrent, '"none": the compatible critic has no memory')
 
 
-class DPG(Agent):
+class DPG(StepwiseAgent):
     """COPDAC over one or several members."""
 
     algorithm = "dpg"
     Config = DPGConfig
     action_kinds = ("box",)
     config: DPGConfig
+    hyper_fields = (*StepwiseAgent.hyper_fields, "advantage_learning_rate")
 
     def __init__(self, config: DPGConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         weights = self.state["params"]
         self.state["advantage"] = torch.zeros_like(weights)
         self.state["auxiliary"] = torch.zeros_like(torch.cat([weights, weights], dim=-1))
-        self._prepare = self.learner.lift(self.prepare)
-        self._steps = self.learner.lift(self.time_steps)
-        self._merge = self.learner.lift(update_observations, compile=False)
-
-    @classmethod
-    def planned_work(cls, config: DPGConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
-        return num_envs, total_steps // num_envs
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch]:
-        """Scaled rewards and what follows every step, by time step (T, N); pure, one member."""
+        """Return scaled rewards and what follows every step, by time step (T, N); pure, one member."""
         statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         batch = step_batch(rollout, reward)
         # The last action stands in for the one after the rollout. Behind an episode's end nothing is decided.
@@ -126,17 +90,17 @@ class DPG(Agent):
         return statistics, batch
 
     def mean(self, vector: Tensor, state: State, obs: Obs) -> Tensor:
-        """mu (D,) of one observation, before the action meets its bounds; pure."""
+        """Return mu (D,) of one observation, before the action meets its bounds; pure."""
         return self.forward(vector, state, one_input(obs), False).distribution.mode().squeeze(0)
 
     def value(self, vector: Tensor, state: State, obs: Obs) -> Tensor:
-        """V of one observation, a scalar; pure."""
+        """Return V of one observation, a scalar; pure."""
         return cast(Tensor, self.forward(vector, state, one_input(obs)).value).squeeze(0)
 
     def time_step(self, state: State, step: Batch, hyper: Hyper) -> tuple[State, Metrics]:
-        """Everything of one time step over the environments (N), and its figures summed; pure, one member."""
+        """Take one time step of N environments; return the state and metrics summed; pure, one member."""
         vector, w, gamma = state["params"], state["advantage"], hyper["gamma"]
-        obs, next_obs = observations(step, "obs/"), observations(step, "next_obs/")
+        obs, next_obs = batch_obs(step, "obs/"), batch_obs(step, "next_obs/")
         both = {k: torch.cat([x, next_obs[k]]) for k, x in obs.items()}
         axes = (None, None, 0)
         slopes, values = cast(Any, vmap(grad_and_value(self.value), in_dims=axes))(vector, state, both)
@@ -177,30 +141,3 @@ class DPG(Agent):
             "gradient_norm": torch.linalg.vector_norm(actor) * counts.sum(),
         }
         return {**state, **moved}, totals
-
-    def time_steps(self, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
-        """Several time steps in order, unrolled so that they cost one call; pure, one member."""
-        totals: Metrics = {}
-        for t in range(batch["reward"].shape[0]):
-            state, figures = self.time_step(state, {k: x[t] for k, x in batch.items()}, hyper)
-            totals = add_figures(totals, figures)
-        return state, totals
-
-    def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
-        config = self.config
-        factor = schedule_factor(config.learning_rate_schedule, progress)
-        rates = ("policy", "value", "advantage", "auxiliary")
-        hyper = self.hyper(
-            gamma=config.gamma,
-            max_gradient_norm=config.max_gradient_norm,
-            **{f"{name}_learning_rate": getattr(config, f"{name}_learning_rate") * factor for name in rates},
-        )
-        statistics, batch = self._prepare(self.state, rollout, hyper)
-        state = {**self.state, **statistics}
-        totals: Metrics = {}
-        for first in range(0, batch["reward"].shape[1], config.steps_per_call):
-            chunk = {k: x[:, first : first + config.steps_per_call] for k, x in batch.items()}
-            state, figures = self._steps(state, chunk, hyper)
-            totals = add_figures(totals, figures)
-        self.state = self._merge(state, rollout, hyper)
-        return to_host(mean_figures(totals))

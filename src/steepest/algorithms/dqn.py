@@ -22,41 +22,42 @@ streams meet, and epsilon falls in stairs of steps_per_iteration.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.agent import Agent, normalization
+from steepest.agents.agent import normalization
 from steepest.agents.config import OffPolicyConfig
-from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
+from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, descend, sample_weight, track
 from steepest.errors import require
+from steepest.fields import Count, Positive, PositiveShare, Share
 from steepest.learner.functional import FunctionalModule
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import chosen_q_value, double_dqn_target, dqn_target, huber_loss
-from steepest.networks.config import NetworkFactory, schedule_factor
+from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import QNetwork
 from steepest.types import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(OffPolicyConfig):
-    """Deep Q-network. What is no choice of the papers is of the size that small control problems are solved with."""
+    """Deep Q-network. Defaults not taken from the papers suit small control problems."""
 
-    max_gradient_norm: float | None = 10.0
+    max_gradient_norm: Positive | None = 10.0
     """The gradient is scaled down to this norm if it is longer; none leaves it. 10 as for the dueling network."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Transitions per gradient step. The papers take 32; without convolutions a larger one costs little."""
-    train_every: int = 4
+    train_every: Count = 4
     """Steps of every environment between updates, as in the papers."""
-    update_ratio: float = 0.25
+    update_ratio: Positive = 0.25
     """Gradient steps per environment step, as in the papers: one in four."""
-    target_update_rate: float = 1.0
+    target_update_rate: PositiveShare = 1.0
     """Weight of the new where the target network is moved: 1 copies the network."""
-    target_update_every: int = 250
+    target_update_every: Count = 250
     """Gradient steps between these moves, by default about 1,000 environment steps. The papers take 10,000 on Atari; 1,
     with a small target_update_rate, makes the target a moving average."""
     double: bool = True
@@ -65,50 +66,42 @@ class DQNConfig(OffPolicyConfig):
     dueling: bool = False
     """State value and advantages in streams of their own from the last hidden layer on: pays with many actions that
     matter little."""
-    huber_threshold: float | None = 1.0
+    huber_threshold: Positive | None = 1.0
     """TD errors count by their square up to here and linearly beyond, so that one surprise cannot throw the network;
     none squares them all. In reward units."""
-    initial_epsilon: float = 1.0
+    initial_epsilon: Share = 1.0
     """Share of actions that are drawn uniformly, at the start."""
-    final_epsilon: float = 0.05
+    final_epsilon: Share = 0.05
     """That share at the end: what is left keeps the buffer from forgetting what bad actions do."""
-    exploration_fraction: float = 0.1
+    exploration_fraction: Share = 0.1
     """Share of the run in which it falls from the one to the other, linearly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("initial_epsilon", "final_epsilon", "exploration_fraction"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         require(
             self.final_epsilon <= self.initial_epsilon,
             "final_epsilon",
             self.final_epsilon,
             f"at most initial_epsilon ({self.initial_epsilon})",
         )
-        require(self.target_update_every >= 1, "target_update_every", self.target_update_every, "at least 1")
-        threshold = self.huber_threshold
-        require(threshold is None or threshold > 0, "huber_threshold", threshold, "a positive number or none")
 
 
-class DQN(Agent):
+class DQN(ReplayAgent):
     """DQN over one or several members."""
 
     algorithm = "dqn"
     Config = DQNConfig
     config: DQNConfig
-    regime = "off-policy"
     action_kinds = ("discrete",)
     squash = "clip"  # no discrete action meets a bound
-    noise_correlation = 0.0
+    targets: ClassVar[Mapping[str, str]] = {"target/": ""}
+    hyper_fields = (
+        "learning_rate", "max_gradient_norm", "target_update_rate", "target_update_every", "huber_threshold",
+    )  # fmt: skip
 
     def __init__(self, config: DQNConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._q = FunctionalModule(self.module, self.layout, function=cast(QNetwork, self.module).q_values)
-        self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
-
-    @classmethod
-    def planned_work(cls, config: DQNConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
-        return config.batch_size, int(max(0, total_steps - config.learning_starts) * config.update_ratio)
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
         return {"": QNetwork(self.config, self.obs_spec, self.action_spec, network, dueling=self.config.dueling)}
@@ -116,23 +109,11 @@ class DQN(Agent):
     def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
         state = super()._initial_state(modules)
         state["buffers/epsilon"].fill_(self.config.initial_epsilon)
-        state["target/params"] = state["params"].clone()
         state["target/age"] = torch.zeros(self.members, dtype=torch.int64, device=self.device)
-        self.layouts["target/"] = self.layouts[""]
         return state
 
-    # What the loop asks for
-
     def hyperparameters(self, progress: float) -> Hyper:
-        config = self.config
-        return self.hyper(
-            learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
-            max_gradient_norm=config.max_gradient_norm or math.inf,
-            target_update_rate=config.target_update_rate,
-            target_update_every=config.target_update_every,
-            huber_threshold=config.huber_threshold or math.inf,  # where every error counts by half its square
-            epsilon=self.epsilon(progress),
-        )
+        return super().hyperparameters(progress) | self.hyper(epsilon=self.epsilon(progress))
 
     def epsilon(self, progress: float) -> float:
         """The share of exploration when a fraction ``progress`` of the run is over."""
@@ -140,23 +121,13 @@ class DQN(Agent):
         fallen = min(1.0, progress / config.exploration_fraction) if config.exploration_fraction else 1.0
         return config.initial_epsilon + fallen * (config.final_epsilon - config.initial_epsilon)
 
-    def update_noise(self, updates: int) -> Noise:
-        del updates
-        return {}
-
-    def update(self, batch: Batch, noise: Noise, hyper: Hyper) -> tuple[Metrics, Tensor]:
-        self.state, metrics, errors = self._steps(self.state, batch, noise, hyper)
-        return metrics, errors
-
-    # The update: pure, one member
-
     def gradient_steps(
         self, gradient: Gradient, state: State, batch: Batch, noise: Noise, hyper: Hyper
     ) -> tuple[State, Metrics, Tensor]:
-        """The gradient steps of one call, on minibatches (K, B, ...); and the exploration of what is played next."""
+        """Take the gradient steps of one call, and set the exploration of what is played next; pure, one member."""
         epsilon = state["buffers/epsilon"]
         state = {**state, "buffers/epsilon": torch.zeros_like(epsilon) + hyper["epsilon"].to(epsilon.dtype)}
-        return unrolled(partial(self.gradient_step, gradient, hyper), state, batch, noise, 1)
+        return super().gradient_steps(gradient, state, batch, noise, hyper)
 
     def gradient_step(
         self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool

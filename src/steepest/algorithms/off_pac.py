@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,22 +37,16 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
 
 from steepest.agents.agent import Actor, Agent
-from steepest.agents.statistics import scale_rewards, update_observations
-from steepest.agents.stepwise import (
-    Batch,
-    acting_inputs,
-    add_figures,
-    mean_figures,
-    observations,
-    one_input,
-    shortened,
-    step_batch,
-)
+from steepest.agents.behaviour import act_as, read_behaviour, scored_by
+from steepest.agents.config import StateWeighting, StepwiseConfig
+from steepest.agents.replay_updates import batch_obs
+from steepest.agents.statistics import scale_rewards
+from steepest.agents.stepwise import Batch, StepwiseAgent, acting_inputs, one_input, shortened, step_batch
 from steepest.distributions import softened
-from steepest.errors import UsageError, require
+from steepest.errors import UsageError
 from steepest.experience.logs import LoggedExperience, logged_rollouts
+from steepest.fields import NonNegative, Positive, Share
 from steepest.learner.step import Hyper, Metrics, State
-from steepest.learner.trees import to_host
 from steepest.losses import (
     auxiliary_direction,
     curvature_direction,
@@ -61,7 +55,6 @@ from steepest.losses import (
     followon_trace,
     tdc_direction,
 )
-from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
 from steepest.networks.inputs import PolicyInput
 from steepest.returns import td_error
 from steepest.types import Obs, Rollout
@@ -71,63 +64,35 @@ FOLLOWON, RATIO = "followon", "previous_ratio"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPACConfig(PolicyConfig):
+class OffPACConfig(StepwiseConfig):
     """Off-policy actor-critic."""
 
-    rollout_steps: int = 16
-    """Steps that every environment plays before the weights follow, one time step after the other (T)."""
-    steps_per_call: int = 2
-    """Time steps fused into one call; more of them take longer to compile."""
-    policy_learning_rate: float = 0.1
-    """Step size of the policy (alpha)."""
-    value_learning_rate: float = 0.1
+    value_learning_rate: Positive = 0.1
     """Step size of the value function (alpha_v); the policy's should not be much larger."""
-    auxiliary_learning_rate: float = 0.05
+    auxiliary_learning_rate: NonNegative = 0.05
     """Step size of the critic's auxiliary weights (alpha_w); 0 is semi-gradient TD(lambda), which may diverge."""
-    learning_rate_schedule: Schedule = "constant"
-    """"linear" takes all three to 0 over the run."""
-    gamma: float = 0.99
-    """Discount factor."""
-    trace_decay: float = 0.4
+    trace_decay: Share = 0.4
     """lambda of the critic's and the actor's traces."""
-    emphasis_decay: float = 0.0
+    emphasis_decay: Share = 0.0
     """lambda_a: 0 is Off-PAC; 1 follows the true off-policy gradient, with more variance."""
-    state_weighting: Literal["undiscounted", "discounted"] = "undiscounted"
+    state_weighting: StateWeighting = "undiscounted"
     """States count as often as the behaviour meets them, or by gamma^t within an episode."""
-    behaviour_epsilon: float = 0.5
+    behaviour_epsilon: Share = 0.5
     """The behaviour is the policy mixed with the uniform one in this share: 1 is uniform. Of a Gaussian policy it has
     1 + epsilon times the standard deviation."""
     behaviour_agent: str | None = None
     """The file of a saved agent that behaves instead."""
-    max_ratio: float = 10.0
+    max_ratio: Positive = 10.0
     """Importance ratios are cut off here, which trades bias for variance; the published algorithm has no bound."""
-    max_gradient_norm: float = 1.0
-    """Each of the three directions is scaled down to this norm if it is longer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("rollout_steps", "steps_per_call"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(
-            self.rollout_steps % self.steps_per_call == 0,
-            "steps_per_call",
-            self.steps_per_call,
-            f"a divisor of rollout_steps ({self.rollout_steps})",
-        )
-        for name in ("policy_learning_rate", "value_learning_rate", "max_ratio", "max_gradient_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        require(self.auxiliary_learning_rate >= 0, "auxiliary_learning_rate", self.auxiliary_learning_rate, ">= 0")
-        for name in ("gamma", "trace_decay", "emphasis_decay", "behaviour_epsilon"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        require(self.recurrent == "none", "recurrent", self.recurrent, '"none": traces need a policy without memory')
 
 
-class OffPAC(Agent):
+class OffPAC(StepwiseAgent):
     """Off-PAC over one or several members."""
 
     algorithm = "off_pac"
     Config = OffPACConfig
     config: OffPACConfig
+    hyper_fields = (*StepwiseAgent.hyper_fields, "trace_decay", "emphasis_decay", "max_ratio")
     per_environment = ("return_carry", CRITIC, CURVATURE, ACTOR, FOLLOWON, RATIO)
 
     def __init__(self, config: OffPACConfig, *args: Any, **kwargs: Any) -> None:
@@ -140,45 +105,23 @@ class OffPAC(Agent):
             self.state[name] = weights.new_zeros((self.members, self.num_envs))
         self.other: Agent | None = None
         self._behave = {fused: self.learner.lift(self.behave, compile=fused) for fused in (False, True)}
-        self._prepare = self.learner.lift(self.prepare)
-        self._steps = self.learner.lift(self.time_steps)
-        self._merge = self.learner.lift(update_observations, compile=False)
-
-    @classmethod
-    def planned_work(cls, config: OffPACConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
-        return num_envs, total_steps // num_envs
 
     # Behaving
 
     def read_others(self, read: Callable[[Path], Agent]) -> None:
-        path = self.config.behaviour_agent
-        if path is None:
-            return
-        if not Path(path).is_file():
-            raise UsageError(f"behaviour_agent is {path!r}, which is no file; give that of a saved agent")
-        other = read(Path(path))
-        if other.members != 1 or other.memory_size:
-            raise UsageError("behaviour_agent must be a single agent without a recurrent cell; take one with member(i)")
-        if (other.obs_spec, other.action_spec) != (self.obs_spec, self.action_spec):
-            raise UsageError(f"{path} was trained on other observations or actions than these")
-        if self.action_spec.kind == "box" and other.squash != self.squash:
-            raise UsageError(
-                f"{path} is an agent of {other.algorithm}, which squashes its actions by {other.squash}, and "
-                f"{self.algorithm} by {self.squash}: its probabilities would be of other numbers. Take an agent of "
-                "ppo, trpo or actor_critic."
-            )
-        self.other = other
+        if self.config.behaviour_agent is not None:
+            self.other = read_behaviour(self, self.config.behaviour_agent, read)
 
     def behave(
         self, state: State, obs: Obs, noise: Tensor, mask: Tensor | None, start: None, memory: None, hyper: None
     ) -> tuple[Tensor]:
-        """Actions of the softened policy; pure, one member."""
+        """Return actions of the softened policy; pure, one member."""
         del start, memory, hyper
         policy = self.forward(state["params"], state, PolicyInput(obs, mask, None, None, None), False).distribution
         return (softened(policy, self.config.behaviour_epsilon).sample(noise),)
 
     def _behaving(self) -> Agent | None:
-        """Who behaves instead of the softened policy, if anybody is to."""
+        """Return the agent that behaves instead of the softened policy, if there is one."""
         if self.other is None and self.config.behaviour_agent is not None:
             raise UsageError(
                 f"behaviour_agent is {self.config.behaviour_agent!r}, which was not read: train in a steepest.Run, or "
@@ -189,7 +132,7 @@ class OffPAC(Agent):
     def behaviour(self, *, fused: bool = False) -> Actor:
         other = self._behaving()
         if other is not None:
-            return self._act_as(other.actor())
+            return act_as(other.actor(), self.members, self.num_envs)
         state = {k: v for k, v in self.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))}
         lifted = self._behave[fused].bind(state)
 
@@ -198,29 +141,10 @@ class OffPAC(Agent):
 
         return act
 
-    def _act_as(self, actor: Actor) -> Actor:
-        """One agent in the environments of all members."""
-
-        def act(obs: Obs, noise: Tensor | None, mask: Tensor | None, start: Any, memory: Any) -> tuple[Tensor, None]:
-            def together(x: Tensor | None) -> Any:
-                return None if x is None else x.flatten(0, 1).unsqueeze(0)
-
-            action, _ = actor({k: together(x) for k, x in obs.items()}, together(noise), together(mask), None, None)
-            return action.view(self.members, self.num_envs, *action.shape[2:]), None
-
-        return act
-
-    def _scored_by_other(self, other: Agent, rollout: Rollout) -> Rollout:
-        state = {k: v[0] for k, v in other.state.items()}
-        inputs = acting_inputs(rollout, time_axis=1)
-        with torch.no_grad():
-            policy = other.forward(state["params"], state, inputs, with_value=False).distribution
-        return rollout._replace(behaviour_log_prob=policy.log_prob(rollout.action))
-
     # Learning
 
     def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch]:
-        """Scaled rewards and the behaviour's log-probabilities, by time step (T, N); pure, one member."""
+        """Return scaled rewards and the behaviour's log-probabilities, by time step (T, N); pure, one member."""
         statistics, reward = scale_rewards(state, rollout, hyper["gamma"])
         log_prob = rollout.behaviour_log_prob
         if log_prob is None:
@@ -230,19 +154,19 @@ class OffPAC(Agent):
         return statistics, batch
 
     def value(self, vector: Tensor, state: State, obs: Obs) -> Tensor:
-        """V of one observation, a scalar; pure."""
+        """Return V of one observation, a scalar; pure."""
         value = self.forward(vector, state, one_input(obs)).value
         return cast(Tensor, value).squeeze(0)
 
     def log_prob(self, vector: Tensor, state: State, obs: Obs, action: Tensor, mask: Tensor | None) -> Tensor:
-        """log pi of one action, a scalar; pure."""
+        """Return log pi of one action, a scalar; pure."""
         policy = self.forward(vector, state, one_input(obs, mask), False).distribution
         return policy.log_prob(action.unsqueeze(0)).squeeze(0)
 
     def time_step(self, state: State, step: Batch, hyper: Hyper) -> tuple[State, Metrics]:
-        """Everything of one time step over the environments (N), and its figures summed; pure, one member."""
+        """Take one time step of N environments; return the state and metrics summed; pure, one member."""
         vector, w, gamma, decay = state["params"], state["auxiliary"], hyper["gamma"], hyper["trace_decay"]
-        obs, next_obs = observations(step, "obs/"), observations(step, "next_obs/")
+        obs, next_obs = batch_obs(step, "obs/"), batch_obs(step, "next_obs/")
         mask = step.get("action_mask")
 
         def bend(v: Tensor, one: Obs) -> Tensor:
@@ -294,39 +218,11 @@ class OffPAC(Agent):
         }
         return {**state, **traces, **moved}, totals
 
-    def time_steps(self, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
-        """Several time steps in order, unrolled so that they cost one call; pure, one member."""
-        totals: Metrics = {}
-        for t in range(batch["reward"].shape[0]):
-            state, figures = self.time_step(state, {k: x[t] for k, x in batch.items()}, hyper)
-            totals = add_figures(totals, figures)
-        return state, totals
-
     def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
-        config = self.config
-        factor = schedule_factor(config.learning_rate_schedule, progress)
-        hyper = self.hyper(
-            gamma=config.gamma,
-            trace_decay=config.trace_decay,
-            emphasis_decay=config.emphasis_decay,
-            policy_learning_rate=config.policy_learning_rate * factor,
-            value_learning_rate=config.value_learning_rate * factor,
-            auxiliary_learning_rate=config.auxiliary_learning_rate * factor,
-            max_ratio=config.max_ratio,
-            max_gradient_norm=config.max_gradient_norm,
-        )
         if rollout.behaviour_log_prob is None:
             other = self._behaving()
-            rollout = rollout if other is None else self._scored_by_other(other, rollout)
-        statistics, batch = self._prepare(self.state, rollout, hyper)
-        state = {**self.state, **statistics}
-        totals: Metrics = {}
-        for first in range(0, batch["reward"].shape[1], config.steps_per_call):
-            chunk = {k: x[:, first : first + config.steps_per_call] for k, x in batch.items()}
-            state, figures = self._steps(state, chunk, hyper)
-            totals = add_figures(totals, figures)
-        self.state = self._merge(state, rollout, hyper)
-        return to_host(mean_figures(totals))
+            rollout = rollout if other is None else scored_by(other, rollout)
+        return super().update(rollout, progress)
 
     def fit(self, data: LoggedExperience, passes: int = 1) -> list[dict[str, NDArray[np.float64]]]:
         """Learn from a log instead of an environment: every rollout's figures, pass after pass.

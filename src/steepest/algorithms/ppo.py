@@ -23,136 +23,52 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agents.agent import Agent
-from steepest.agents.average_reward import Objective, initial_gain, refuse_termination
-from steepest.agents.rollout_updates import (
-    Batch,
-    batch_inputs,
-    corrected_batch,
-    each_minibatch,
-    gae_and_target,
-    members_indices,
-    run_epochs,
-    score_rollout,
-    sequences_per_rollout,
-    training_batch,
-)
-from steepest.agents.statistics import update_observations
-from steepest.errors import require
+from steepest.agents.config import Schedule, SurrogateConfig
+from steepest.agents.rollout_updates import Batch, RolloutAgent, batch_inputs, mean_loss, value_of
+from steepest.fields import Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
-from steepest.learner.trees import to_host
 from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
-from steepest.networks.config import PolicyConfig, Schedule, schedule_factor
 from steepest.numerics import standardize, weighted_mean
 from steepest.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(PolicyConfig):
+class PPOConfig(SurrogateConfig):
     """Proximal policy optimisation."""
 
-    rollout_steps: int = 128
-    """Steps that every environment plays between updates (T)."""
-    epochs: int = 4
-    """Passes over a rollout. More reuse samples better and strain the old policy's data more."""
-    minibatches: int = 4
-    """Gradient steps per epoch."""
-    learning_rate: float = 3e-4
-    """Adam's step size at the start."""
-    learning_rate_schedule: Schedule = "constant"
-    """"linear" goes to 0 over the run."""
-    objective: Objective = "discounted"
-    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
-    gamma: float = 0.99
-    """Discount factor. Not used where the objective is the average reward."""
-    gain_rate: float = 0.1
-    """Weight of a new rollout in the running average reward. Used only where that is the objective."""
-    gae_lambda: float = 0.95
-    """GAE's trade of bias (0) against variance (1)."""
-    clip_epsilon: float = 0.2
+    clip_epsilon: Positive = 0.2
     """How far the probability ratio may move before its gradient is cut (epsilon)."""
     clip_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
-    value_coef: float = 0.5
-    """Weight of the value loss; matters where policy and value function share a torso or the gradient is clipped."""
-    value_clip: float | None = None
+    value_clip: Positive | None = None
     """Clip range of the value loss, none by default: Andrychowicz et al. 2021 found it harmful."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    max_gradient_norm: float = 0.5
-    """The gradient is scaled down to this norm if it is longer."""
-    normalize_advantage: bool = True
-    """Standardise advantages in every minibatch."""
-    target_kl: float | None = None
+    target_kl: Positive | None = None
     """Stop a rollout's updates once the estimated KL from the old policy exceeds 1.5 times this."""
-    off_policy_correction: Literal["none", "vtrace"] = "none"
-    """Whether every epoch after the first begins with advantages and targets anew, by V-trace."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("rollout_steps", "epochs", "minibatches"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "clip_epsilon", "max_gradient_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("gamma", "gain_rate", "gae_lambda"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        for name in ("value_coef", "entropy_coef"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        for name in ("value_clip", "target_kl"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "a positive number or none")
-        allowed = self.objective == "discounted" or not self.normalize_reward  # what scales is a discounted return
-        require(allowed, "normalize_reward", self.normalize_reward, 'False where objective is "average"')
 
 
-class PPO(Agent):
+class PPO(RolloutAgent):
     """PPO-clip over one or several members."""
 
     algorithm = "ppo"
     Config = PPOConfig
     config: PPOConfig
+    hyper_fields = (*RolloutAgent.hyper_fields, "clip_epsilon", "target_kl")
 
-    def __init__(self, config: PPOConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        self.sequences = sequences_per_rollout(
-            self.num_envs,
-            config.rollout_steps,
-            self.sequence_length,
-            config.minibatches,
-            standardizes=config.normalize_advantage,
-        )
-        if config.objective == "average":
-            self.state |= initial_gain(self.members, self.device)
-        # A recurrent policy is unrolled over the whole rollout here: too long a graph to compile.
-        self._prepare = self.learner.lift(self.prepare, compile=self.memory_size == 0)
-        self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
-        self._correct = self.learner.lift(self.correct, compile=self.memory_size == 0)
-        self._merge = self.learner.lift(update_observations, compile=False)
-
-    @classmethod
-    def planned_work(cls, config: PPOConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
-        rows = num_envs * config.rollout_steps
-        return rows // config.minibatches, total_steps // rows * config.epochs * config.minibatches
-
-    def prepare(self, state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Batch, Metrics]:
-        """Advantages, value targets, old log-probabilities and old values of a rollout; pure, one member."""
-        forward = partial(self.forward, state["params"], state)
-        log_prob, value = score_rollout(forward, rollout, self.sequence_length)
-        statistics, advantage, target = gae_and_target(state, rollout, value, hyper)
-        return statistics, *training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)
+    def improve(self, state: State, rollout: Rollout, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
+        """Take the gradient steps of all members, until a member passes its target KL."""
+        state = {**state, "active": torch.ones_like(state["adam_count"])}
+        state, metrics = super().improve(state, rollout, batch, hyper)
+        del state["active"]
+        return state, metrics
 
     def loss(self, vector: Tensor, state: State, batch: Batch, hyper: Hyper) -> tuple[Tensor, Metrics]:
-        """The mean loss of a minibatch and its health figures; gradient through ``vector`` alone."""
+        """Return the mean loss of a minibatch and its metrics; gradient through ``vector`` alone."""
         output = self.forward(vector, state, batch_inputs(batch))
-        policy, value, weight = output.distribution, output.value, batch["weight"]
-        assert value is not None
+        policy, value, weight = output.distribution, value_of(output), batch["weight"]
         advantage = batch["advantage"]
         if self.config.normalize_advantage:
             advantage = standardize(advantage, weight)
@@ -162,67 +78,21 @@ class PPO(Agent):
             regression = value_loss(value, batch["target"])
         else:
             regression = clipped_value_loss(value, batch["value"], batch["target"], self.config.value_clip)
-        entropy = policy.entropy()
-        per_step = surrogate + hyper["value_coef"] * regression - hyper["entropy_coef"] * entropy
+        loss, metrics = mean_loss(surrogate, regression, policy.entropy(), weight, hyper)
         ratio = torch.exp(log_prob - old_log_prob)
-        metrics = {
-            "policy_loss": weighted_mean(surrogate, weight),
-            "value_loss": weighted_mean(regression, weight),
-            "entropy": weighted_mean(entropy, weight),
-            "approx_kl": weighted_mean(kl_estimate(log_prob, old_log_prob), weight),
-            "clip_fraction": weighted_mean(((ratio - 1.0).abs() > hyper["clip_epsilon"]).to(ratio.dtype), weight),
-        }
-        return weighted_mean(per_step, weight), metrics
+        clipped = ((ratio - 1.0).abs() > hyper["clip_epsilon"]).to(ratio.dtype)
+        metrics["approx_kl"] = weighted_mean(kl_estimate(log_prob, old_log_prob), weight)
+        metrics["clip_fraction"] = weighted_mean(clipped, weight)
+        return loss, metrics
 
     def gradient_step(self, gradient: Gradient, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
-        """One step of Adam on a minibatch, unless the target KL has been passed; pure, one member."""
+        """Take one step of Adam on a minibatch, unless the target KL has been passed; pure, one member."""
         slope, (_, metrics) = gradient(partial(self.loss, state=state, batch=batch, hyper=hyper), state["params"])
         # After a target-KL stop the remaining steps change nothing: a mask, since a branch would not compile.
-        active = state["active"] * (metrics["approx_kl"] <= hyper["kl_limit"]).to(slope.dtype)
+        active = state["active"] * (metrics["approx_kl"] <= 1.5 * hyper["target_kl"]).to(slope.dtype)
         new, norm = adam_step(state, slope, hyper["learning_rate"], hyper["max_gradient_norm"])
         state = {**state, **{k: torch.where(active > 0, new[k], state[k]) for k in _MOVED}, "active": active}
         return state, {**metrics, "gradient_norm": norm, "steps_taken": active}
-
-    def gradient_steps(
-        self, gradient: Gradient, state: State, batch: Batch, indices: Tensor, hyper: Hyper
-    ) -> tuple[State, Metrics]:
-        """One step of Adam for each row of indices (K, B); pure, one member."""
-        return each_minibatch(partial(self.gradient_step, gradient, hyper=hyper), state, batch, indices)
-
-    def correct(self, state: State, rollout: Rollout, old_log_prob: Tensor, hyper: Hyper) -> Batch:
-        """Advantages and value targets for the policy as it is now; pure, one member."""
-        forward = partial(self.forward, state["params"], state)
-        return corrected_batch(forward, state, rollout, old_log_prob, self.sequence_length, hyper)
-
-    def update(self, rollout: Rollout, progress: float) -> dict[str, NDArray[np.float64]]:
-        config = self.config
-        if config.objective == "average":
-            refuse_termination(rollout)
-        hyper = self.hyper(
-            gamma=config.gamma,
-            gain_rate=config.gain_rate,
-            gae_lambda=config.gae_lambda,
-            learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress),
-            clip_epsilon=config.clip_epsilon * schedule_factor(config.clip_schedule, progress),
-            value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
-            max_gradient_norm=config.max_gradient_norm,
-            kl_limit=float("inf") if config.target_kl is None else 1.5 * config.target_kl,
-        )
-        statistics, batch, critic = self._prepare(self.state, rollout, hyper)
-        state = {**self.state, **statistics}
-        state["active"] = torch.ones_like(state["adam_count"])
-        indices = members_indices(self.sequences, config.minibatches, config.epochs, self.generators).to(self.device)
-
-        def correct(state: State) -> Batch:
-            return self._correct(state, rollout, batch["log_prob"], hyper)
-
-        epochs = indices.chunk(config.epochs, dim=1) if config.off_policy_correction == "vtrace" else (indices,)
-        state, metrics = run_epochs(self._steps, state, batch, epochs, hyper, correct)
-        del state["active"]
-        self.state = self._merge(state, rollout, hyper)
-        gain = {"gain": state["gain"]} if "gain" in state else {}
-        return to_host({**metrics, **critic, **gain})
 
 
 _MOVED = ("params", "adam_mean", "adam_square", "adam_count")

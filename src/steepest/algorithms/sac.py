@@ -27,18 +27,20 @@ ratios: REDQ (Chen et al. 2021), DroQ (Hiraoka et al. 2022).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.agent import Agent, normalization
-from steepest.agents.config import PolicyAndCriticConfig
-from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight, track, unrolled
-from steepest.distributions import Categorical, Distribution, action_noise
+from steepest.agents.config import SquashedConfig
+from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, chosen, descend, regress
+from steepest.agents.soft import soft_critics, soft_q, squashed_policy
+from steepest.distributions import Categorical, Distribution
 from steepest.errors import require
+from steepest.fields import Count, PartialShare, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
 from steepest.losses import (
     expected_soft_value,
@@ -46,12 +48,10 @@ from steepest.losses import (
     soft_q_target,
     soft_value_target,
     temperature_loss,
-    value_loss,
 )
-from steepest.networks.config import NetworkFactory, schedule_factor
-from steepest.networks.critics import QEnsemble, subset_minimum
+from steepest.networks.config import NetworkFactory
+from steepest.networks.critics import subset_minimum
 from steepest.networks.inputs import PolicyInput
-from steepest.networks.policies import SquashedPolicy, unit_action
 from steepest.types import Obs
 
 _USES = ("target", "critic", "policy")
@@ -59,96 +59,51 @@ _USES = ("target", "critic", "policy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig(PolicyAndCriticConfig):
+class SACConfig(SquashedConfig):
     """Soft actor-critic."""
 
-    temperature: float | None = None
+    temperature: Positive | None = None
     """Reward that a nat of entropy is worth; none learns it from target_entropy."""
     target_entropy: float | None = None
     """Entropy in nats that a learned temperature aims at; by default -1 per component of a box of actions, as scaled to
     [-1, 1], and half of the uniform policy's where actions are discrete."""
-    num_critics: int = 2
-    """Q-functions."""
-    target_critics: int = 2
+    target_critics: Count = 2
     """How many of them, drawn anew for every update, the target takes the minimum of."""
     policy_q: Literal["min", "mean"] = "min"
     """Whether the policy climbs the least or the mean of all Q-functions."""
-    policy_delay: int = 1
+    policy_delay: Count = 1
     """Gradient steps of the critics per step of policy and temperature; divides updates_per_call."""
     layer_norm: bool = False
     """Normalise the hidden layers of the critics."""
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     """Share of the critics' hidden units left out in every forward pass."""
-    min_log_std: float = -5.0
-    """The policy's log standard deviation, before tanh, is clipped from below here."""
-    max_log_std: float = 2.0
-    """And from above here."""
-    min_probability: float = 1e-6
-    """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.temperature is None or self.temperature > 0, "temperature", self.temperature, "a positive number")
-        for name in ("num_critics", "target_critics", "policy_delay"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(
-            self.target_critics <= self.num_critics,
-            "target_critics",
-            self.target_critics,
-            f"at most num_critics ({self.num_critics})",
-        )
-        require(
-            self.updates_per_call % self.policy_delay == 0,
-            "updates_per_call",
-            self.updates_per_call,
-            f"a multiple of policy_delay ({self.policy_delay})",
-        )
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        require(0 <= self.min_probability < 0.5, "min_probability", self.min_probability, "in [0, 0.5)")
-        require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")
+        few = self.target_critics <= self.num_critics
+        require(few, "target_critics", self.target_critics, f"at most num_critics ({self.num_critics})")
+        whole = self.updates_per_call % self.policy_delay == 0
+        require(whole, "updates_per_call", self.updates_per_call, f"a multiple of policy_delay ({self.policy_delay})")
 
 
-class SAC(Agent):
+class SAC(ReplayAgent):
     """Soft actor-critic over one or several members."""
 
     algorithm = "sac"
     Config = SACConfig
     config: SACConfig
-    regime = "off-policy"
     action_kinds = ("box", "discrete")
     bounded = True
     squash = "tanh"
-    noise_correlation = 0.0
-
-    def __init__(self, config: SACConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        self._steps = self.learner.lift(self.gradient_steps, differentiates=True)
-
-    @classmethod
-    def planned_work(cls, config: SACConfig, total_steps: int, num_envs: int) -> tuple[int, int]:
-        rows = config.batch_size * config.num_critics
-        return rows, int(max(0, total_steps - config.learning_starts) * config.update_ratio)
+    targets: ClassVar[Mapping[str, str]] = {"target/": "critic/"}
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
-        config, specs = self.config, (self.obs_spec, self.action_spec)
-        log_std = (config.min_log_std, config.max_log_std)
-        critic = QEnsemble(
-            config,
-            self.obs_spec,
-            network,
-            critics=config.num_critics,
-            actions=self.action_spec.dimension if self.continuous else 0,
-            choices=None if self.continuous else self.action_spec.sizes[0],
-            layer_norm=config.layer_norm,
-            dropout=config.dropout,
-        )
-        policy = SquashedPolicy(config, *specs, network, log_std=log_std, min_probability=config.min_probability)
-        return {"": policy, "critic/": critic}
+        config, given = self.config, (self.config, self.obs_spec, self.action_spec, network)
+        critics = soft_critics(*given, layer_norm=config.layer_norm, dropout=config.dropout)
+        return {"": squashed_policy(*given), "critic/": critics}
 
     def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
         state = super()._initial_state(modules)
-        state["target/params"] = state["critic/params"].clone()
-        self.layouts["target/"] = self.layouts["critic/"]
         if self.config.temperature is None:
             logs = torch.zeros((self.members, 1), device=self.device)
             state |= {f"temperature/{k}": v for k, v in adam_state(logs).items()}
@@ -165,74 +120,40 @@ class SAC(Agent):
             return self.config.target_entropy
         return -float(self.action_spec.dimension) if self.continuous else 0.5 * math.log(self.action_spec.sizes[0])
 
-    # What the loop asks for
-
     def hyperparameters(self, progress: float) -> Hyper:
-        config = self.config
-        factor = schedule_factor(config.learning_rate_schedule, progress)
-        return self.hyper(
-            learning_rate=config.learning_rate * factor,
-            critic_learning_rate=config.critic_learning_rate * factor,
-            max_gradient_norm=config.max_gradient_norm or math.inf,
-            target_update_rate=config.target_update_rate,
-            temperature=config.temperature or 0.0,
-            target_entropy=self.target_entropy,
-        )
+        own = self.hyper(temperature=self.config.temperature or 0.0, target_entropy=self.target_entropy)
+        return super().hyperparameters(progress) | own
 
     def update_noise(self, updates: int) -> Noise:
+        """Draw actions' noise, the target's critics and dropout, of so many gradient steps of every member."""
         config = self.config
-        drawn: list[Noise] = []
-        for g in self.generators:
-            noise: Noise = {}
-            if self.continuous:
-                noise["action"] = action_noise(self.action_spec, (updates, config.batch_size), g)
-                noise["next_action"] = action_noise(self.action_spec, (updates, config.batch_size), g)
-            if config.target_critics < config.num_critics:
-                orders = torch.rand((updates, config.num_critics), generator=g).argsort(-1)
-                noise["subset"] = orders[:, : config.target_critics].contiguous()
-            if config.dropout > 0.0:
-                for i, width in enumerate(config.hidden_sizes):
-                    shape = (updates, len(_USES), config.num_critics, config.batch_size, width)
-                    noise[f"dropout/{i}"] = torch.rand(shape, generator=g)
-            drawn.append(noise)
-        return {k: torch.stack([noise[k] for noise in drawn]).to(self.device) for k in drawn[0]}
-
-    def update(self, batch: Batch, noise: Noise, hyper: Hyper) -> tuple[Metrics, Tensor]:
-        self.state, metrics, errors = self._steps(self.state, batch, noise, hyper)
-        return metrics, errors
-
-    # The update: pure, one member
-
-    def gradient_steps(
-        self, gradient: Gradient, state: State, batch: Batch, noise: Noise, hyper: Hyper
-    ) -> tuple[State, Metrics, Tensor]:
-        """The gradient steps of one call, on minibatches (K, B, ...)."""
-        return unrolled(partial(self.gradient_step, gradient, hyper), state, batch, noise, self.config.policy_delay)
+        noise = self.action_noise(updates, "action", "next_action") if self.continuous else {}
+        if config.target_critics < config.num_critics:
+            orders = self.draw_uniform(updates, config.num_critics).argsort(-1)
+            noise["subset"] = orders[..., : config.target_critics].contiguous()
+        for i, width in enumerate(config.hidden_sizes if config.dropout > 0.0 else ()):
+            noise[f"dropout/{i}"] = self.draw_uniform(updates, len(_USES), config.num_critics, config.batch_size, width)
+        return noise
 
     def gradient_step(
         self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool
     ) -> tuple[State, Metrics, Tensor]:
-        """One step of the critics and, if it is due, of the policy and the temperature; then of the target."""
-        rates = (hyper["critic_learning_rate"], hyper["max_gradient_norm"])
+        """Take one step of the critics and, if it is due, of policy and temperature; then of the target. Pure."""
         target = self.target(state, batch, noise, hyper)
         loss = partial(self.critic_loss, state=state, batch=batch, noise=noise, target=target)
-        slope, (_, metrics) = gradient(loss, state["critic/params"])
-        error = metrics.pop("error")
-        state, metrics["critic_gradient_norm"] = descend(state, "critic/", slope, *rates)
+        state, metrics, error = self.critic_step(gradient, state, loss, hyper)
         if with_policy:
-            rates = (hyper["learning_rate"], hyper["max_gradient_norm"])
             metrics["temperature"] = self.temperature(state, hyper)
-            slope, (_, found) = gradient(
-                partial(self.policy_loss, state=state, batch=batch, noise=noise, hyper=hyper), state["params"]
-            )
+            loss = partial(self.policy_loss, state=state, batch=batch, noise=noise, hyper=hyper)
+            state, found = self.policy_step(gradient, state, loss, hyper)
             metrics |= found
-            state, metrics["policy_gradient_norm"] = descend(state, "", slope, *rates)
             if self.config.temperature is None:
                 goal = self.entropy_goal(batch, hyper)
                 loss = partial(self.temperature_loss, entropy=found["entropy"], target_entropy=goal)
                 slope, _ = gradient(loss, state["temperature/params"])
+                rates = (hyper["learning_rate"], hyper["max_gradient_norm"])
                 state, _ = descend(state, "temperature/", slope, *rates)
-        return track(state, "target/params", "critic/params", hyper["target_update_rate"]), metrics, error
+        return self.track(state, hyper), metrics, error
 
     def target(self, state: State, batch: Batch, noise: Noise, hyper: Hyper) -> Tensor:
         """What the critics are pulled to, (B,)."""
@@ -253,10 +174,7 @@ class SAC(Agent):
         """The sum over critics of their mean losses; gradient through ``vector`` alone."""
         action = batch["action"]
         q = self.q(vector, state, batch_obs(batch, "obs/"), action if self.continuous else None, noise, "critic")
-        if not self.continuous:
-            q = q.gather(-1, action.expand(len(q), -1).unsqueeze(-1)).squeeze(-1)
-        loss = (sample_weight(batch) * value_loss(q, target)).mean(-1).sum()
-        return loss, {"critic_loss": loss, "q_mean": q.mean(), "error": (q - target).abs().mean(0)}
+        return regress(q if self.continuous else chosen(q, action), target, batch)
 
     def policy_loss(
         self, vector: Tensor, state: State, batch: Batch, noise: Noise, hyper: Hyper
@@ -299,7 +217,6 @@ class SAC(Agent):
 
     def q(self, vector: Tensor, state: State, obs: Obs, action: Tensor | None, noise: Noise, use: str) -> Tensor:
         """Q (C, B) of actions as the policy draws them, or (C, B, choices) of all discrete ones."""
-        unit = None if action is None else unit_action(self.action_spec, action)
         layers = range(len(self.config.hidden_sizes)) if self.config.dropout > 0.0 else ()
         dropout = [noise[f"dropout/{i}"][_USES.index(use)] for i in layers]
-        return self.calls["critic/"](vector, state, obs, normalization(state), unit, dropout)
+        return soft_q(self, vector, state, obs, action, dropout)

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from steepest.errors import require
+from steepest.fields import BelowHalf, Checked, Count, Positive
 from steepest.types import ObsSpec
 
 NetworkFactory = Callable[[ObsSpec], nn.Module]
@@ -20,27 +21,18 @@ once for the policy and once for the value function, unless the torso is shared.
 """
 
 Recurrence = Literal["none", "gru", "lstm"]
-Schedule = Literal["constant", "linear"]
-
-
-def schedule_factor(schedule: Schedule, progress: float) -> float:
-    """What a scheduled quantity is multiplied by when a fraction ``progress`` of the run is over."""
-    return 1.0 - progress if schedule == "linear" else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class NetworkConfig(Checked):
     """How observations enter the networks; shared by every algorithm."""
 
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: tuple[Count, ...] = (64, 64)
     """Widths of the hidden layers (after the convolutions, for images)."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the hidden layers. Tanh learns more steadily on low-dimensional control."""
     normalize_obs: bool = False
     """Scale vector observations by their running mean and standard deviation, clipped at 10."""
-
-    def __post_init__(self) -> None:
-        require(all(h > 0 for h in self.hidden_sizes), "hidden_sizes", self.hidden_sizes, "positive widths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,30 +43,25 @@ class PolicyConfig(NetworkConfig):
     """Whether policy and value function share all but their heads (images: worth it; vectors: separate is better)."""
     recurrent: Recurrence = "none"
     """Recurrent cell after the torso, for partially observed tasks."""
-    recurrent_size: int = 64
+    recurrent_size: Count = 64
     """Units of the recurrent cell."""
-    sequence_length: int = 16
+    sequence_length: Count = 16
     """Steps of truncated backpropagation through time. Used only with a recurrent cell."""
     gaussian: Literal["diagonal", "full"] = "diagonal"
     """Covariance of the Gaussian policy on continuous actions."""
-    initial_std: float = 1.0
+    initial_std: Positive = 1.0
     """Standard deviation of a Gaussian policy at the start, in units of the policy's action (see squash)."""
     squash: Literal["clip", "tanh"] = "clip"
     """How an unbounded action meets the bounds of a box: clipped after the draw, or passed through tanh."""
-    min_probability: float = 1e-6
+    min_probability: BelowHalf = 1e-6
     """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
-    min_std: float = 1e-3
+    min_std: Positive = 1e-3
     """No standard deviation falls below this (std^2 + min_std^2)."""
     normalize_reward: bool = False
     """Divide rewards by the running standard deviation of the discounted return (never centred)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.recurrent_size > 0, "recurrent_size", self.recurrent_size, "a positive width")
-        require(self.sequence_length > 0, "sequence_length", self.sequence_length, "at least 1")
-        require(self.initial_std > 0, "initial_std", self.initial_std, "a positive number")
-        require(0 <= self.min_probability < 0.5, "min_probability", self.min_probability, "in [0, 0.5)")
-        require(self.min_std > 0, "min_std", self.min_std, "a positive number")
         require(
             not (self.squash == "tanh" and self.gaussian == "full"),
             "gaussian",

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from steepest.agents.agent import Agent, config_from_json
+from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import find
 from steepest.environments import make_env
 from steepest.errors import RunError, SteepestError, UsageError
@@ -198,10 +199,10 @@ class Run:
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        off_policy = agent_class.regime == "off-policy"
-        self.loop: Loop = (
-            OffPolicyLoop(self.env, self.agent, self.settings) if off_policy else OnPolicyLoop(self.env, self.agent)
-        )
+        if isinstance(self.agent, ReplayAgent):
+            self.loop: Loop = OffPolicyLoop(self.env, self.agent, self.settings)
+        else:
+            self.loop = OnPolicyLoop(self.env, self.agent)
         members = len(seeds)
         self.steps = np.zeros(members, dtype=np.int64)
         self.episodes = np.zeros(members, dtype=np.int64)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from steepest.agents.agent import Actor, Agent
 from steepest.agents.config import OffPolicyConfig
-from steepest.agents.replay_updates import OffPolicyAgent
+from steepest.agents.replay_updates import ReplayAgent
 from steepest.agents.statistics import update_observations
 from steepest.distributions import Categorical, masked_logits
 from steepest.experience.replay import ReplayBuffer
@@ -48,9 +48,8 @@ class OffPolicyLoop:
                tests/integration/test_off_policy_runs.py::test_asynchronous_learning_lags_by_what_is_played
     """
 
-    def __init__(self, env: Environments, agent: Agent, settings: RunConfig) -> None:
+    def __init__(self, env: Environments, agent: ReplayAgent, settings: RunConfig) -> None:
         self.agent = agent
-        self.learner = cast(OffPolicyAgent, agent)
         self.config = config = cast(OffPolicyConfig, agent.config)
         self.settings = settings
         self.collector = Collector(env, agent, config.train_every)
@@ -93,7 +92,7 @@ class OffPolicyLoop:
 
     def iterate(self, progress: float) -> Iteration:
         agent, config = self.agent, self.config
-        hyper = self.learner.hyperparameters(progress)
+        hyper = agent.hyperparameters(progress)
         episodes: list[Episode] = []
         steps = np.zeros(agent.members, np.int64)
         totals: list[Metrics] = []
@@ -123,7 +122,7 @@ class OffPolicyLoop:
         return Iteration(episodes, steps, health)
 
     def finish(self, progress: float) -> None:
-        hyper = self.learner.hyperparameters(progress)
+        hyper = self.agent.hyperparameters(progress)
         for _ in range(self.calls_due):
             self._learn(hyper, progress)
 
@@ -146,7 +145,7 @@ class OffPolicyLoop:
         )
         index = batch.pop("index")
         batch = {k: x.to(agent.device) for k, x in batch.items()}
-        metrics, error = self.learner.update(batch, self.learner.update_noise(config.updates_per_call), hyper)
+        metrics, error = agent.update(batch, agent.update_noise(config.updates_per_call), hyper)
         self.buffer.set_priorities(index, error, exponent=config.priority_exponent)
         return metrics
 
@@ -157,8 +156,8 @@ class OffPolicyLoop:
     def _draw(self) -> Tensor:
         """Exploration noise (T, M, N, ...) for the next steps."""
         noise = self.agent.draw_noise((self.config.train_every, self.agent.num_envs))
-        if self.learner.noise_correlation:
-            noise = correlated(noise, self.noise, self.learner.noise_correlation)
+        if self.agent.noise_correlation:
+            noise = correlated(noise, self.noise, self.agent.noise_correlation)
             self.noise = noise[-1]
         return noise
 

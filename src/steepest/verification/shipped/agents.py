@@ -104,7 +104,7 @@ def _slope(agent: Any, state: dict[str, Tensor], batch: dict[str, Tensor], hyper
     """The loss's gradient; TRPO has an objective and a loss, each with a part of the parameters to itself."""
     if isinstance(agent, TRPO):
         system, _ = agent.policy_gradient(differentiated, state, batch, hyper)
-        pull, _ = differentiated(partial(agent.critic_loss, state=state, batch=batch), state["params"])
+        pull, _ = differentiated(partial(agent.loss, state=state, batch=batch, hyper=hyper), state["params"])
         return pull - system.residual
     return differentiated(partial(agent.loss, state=state, batch=batch, hyper=hyper), state["params"])[0]
 

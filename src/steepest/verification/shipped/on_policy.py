@@ -319,7 +319,7 @@ ROWS: tuple[Statement, ...] = (
         EQUALITY,
         continuing,
         differential_critic_of_trpo,
-        "algorithms.trpo.TRPO.critic_loss",
+        "algorithms.trpo.TRPO.loss",
     ),
     Statement(
         "1.8",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steepest import losses, numerics
+from steepest.agents import natural_step as shipped
 from steepest.algorithms.trpo import TRPO, TRPOConfig
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import gradients
@@ -90,7 +91,7 @@ def step(at: Setting) -> Tensor:
     system, _ = at.agent.policy_gradient(differentiated, at.state, at.batch, at.hyper)
     slope = system.residual
     system = at.agent.solve(system, at.state, at.batch, at.hyper, ITERATIONS)
-    return at.agent.scale(system, slope, at.state, at.hyper)[0]
+    return shipped.natural_step(system, slope, at.state, at.hyper)[0]
 
 
 def updated(at: Setting, trials: int = 20) -> Tensor:
@@ -266,6 +267,7 @@ def failed_search_without_restoring(c: Process) -> Sides:
 # The rows
 
 _TRPO = "algorithms.trpo.TRPO"
+_STEP = "agents.natural_step.natural_step"
 _SURROGATE = "losses.surrogate_objective"
 
 ROWS: tuple[Statement, ...] = (
@@ -290,9 +292,23 @@ ROWS: tuple[Statement, ...] = (
         fisher_of_another_policy,
         f"{_TRPO}.fisher",
     ),
-    Statement("1.10", "TRPO's full step = exact natural step", EQUALITY, continuing, natural_step, f"{_TRPO}.scale"),
+    Statement(
+        "1.10",
+        "TRPO's full step = exact natural step",
+        EQUALITY,
+        continuing,
+        natural_step,
+        _STEP,
+    ),
     Statement("1.10", "natural step = gradient step", CONTROL, continuing, step_of_the_gradient, f"{_TRPO}.solve"),
-    Statement("1.10", "step length without its root", CONTROL, continuing, step_without_the_root, f"{_TRPO}.scale"),
+    Statement(
+        "1.10",
+        "step length without its root",
+        CONTROL,
+        continuing,
+        step_without_the_root,
+        _STEP,
+    ),
     Statement(
         "1.10",
         "KL(old||new) <= delta, searched",
