@@ -12,23 +12,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from steepest.agents.acting import act_once, first_member, read_observation
-from steepest.agents.config import scheduled
+from steepest.agents.config import config_from_json, scheduled
+from steepest.agents.initial import build, initial_parameters, refusal
+from steepest.agents.statistics import initial_observation_statistics, initial_return_statistics
 from steepest.distributions import action_noise
 from steepest.environments.spaces import ActionMap, Squash
 from steepest.errors import UsageError
 from steepest.files.tensors import save_tensors
 from steepest.learner.functional import FunctionalModule
-from steepest.learner.lifting import Learner, Lifted
-from steepest.learner.step import Hyper, Layout, State, adam_state
+from steepest.learner.lifting import Learner, Lift, Lifted
+from steepest.learner.step import Hyper, Layout, State
 from steepest.learner.trees import tree_map
 from steepest.networks.actor_critic import ActorCritic
 from steepest.networks.config import NetworkConfig, NetworkFactory, PolicyConfig
@@ -58,17 +59,6 @@ def normalization(state: State) -> Normalization:
     """The observation statistics in a state."""
     mean = {k.removeprefix("obs_mean/"): v for k, v in state.items() if k.startswith("obs_mean/")}
     return Normalization(mean, {name: state[f"obs_variance/{name}"] for name in mean})
-
-
-class Lift(NamedTuple):
-    """A pure function of one member that the learner runs over all of them; see ``learner.lifting.Learner.lift``."""
-
-    function: str | Callable[..., Any]
-    """A method of the agent by name, or a function."""
-    differentiates: bool = False
-    compiles: bool = True
-    unrolls: bool = False
-    """It unrolls a recurrent policy over a whole rollout: too long a graph to compile."""
 
 
 class Agent(ABC):
@@ -122,7 +112,7 @@ class Agent(ABC):
         self.custom_network = network is not None
         self.device = torch.device(device)
         self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
-        modules = [self._build(seed, network) for seed in seeds]
+        modules = [build(lambda: self.networks(network), seed, self.device) for seed in seeds]
         self.modules = modules[0]
         self.layouts = {prefix: Layout(module) for prefix, module in self.modules.items()}
         self.calls = {k: FunctionalModule(module, self.layouts[k], k) for k, module in self.modules.items()}
@@ -145,20 +135,11 @@ class Agent(ABC):
 
     @classmethod
     def refuses(cls, spec: ActionSpec) -> str | None:
-        """Why the algorithm cannot act in this space, for people; None if it can.
+        """Return why the algorithm cannot act in this space, for people; None if it can.
 
         Verified:  tests/conformance/test_agents.py::test_refuses_what_it_is_not_defined_for
         """
-        names = {"discrete": "Discrete", "multi_discrete": "MultiDiscrete", "multi_binary": "MultiBinary", "box": "Box"}
-        if spec.kind not in cls.action_kinds:
-            known = " or ".join(names[kind] for kind in cls.action_kinds)
-            return f"{cls.algorithm} takes {known} actions; this environment has {names[spec.kind]} actions"
-        if cls.bounded and not np.isfinite([*spec.low, *spec.high]).all():
-            return (
-                f"{cls.algorithm} needs actions with finite bounds; this environment's go from {list(spec.low)} to "
-                f"{list(spec.high)} (gymnasium.wrappers.TransformAction can give it some)"
-            )
-        return None
+        return refusal(cls.algorithm, cls.action_kinds, cls.bounded, spec)
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
         """New networks by the prefix of their entries in the state, "" being the one that acts.
@@ -168,48 +149,13 @@ class Agent(ABC):
         config = cast(PolicyConfig, self.config)
         return {"": ActorCritic(config, self.obs_spec, self.action_spec, network)}
 
-    def _build(self, seed: int, network: NetworkFactory | None) -> dict[str, nn.Module]:
-        """Initial weights from the member's own seed, leaving the process's generator as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(seed, "weights"))
-            try:
-                modules = self.networks(network)
-                for module in modules.values():
-                    Layout(module)
-            except ValueError as error:  # spaces or a user's torso that no network can be built for
-                raise UsageError(str(error)) from error
-        parts = [named for module in modules.values() for named in module.named_modules()]
-        dropout = next((name for name, part in parts if isinstance(part, _DropoutNd) and part.p), None)
-        if dropout is not None:
-            raise UsageError(
-                f"the network has a dropout layer ({dropout}): it draws numbers that the run neither seeds nor saves, "
-                "so neither seeds nor resuming would mean anything; leave it out"
-            )
-        return {prefix: module.to(self.device) for prefix, module in modules.items()}
-
     def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
-        m = self.members
-        state: State = {}
-        for prefix, layout in self.layouts.items():
-            alike = [x[prefix] for x in modules]
-            vectors = torch.stack([layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in alike])
-            state |= {f"{prefix}{k}": v for k, v in adam_state(vectors).items()}
-            frozen = [name for name, p in alike[0].named_parameters() if not p.requires_grad]
-            for name in [*frozen, *(name for name, _ in alike[0].named_buffers())]:
-                parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in alike]
-                state[f"buffers/{prefix}{name}"] = torch.stack(parts)
+        """Return the state before any update; an algorithm adds what it alone keeps."""
+        rewards = isinstance(self.config, PolicyConfig) and self.config.normalize_reward
+        state = initial_parameters(modules, self.layouts)
         if self.config.normalize_obs:
-            for field in self.obs_spec.fields:
-                if field.kind == "vector":
-                    state[f"obs_mean/{field.name}"] = torch.zeros((m, *field.shape), device=self.device)
-                    state[f"obs_variance/{field.name}"] = torch.ones((m, *field.shape), device=self.device)
-            state["obs_count"] = torch.zeros(m, device=self.device)
-        if isinstance(self.config, PolicyConfig) and self.config.normalize_reward:
-            state["return_mean"] = torch.zeros(m, device=self.device)
-            state["return_variance"] = torch.ones(m, device=self.device)
-            state["return_count"] = torch.zeros(m, device=self.device)
-            state["return_carry"] = torch.zeros((m, self.num_envs), device=self.device)
-        return state
+            state |= initial_observation_statistics(self.obs_spec, self.members, self.device)
+        return state | (initial_return_statistics(self.members, self.num_envs, self.device) if rewards else {})
 
     @property
     def memory_size(self) -> int:
@@ -503,9 +449,3 @@ class Agent(ABC):
         return type(self).from_saved(
             tensors, {**self.metadata(), "seeds": [self.seeds[index]]}, network=network, device=self.device
         )
-
-
-def config_from_json(kind: type[NetworkConfig], data: dict[str, Any]) -> NetworkConfig:
-    """A config from its fields as JSON gives them back (tuples have become lists)."""
-    fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
-    return kind(**fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from steepest.errors import require
 from steepest.fields import AtLeastTwo, BelowHalf, Count, NonNegative, Positive, PositiveShare, Share, Whole
@@ -33,6 +33,12 @@ def scheduled(config: Any, name: str, progress: float) -> float:
     follows = name == "clip_epsilon" or name.endswith("learning_rate")
     linear = follows and getattr(config, of, "constant") == "linear"
     return math.inf if value is None else value * (1.0 - progress) if linear else value
+
+
+def config_from_json(kind: type[NetworkConfig], data: dict[str, Any]) -> NetworkConfig:
+    """Return a config from its fields as JSON gives them back (tuples have become lists)."""
+    fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
+    return kind(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.agent import Agent, Lift
+from steepest.agents.agent import Agent
 from steepest.agents.config import OffPolicyConfig
 from steepest.distributions import action_noise
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
 from steepest.losses import value_loss
 from steepest.types import Obs

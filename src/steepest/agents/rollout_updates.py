@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agents.agent import Agent, Lift
+from steepest.agents.agent import Agent
 from steepest.agents.average_reward import (
     gain_of,
     initial_gain,
@@ -29,6 +29,7 @@ from steepest.agents.config import OnPolicyConfig, SurrogateConfig
 from steepest.agents.statistics import explained_variance, scaled_rewards, update_observations
 from steepest.distributions import Distribution
 from steepest.errors import UsageError
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
 from steepest.learner.trees import mean_metrics, to_host
 from steepest.losses import score_function_loss, value_loss

@@ -7,7 +7,27 @@ from torch import Tensor
 
 from steepest.learner.step import Hyper, State
 from steepest.numerics import forward_recurrence, merge_moments, weighted_mean, weighted_variance
-from steepest.types import Rollout
+from steepest.types import ObsSpec, Rollout
+
+
+def initial_observation_statistics(spec: ObsSpec, members: int, device: torch.device) -> State:
+    """Return mean 0 and variance 1 of every vector field, from no observation."""
+    state: State = {}
+    for field in spec.fields:
+        if field.kind == "vector":
+            state[f"obs_mean/{field.name}"] = torch.zeros((members, *field.shape), device=device)
+            state[f"obs_variance/{field.name}"] = torch.ones((members, *field.shape), device=device)
+    return {**state, "obs_count": torch.zeros(members, device=device)}
+
+
+def initial_return_statistics(members: int, num_envs: int, device: torch.device) -> State:
+    """Return mean 0 and variance 1 of the discounted return, from no reward."""
+    return {
+        "return_mean": torch.zeros(members, device=device),
+        "return_variance": torch.ones(members, device=device),
+        "return_count": torch.zeros(members, device=device),
+        "return_carry": torch.zeros((members, num_envs), device=device),
+    }
 
 
 def scale_rewards(state: State, rollout: Rollout, gamma: Tensor) -> tuple[State, Tensor]:

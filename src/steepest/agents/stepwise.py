@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agents.agent import Agent, Lift
+from steepest.agents.agent import Agent
 from steepest.agents.config import StepwiseConfig
 from steepest.agents.statistics import update_observations
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Hyper, Metrics, State
 from steepest.learner.trees import to_host
 from steepest.networks.inputs import PolicyInput

@@ -31,7 +31,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from steepest.agents.agent import Lift
 from steepest.agents.average_reward import gain_of, objective_rewards, pinned_target
 from steepest.agents.config import AdvantageConfig, LossConfig, StateWeighting
 from steepest.agents.rollout_updates import (
@@ -47,6 +46,7 @@ from steepest.agents.rollout_updates import (
 from steepest.agents.statistics import state_weights, update_observations
 from steepest.errors import require
 from steepest.fields import Count, Positive, Share
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.numerics import standardize
 from steepest.returns import generalized_advantage, n_step_advantage, reward_to_go

@@ -34,7 +34,6 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.agent import Lift
 from steepest.agents.config import SurrogateConfig
 from steepest.agents.rollout_updates import (
     Batch,
@@ -48,6 +47,7 @@ from steepest.agents.rollout_updates import (
 )
 from steepest.distributions import Distribution
 from steepest.fields import Positive
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Hyper, Metrics, State
 from steepest.losses import adapt_kl_coef, kl_estimate, penalised_surrogate_loss, value_loss
 from steepest.numerics import standardize, weighted_mean

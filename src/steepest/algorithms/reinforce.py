@@ -33,7 +33,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from steepest.agents.agent import Lift
 from steepest.agents.config import LossConfig, StateWeighting
 from steepest.agents.rollout_updates import (
     Batch,
@@ -47,6 +46,7 @@ from steepest.agents.rollout_updates import (
 )
 from steepest.agents.statistics import scale_rewards, state_weights
 from steepest.fields import Positive
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.numerics import standardize, weighted_mean
 from steepest.returns import end_recorded, full_return, reward_to_go, steps_recorded

@@ -37,7 +37,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, linalg
 
 from steepest.agents import natural_step
-from steepest.agents.agent import Lift, normalization
+from steepest.agents.agent import normalization
 from steepest.agents.config import AdvantageConfig
 from steepest.agents.rollout_updates import (
     Batch,
@@ -52,6 +52,7 @@ from steepest.distributions import Distribution
 from steepest.errors import require
 from steepest.fields import Count, InnerShare, NonNegative, Positive, Whole
 from steepest.learner.functional import FunctionalModule
+from steepest.learner.lifting import Lift
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
 from steepest.losses import surrogate_objective, value_loss
 from steepest.networks.actor_critic import ActorCritic

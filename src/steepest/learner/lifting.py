@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.func import vmap  # pyright: ignore[reportUnknownVariableType]
@@ -16,6 +16,17 @@ from torch.func import vmap  # pyright: ignore[reportUnknownVariableType]
 from steepest.learner.compiled import Compiled, CudaGraphed
 from steepest.learner.step import Gradient, autograd_gradient, functional_gradient
 from steepest.learner.trees import tree_map
+
+
+class Lift(NamedTuple):
+    """A pure function of one member that the learner runs over all of them; see ``learner.lifting.Learner.lift``."""
+
+    function: str | Callable[..., Any]
+    """A method of the agent by name, or a function."""
+    differentiates: bool = False
+    compiles: bool = True
+    unrolls: bool = False
+    """It unrolls a recurrent policy over a whole rollout: too long a graph to compile."""
 
 
 class Learner:

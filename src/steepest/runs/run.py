@@ -25,7 +25,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from steepest.agents.agent import Agent, config_from_json
+from steepest.agents.agent import Agent
+from steepest.agents.config import config_from_json
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import find
 from steepest.environments import make_env

@@ -1,0 +1,70 @@
+"""Networks and state of an agent before its first update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
+
+from steepest.errors import UsageError
+from steepest.learner.step import Layout, State, adam_state
+from steepest.seeding import stream_seed
+from steepest.types import ActionKind, ActionSpec
+
+
+def refusal(algorithm: str, kinds: tuple[ActionKind, ...], bounded: bool, spec: ActionSpec) -> str | None:
+    """Return why an algorithm cannot act in a space, for people; None if it can.
+
+    Args:      kinds: the spaces that it is defined for; bounded: whether a box needs finite bounds
+    Verified:  tests/conformance/test_agents.py::test_refuses_what_it_is_not_defined_for
+    """
+    names = {"discrete": "Discrete", "multi_discrete": "MultiDiscrete", "multi_binary": "MultiBinary", "box": "Box"}
+    if spec.kind not in kinds:
+        known = " or ".join(names[kind] for kind in kinds)
+        return f"{algorithm} takes {known} actions; this environment has {names[spec.kind]} actions"
+    if bounded and not np.isfinite([*spec.low, *spec.high]).all():
+        return (
+            f"{algorithm} needs actions with finite bounds; this environment's go from {list(spec.low)} to "
+            f"{list(spec.high)} (gymnasium.wrappers.TransformAction can give it some)"
+        )
+    return None
+
+
+def build(networks: Callable[[], dict[str, nn.Module]], seed: int, device: torch.device) -> dict[str, nn.Module]:
+    """Build networks with weights from the member's own seed, and leave the process's generator as it was.
+
+    Raises:    UsageError where no network can be built for the spaces, or a user's torso draws numbers of its own
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights"))
+        try:
+            modules = networks()
+            for module in modules.values():
+                Layout(module)
+        except ValueError as error:  # spaces or a user's torso that no network can be built for
+            raise UsageError(str(error)) from error
+    parts = [named for module in modules.values() for named in module.named_modules()]
+    dropout = next((name for name, part in parts if isinstance(part, _DropoutNd) and part.p), None)
+    if dropout is not None:
+        raise UsageError(
+            f"the network has a dropout layer ({dropout}): it draws numbers that the run neither seeds nor saves, "
+            "so neither seeds nor resuming would mean anything; leave it out"
+        )
+    return {prefix: module.to(device) for prefix, module in modules.items()}
+
+
+def initial_parameters(modules: list[dict[str, nn.Module]], layouts: dict[str, Layout]) -> State:
+    """Return the parameters, Adam's moments and buffers of all members' networks, with a leading member axis."""
+    state: State = {}
+    for prefix, layout in layouts.items():
+        alike = [x[prefix] for x in modules]
+        vectors = torch.stack([layout.flatten({k: p.detach() for k, p in x.named_parameters()}) for x in alike])
+        state |= {f"{prefix}{k}": v for k, v in adam_state(vectors).items()}
+        frozen = [name for name, p in alike[0].named_parameters() if not p.requires_grad]
+        for name in [*frozen, *(name for name, _ in alike[0].named_buffers())]:
+            parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in alike]
+            state[f"buffers/{prefix}{name}"] = torch.stack(parts)
+    return state
