@@ -435,7 +435,10 @@ ON_POLICY: Mistakes = {
     ),
     "the gain never a plain mean": ("torch.maximum(gain_rate, 1.0 / count)", "gain_rate"),
     "the gain moves away": ('(mean - state["gain"])', '(mean + state["gain"])'),
-    "the gain left out": ('return new, rollout.reward - new["gain"],', "return new, rollout.reward,"),
+    "the gain left out": (
+        "target = gae_and_target(state, rollout, value, hyper)",
+        'target = gae_and_target({k: x for k, x in state.items() if k != "gain"}, rollout, value, hyper)',
+    ),
     "the gain of the rollout before": (
         'return new, rollout.reward - new["gain"],',
         'return new, rollout.reward - state["gain"],',
@@ -483,6 +486,39 @@ ON_POLICY: Mistakes = {
         "return gamma ** step.to(gamma.dtype)",
         "return gamma ** (step + 1).to(gamma.dtype)",
     ),
+    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
+    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
+    "mean over the undecided rows": (
+        "return weighted_mean(per_step, weight), metrics",
+        "return per_step.mean(), metrics",
+    ),
+    "states never weighted": ('policy_loss = batch["state_weight"] * policy_loss', "policy_loss = policy_loss"),
+    "values regressed on advantages": (
+        'value_loss(value_of(output), batch["target"])',
+        'value_loss(value_of(output), batch["advantage"])',
+    ),
+    "observation statistics never merged": (
+        'state = self.over_members["merge"](state, rollout, hyper)',
+        "state = {**state}",
+    ),
+    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+    "V-trace with the policy from before the update": (
+        'self.over_members["correct"](state, rollout',
+        'self.over_members["correct"](self.state, rollout',
+    ),
+    "the pin left out": (
+        "training_batch(rollout, self.sequence_length, log_prob, value, advantage, target)",
+        "training_batch(rollout, self.sequence_length, log_prob, value, advantage, advantage + value[:-1])",
+    ),
+}
+
+SCHEDULES: Mistakes = {
+    "schedule forgotten": ("value * (1.0 - progress) if linear else value", "value"),
+    "clip range on the learning rate's schedule": (
+        'of = "clip_schedule" if name == "clip_epsilon" else "learning_rate_schedule"',
+        'of = "learning_rate_schedule"',
+    ),
+    "only Adam's own rate follows": ('name.endswith("learning_rate")', 'name == "learning_rate"'),
 }
 
 PPO: Mistakes = {
@@ -498,44 +534,18 @@ PPO: Mistakes = {
         'clipped_value_loss(value, batch["value"], batch["target"],',
         'clipped_value_loss(value, batch["target"], batch["value"],',
     ),
-    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
-    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
-    "mean over the undecided rows": (
-        "return weighted_mean(per_step, weight), metrics",
-        "return per_step.mean(), metrics",
-    ),
     "health figure: KL the wrong way round": (
         "kl_estimate(log_prob, old_log_prob)",
         "kl_estimate(old_log_prob, log_prob)",
     ),
     "health figure: clip fraction counts one side": ("(ratio - 1.0).abs() >", "(ratio - 1.0) >"),
-    "target KL stops while it is kept": (
-        'metrics["approx_kl"] <= hyper["kl_limit"]',
-        'metrics["approx_kl"] > hyper["kl_limit"]',
-    ),
+    "target KL stops while it is kept": ('metrics["approx_kl"] <= 1.5', 'metrics["approx_kl"] > 1.5'),
     "a stopped rollout starts again": ('active = state["active"] * (metrics', "active = (metrics"),
     "moments move on after the stop": (
         '_MOVED = ("params", "adam_mean", "adam_square", "adam_count")',
         '_MOVED = ("params",)',
     ),
-    "target KL without its factor": ("1.5 * config.target_kl", "config.target_kl"),
-    "schedule forgotten": (
-        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
-        "learning_rate=config.learning_rate",
-    ),
-    "clip range on the learning rate's schedule": (
-        "schedule_factor(config.clip_schedule, progress)",
-        "schedule_factor(config.learning_rate_schedule, progress)",
-    ),
-    "observation statistics never merged": (
-        "self.state = self._merge(state, rollout, hyper)",
-        "self.state = state",
-    ),
-    "V-trace with the policy from before the update": (
-        'return self._correct(state, rollout, batch["log_prob"], hyper)',
-        'return self._correct(self.state, rollout, batch["log_prob"], hyper)',
-    ),
-    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+    "target KL without its factor": ('1.5 * hyper["target_kl"]', 'hyper["target_kl"]'),
 }
 
 PPO_KL: Mistakes = {
@@ -553,29 +563,19 @@ PPO_KL: Mistakes = {
         'advantage, kl, state["kl_coef"])',
         "advantage, kl, self.config.kl_coef)",
     ),
-    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
-    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
-    "mean over the undecided rows": (
-        "return weighted_mean(per_step, weight), metrics",
-        "return per_step.mean(), metrics",
-    ),
     "undecided rows in the distance": (
         'weighted_mean(self.divergence(policy, whole), whole["weight"])',
         "self.divergence(policy, whole).mean()",
     ),
     "distance of the policy before the update": (
-        "adapted, distance = self._adapt(state, batch, hyper)",
-        "adapted, distance = self._adapt(self.state, batch, hyper)",
+        'self.over_members["adapt"](state, batch, hyper)',
+        'self.over_members["adapt"](self.state, batch, hyper)',
     ),
     "adapted by the distance on the way": (
-        "self._adapt(state, batch, hyper)",
-        'self._adapt({**state, "params": 0.5 * (state["params"] + self.state["params"])}, batch, hyper)',
+        'self.over_members["adapt"](state, batch, hyper)',
+        'self.over_members["adapt"]({**state, "params": 0.5 * (state["params"] + self.state["params"])}, batch, hyper)',
     ),
-    "the adapted coefficient forgotten": ("self._merge({**state, **adapted}, rollout", "self._merge(state, rollout"),
-    "schedule forgotten": (
-        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
-        "learning_rate=config.learning_rate",
-    ),
+    "the adapted coefficient forgotten": ("return {**state, **adapted}, {", "return state, {"),
 }
 
 ENVIRONMENTS: Mistakes = {
@@ -595,10 +595,13 @@ ROLLOUT: Mistakes = {
 }
 
 TRPO: Mistakes = {
-    "least improvement ignored": ("least_improvement=0.0 if checked else -unlimited", "least_improvement=-unlimited"),
-    "the limit of the divergence ignored": ("kl_limit=config.max_kl if checked else unlimited", "kl_limit=unlimited"),
-    "a natural step checked all the same": ("checked = config.line_search_steps > 0", "checked = True"),
-    "restoring forgotten": ('state["params"] = search.point', 'state["params"] = state["params"] + step'),
+    "least improvement ignored": (
+        "bounds = (0.0, self.config.max_kl) if",
+        "bounds = (-math.inf, self.config.max_kl) if",
+    ),
+    "the limit of the divergence ignored": ("bounds = (0.0, self.config.max_kl) if", "bounds = (0.0, math.inf) if"),
+    "a natural step checked all the same": ("checked = self.config.line_search_steps > 0", "checked = True"),
+    "restoring forgotten": ('"params": search.point}', '"params": state["params"] + step}'),
     "the root forgotten": (
         'torch.sqrt(2.0 * hyper["max_kl"] / curvature.clamp(min=1e-30))',
         '(2.0 * hyper["max_kl"] / curvature.clamp(min=1e-30))',
@@ -608,26 +611,17 @@ TRPO: Mistakes = {
         "(slope - system.residual)).sum()",
         '(slope - system.residual - hyper["cg_damping"] * system.solution)).sum()',
     ),
-    "no damping": (' + hyper["cg_damping"] * v', ""),
+    "no damping": (" + damping * v", ""),
     "the length by what is left over": ("(slope - system.residual)).sum()", "system.residual).sum()"),
-    "the last iterations left out": ("if self._solve_rest is not None:", "if False:"),
-    "the last iterations as many as the others": ("iterations=rest)) if rest", "iterations=per_call)) if rest"),
-    "the gain left out": (
-        "gae_and_target(state, rollout, value, hyper)",
-        'gae_and_target({k: x for k, x in state.items() if k != "gain"}, rollout, value, hyper)',
-    ),
-    "the pin left out": (
-        "training_batch(rollout, 0, log_prob, value, advantage, target)",
-        "training_batch(rollout, 0, log_prob, value, advantage, advantage + value[:-1])",
-    ),
-    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
+    "the last iterations left out": (" + ([rest] if rest else [])", ""),
+    "the last iterations as many as the others": ("([rest] if rest", "([most] if rest"),
     "undecided rows in the standardisation": (
         'standardize(batch["advantage"], batch["weight"])',
         'standardize(batch["advantage"], torch.ones_like(batch["weight"]))',
     ),
     "undecided rows in the Fisher matrix": (
-        'share = batch["weight"] / batch["weight"].sum().clamp(min=1.0)',
-        'share = torch.ones_like(batch["weight"]) / batch["weight"].numel()',
+        "share = weight / weight.sum().clamp(min=1.0)",
+        "share = torch.ones_like(weight) / weight.numel()",
     ),
     "undecided rows in the surrogate": ("weighted_mean(objective, weight), {", "objective.mean(), {"),
     "undecided rows in the divergence": ("weighted_mean(divergence, weight)", "divergence.mean()"),
@@ -643,17 +637,17 @@ TRPO: Mistakes = {
         'cast(Any, batch_distribution("old_policy", batch, type(new))).kl(new)',
         'cast(Any, new).kl(batch_distribution("old_policy", batch, type(new)))',
     ),
-    "Fisher matrix never thinned": ("steps[:, :: self.config.fisher_subsample]", "steps"),
+    "Fisher matrix never thinned": ("[:, ::every]", ""),
     "everything thinned": (
-        "system, figures = self._policy_gradient(state, batch, hyper)",
-        "system, figures = self._policy_gradient(state, {k: self._thinned(x) for k, x in batch.items()}, hyper)",
+        'system, metrics = self.over_members["policy_gradient"](state, batch, hyper)',
+        "batch = natural_step.every_nth_step(batch, self.config.rollout_steps, self.config.fisher_subsample)\n"
+        '        system, metrics = self.over_members["policy_gradient"](state, batch, hyper)',
     ),
     "values fitted on the undecided rows": (
         'weighted_mean(value_loss(value, batch["target"]), batch["weight"])',
         'value_loss(value, batch["target"]).mean()',
     ),
     "values fitted to the old ones": ('value_loss(value, batch["target"])', 'value_loss(value, batch["value"])'),
-    "observation statistics never merged": ("self.state = self._merge(state, rollout, hyper)", "self.state = state"),
 }
 
 REINFORCE: Mistakes = {
@@ -676,7 +670,6 @@ REINFORCE: Mistakes = {
     ),
     "average return added": ("psi = psi - weighted_mean", "psi = psi + weighted_mean"),
     "reward-to-go for the full return": ("psi = full_return(reward,", "psi = reward_to_go(reward, "),
-    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
     "terminated and truncated exchanged": (
         "flags = (rollout.terminated, rollout.truncated, rollout.valid)",
         "flags = (rollout.truncated, rollout.terminated, rollout.valid)",
@@ -688,24 +681,6 @@ REINFORCE: Mistakes = {
     "undecided rows in the standardisation": (
         "standardize(advantage, weight)",
         "standardize(advantage, weight.new_ones(weight.shape))",
-    ),
-    "baseline regressed on the advantage": (
-        'value_loss(value, batch["target"])',
-        'value_loss(value, batch["advantage"])',
-    ),
-    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
-    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
-    "mean over the undecided rows": (
-        "return weighted_mean(per_step, weight), metrics",
-        "return per_step.mean(), metrics",
-    ),
-    "schedule forgotten": (
-        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
-        "learning_rate=config.learning_rate",
-    ),
-    "observation statistics never merged": (
-        "self.state = self._merge(state, rollout, hyper)",
-        "self.state = state",
     ),
 }
 
@@ -719,21 +694,8 @@ ACTOR_CRITIC: Mistakes = {
     "target without the value": ("target = advantage + value[:-1]", "target = advantage"),
     "one critic for both": ("target = reward_to_go(reward, value, *flags, gamma)", "target = target"),
     "differential values not pinned": ("pinned_target(target, value[:-1], rollout.valid)", "target"),
-    "states never weighted": ('batch["state_weight"] * policy_loss', "policy_loss"),
-    "advantage regressed on": ('value_loss(value, batch["target"])', 'value_loss(value, batch["advantage"])'),
-    "entropy penalised": ('- hyper["entropy_coef"] * entropy', '+ hyper["entropy_coef"] * entropy'),
-    "value weight forgotten": ('hyper["value_coef"] * regression', "regression"),
-    "mean over the undecided rows": (
-        "return weighted_mean(per_step, weight), metrics",
-        "return per_step.mean(), metrics",
-    ),
-    "statistics forgotten": ("state = {**state, **statistics}", "state = {**statistics, **state}"),
-    "schedule forgotten": (
-        "learning_rate=config.learning_rate * schedule_factor(config.learning_rate_schedule, progress)",
-        "learning_rate=config.learning_rate",
-    ),
+    "statistics forgotten": ("{**state, **statistics}, all_sequences", "{**statistics, **state}, all_sequences"),
     "observation statistics never merged": ("return update_observations(state, rollout, hyper), {", "return state, {"),
-    "the average of episodes that end": ("            refuse_termination(rollout)\n", "            pass\n"),
 }
 
 Q_LEARNING: Mistakes = {
@@ -1457,7 +1419,8 @@ SUSPECTS: dict[str, Suspect] = {
     "experience/rollout.py": Suspect(ROLLOUT, ("unit/test_rollout.py",)),
     "algorithms/ppo.py": Suspect(PPO, ("exact/test_ppo.py", "exact/test_updates.py", "exact/test_average_reward.py")),
     "algorithms/ppo_kl.py": Suspect(PPO_KL, ("exact/test_ppo_kl.py", "exact/test_updates.py")),
-    "algorithms/trpo.py": Suspect(
+    "agents/config.py": Suspect(SCHEDULES, ("exact/test_updates.py", "unit/test_agent.py")),
+    "algorithms/trpo.py agents/natural_step.py": Suspect(
         TRPO, ("exact/test_trpo.py", "exact/test_updates.py", "exact/test_average_reward.py")
     ),
     "algorithms/actor_critic.py": Suspect(

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from helpers import box, discrete, synthetic_rollout, vector
+from steepest.agents.config import scheduled
 from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.sac import SACConfig
 from steepest.errors import UsageError
 from steepest.types import ObsSpec
 
@@ -122,3 +124,22 @@ def test_modes_are_repeated() -> None:
     able.update(synthetic_rollout(able, 8, seed=0), 0.0)
     assert able.modes() == modes
     assert make(seeds=(0, 1)).repeat_modes({"steps": "captured as a CUDA graph"}) == ["steps"]
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "linear"),
+    [("learning_rate", 0.2, 0.15), ("clip_epsilon", 0.4, 0.3), ("gamma", 0.9, 0.9), ("target_kl", np.inf, np.inf)],
+)
+def test_schedules_scale_what_they_name(name: str, constant: float, linear: float) -> None:
+    """A quarter of the run is over; of a field without a schedule nothing is, and none is no bound."""
+    values: dict[str, Any] = {"learning_rate": 0.2, "clip_epsilon": 0.4, "gamma": 0.9}
+    schedules: dict[str, Any] = {"learning_rate_schedule": "linear", "clip_schedule": "linear"}
+    assert scheduled(PPOConfig(**values), name, 0.25) == constant
+    assert scheduled(PPOConfig(**values, **schedules), name, 0.25) == pytest.approx(linear, rel=1e-15)
+
+
+def test_a_schedule_scales_every_learning_rate_and_no_clip_range_of_another() -> None:
+    config = SACConfig(learning_rate=0.2, critic_learning_rate=0.4, learning_rate_schedule="linear")
+    assert scheduled(config, "critic_learning_rate", 0.5) == 0.2
+    only_rate = PPOConfig(clip_epsilon=0.4, learning_rate_schedule="linear")
+    assert scheduled(only_rate, "clip_epsilon", 0.5) == 0.4
