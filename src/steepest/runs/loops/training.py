@@ -48,9 +48,9 @@ class Training(ABC, Generic[S]):
     directory: RunDirectory | None = None
     store: CheckpointStore | None = None
     alone = True
-    """Whether no other process trains along."""
+    """False where other processes train along."""
     begins_with_checkpoint = False
-    """Whether no file holds the weights that the run starts from, so that its first checkpoint comes first."""
+    """True where no file holds the weights that the run starts from: a checkpoint of them comes first."""
 
     # Beginning
 
@@ -61,7 +61,7 @@ class Training(ABC, Generic[S]):
 
     @classmethod
     def is_main(cls) -> bool:
-        """Whether this process is the one with the folder."""
+        """Return whether this process is the one with the folder."""
         return True
 
     @classmethod
@@ -129,7 +129,7 @@ class Training(ABC, Generic[S]):
     @property
     @abstractmethod
     def done(self) -> bool:
-        """Whether nothing is left to train."""
+        """True once nothing is left to train."""
 
     @abstractmethod
     def iterate(self) -> None:
@@ -149,7 +149,7 @@ class Training(ABC, Generic[S]):
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint cannot wait for the next iteration."""
+        """True where a checkpoint cannot wait for the next iteration."""
         return False
 
     @abstractmethod
