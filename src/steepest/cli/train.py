@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.cli.options import fields_of, parse, pop_flag, printable, read_config, say, unprefixed
+from steepest.cli.usage import USAGE
 from steepest.errors import UsageError
 
 TOGETHER = ("sft", "reward", "dpo", "rlhf")
@@ -80,8 +81,6 @@ def agents(argv: list[str]) -> int:
             raise UsageError(
                 "train takes an algorithm and an environment, then options: steepest train ppo CartPole-v1"
             )
-        from steepest.cli.main import USAGE
-
         print(USAGE, end="")
         return 0
     algorithm, env, *rest = argv
