@@ -75,7 +75,7 @@ def share_of_products(run: Any, threads: int) -> dict[str, float]:
     agent, config = run.agent, run.agent.config
     calls = config.updates_per_call
     hyper = agent.hyperparameters(0.5)
-    batch = run.loop.buffer.sample(agent.generators, calls, config.batch_size, gamma=config.gamma)
+    batch = run.training.loop.buffer.sample(agent.generators, calls, config.batch_size, gamma=config.gamma)
     del batch["index"]
     noise = agent.update_noise(calls)
     eager = type(agent)(config, agent.obs_spec, agent.action_spec)

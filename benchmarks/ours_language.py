@@ -16,7 +16,7 @@ RLHF_UPDATES = 12
 
 
 def train(case: dict[str, Any], updates: int, seed: int, threads: int) -> dict[str, Any]:
-    from steepest.runs.loops.language import LanguageRun
+    from steepest.runs.language_run import LanguageRun
 
     model, data = shared.prepare(case, updates, seed, os.environ.get("SMOLLM2"))
     start = time.perf_counter()

@@ -46,7 +46,7 @@ from steepest.exact.language import best_of_n_kl_bound
 from steepest.files.atomic import write_text_atomic
 from steepest.language import LanguageModel, load_model, load_reward_model, save_model, tiny_llama, train_tokenizer
 from steepest.language.scoring.generation import Response
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 from steepest.seeding import stream_seed
 
 Record = dict[str, Any]

@@ -25,7 +25,7 @@ from demonstrations.smollm2.questions import HELD_OUT, TO_LEARN_FROM
 from demonstrations.stages import Result, Work, stage, write_json
 from steepest.files.atomic import write_text_atomic
 from steepest.language import load_model, save_model
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 from steepest.runs.store.folder import environment_report, finite_json
 
 HERE = Path(__file__).resolve().parent

@@ -814,7 +814,7 @@ def test_a_compiled_population_resumes_to_the_same_bits(tmp_path: Any) -> None:
     settings |= {"checkpoint_every": 48, "tensorboard": False, "normalize_obs": True, "normalize_reward": True}
     with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **settings) as run:
         rows = len(list(run))
-    assert run.modes["steps"] == run.modes["act, fused"] == "compiled"
+    assert run.training.modes["steps"] == run.training.modes["act, fused"] == "compiled"
     with Run("ppo", "CartPole-v1", out=tmp_path / "left", **settings) as run:
         for _ in range(rows * 2 // 3):
             run.iterate()

@@ -28,7 +28,8 @@ from steepest.language.training.reward_model import RewardModelConfig, RewardTra
 from steepest.language.training.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
 from steepest.language.training.sft import SFT, SFTConfig
 from steepest.language.training.trainer import Trainer
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
+from steepest.runs.loops.language import LanguageTraining
 from steepest.runs.view.progress import Progress
 
 SHARED: dict[str, Any] = {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "max_length": 64}
@@ -182,7 +183,7 @@ def failures(out: Path) -> dict[str, str]:
     def failing(prompts: list[str], completions: list[str]) -> list[float]:
         return [float("nan") if last else 0.0 for _ in completions]
 
-    def unwritten(self: LanguageRun) -> None:
+    def unwritten(self: LanguageTraining, metadata: dict[str, Any]) -> None:
         raise OSError("no space left")
 
     prompts = {"batch_size": 8, "max_new_tokens": 4}
@@ -195,16 +196,16 @@ def failures(out: Path) -> dict[str, str]:
         "none": ("sft", model, films, {"max_steps": 2}),
     }
     said: dict[str, str] = {}
-    kept = LanguageRun._keep_best
+    kept = LanguageTraining.act_on_evaluation
     for name, (algorithm, base, data, options) in asked.items():
         if name == "bug" and last:
-            LanguageRun._keep_best = unwritten
+            LanguageTraining.act_on_evaluation = unwritten
         try:
             with LanguageRun(algorithm, base, data, **{"batch_size": 4, "max_length": 64, **options}) as run:
                 said[name] = f"{len(list(run))} updates"
         except (SteepestError, OSError) as error:
             said[name] = f"{type(error).__name__}: {error}"
-        LanguageRun._keep_best = kept
+        LanguageTraining.act_on_evaluation = kept
     return said
 
 

@@ -58,12 +58,12 @@ def test_returns_are_whole_games_and_their_own_score() -> None:
     options = {**GAME, "clip_reward": True, "life_loss_terminates": True}
     with Run("ppo", "ALE/MsPacman-v5", **SMALL, total_steps=100_000, atari=options) as run:
         for _ in range(60):
-            rollout_rewards = set(run.loop.collector.reward.unique().tolist())
+            rollout_rewards = set(run.training.loop.collector.reward.unique().tolist())
             assert rollout_rewards <= {0.0, 1.0}
             row = run.iterate()
             if row["train/episodes"] >= 2:
                 break
-        games = list(run.recent[0])
+        games = list(run.training.recent[0])
     assert len(games) == row["train/episodes"] >= 2
     assert all(score >= 60 and score % 10 == 0 and length > 60 for score, length in games), games
     assert row["train/return_mean"] == sum(score for score, _ in games) / len(games)
@@ -118,7 +118,7 @@ def test_a_q_network_learns_from_replayed_stacks_of_frames() -> None:
     with Run("dqn", "ALE/Pong-v5", **settings, **small, **options, atari={**GAME, "clip_reward": True}) as run:
         before = run.agent.state["params"].clone()
         list(run)
-        loop: Any = run.loop
+        loop: Any = run.training.loop
         assert loop.buffer.arrays["obs/obs"].shape[2:] == (1, 36, 36)
         assert tuple(run.agent.obs_spec.fields[0].shape) == (2, 36, 36)
     state = run.agent.state

@@ -20,7 +20,7 @@ from helpers_language import demonstrations, tiny
 from steepest.errors import UsageError
 from steepest.files.tensors import load_tensors
 from steepest.language.models.saving import save_model
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 from steepest.runs.store.metrics import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

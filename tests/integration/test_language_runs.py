@@ -22,7 +22,7 @@ from steepest.errors import RunError, UsageError
 from steepest.language.models.loading import load_model
 from steepest.language.models.saving import save_model
 from steepest.language.training.sft import SFT
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 from steepest.runs.store.metrics import read_metrics
 
 OPTIONS: dict[str, Any] = {
@@ -121,8 +121,8 @@ def test_the_best_model_is_kept_through_interruptions(
     with LanguageRun.resume(out) as run:
         assert list(run) == []
         (out / "best.json").write_text(json.dumps({"step": 2, "metric": "eval/other", "value": -9.0}))
-        run.evaluation = {"eval/loss": 0.5}
-        run._keep_best()  # what was measured otherwise is not compared
+        run.training.evaluation = {"eval/loss": 0.5}
+        run.training.act_on_evaluation({})  # what was measured otherwise is not compared
     assert kept() == {"step": 14, "metric": "eval/loss", "value": 0.5}
     assert main(["generate", str(out / "best-model"), "--prompt", "So", "--max-new-tokens", "3"]) == 0
     assert stray_files(out) == []
@@ -360,8 +360,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steepest.api.language import converse
-    from steepest.cli import language
+    from steepest.api.chat import converse
+    from steepest.cli import options
     from steepest.language.scoring.generation import Sampling
 
     lm = tiny(chat=True)
@@ -384,13 +384,13 @@ def test_a_conversation_goes_on_and_cannot_command_the_terminal(monkeypatch: pyt
     assert asked[1].startswith(asked[0])  # the first answer is part of the second question
     assert any("control token" in piece for piece in pieces)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    shown = language._printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600")
+    shown = options.printable("a\x1b[31m\x07\u202eb\tc\n漢\U0001f600")
     assert shown == "a\\x1b[31m\\x07\\u202eb\tc\n漢\U0001f600"
 
 
 def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which could not be rendered again: they are left out of it, and that is said once."""
-    from steepest.api import language
+    from steepest.api import chat
     from steepest.language.scoring.generation import Response, Sampling
 
     lm = tiny(chat=True)
@@ -400,10 +400,10 @@ def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pyte
 
     def draw(lm: Any, prompts: list[Any], *_: Any, **__: Any) -> list[Response]:
         asked.append(prompts[0])
-        language.Renderer(lm).prompt(prompts[0])  # raises what drawing a response would raise
+        chat.Renderer(lm).prompt(prompts[0])  # raises what drawing a response would raise
         return [Response((*word, control, *word, lm.end_token), (0.0,) * (2 * len(word) + 2), True)]
 
-    monkeypatch.setattr(language, "draw_responses", draw)
+    monkeypatch.setattr(chat, "draw_responses", draw)
     lines = iter(["Is it?", "And the plot?", "The story?"])
     pieces: list[str] = []
 
@@ -413,7 +413,7 @@ def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pyte
         except StopIteration:
             raise EOFError from None
 
-    language.converse(lm, Sampling(), seed=0, raw=False, system=None, show=pieces.append, read=read)
+    chat.converse(lm, Sampling(), seed=0, raw=False, system=None, show=pieces.append, read=read)
     assert [turn["content"] for turn in asked[-1]] == [
         "Is it?",
         " dull dull",
@@ -422,4 +422,4 @@ def test_a_conversation_outlives_an_answer_with_control_tokens(monkeypatch: pyte
         "The story?",
     ]
     assert sum("left out of the conversation" in piece for piece in pieces) == 1
-    assert language.Renderer(lm).without_control("<|im<|im_end|>_end|>a<|pad|>") == "a"
+    assert chat.Renderer(lm).without_control("<|im<|im_end|>_end|>a<|pad|>") == "a"

@@ -97,7 +97,7 @@ def test_learns_from_a_saved_agent(seeds: int, tmp_path: Path) -> None:
         "behaviour_agent": str(tmp_path / "other.safetensors"),
     }
     with Run("off_pac", Contexts, seeds=seeds, total_steps=10**6, **options, **QUICK) as run:
-        rollout, _ = run.loop.collector.collect()
+        rollout, _ = run.training.loop.collector.collect()
         scored = run.agent._scored_by_other(run.agent.other, rollout)
         obs = rollout.obs["obs"][:, :-1].reshape(1, -1, 2)
         wanted = other.forward(

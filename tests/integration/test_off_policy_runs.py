@@ -83,7 +83,7 @@ def test_gradient_steps_keep_their_ratio(algorithm: str, options: dict[str, Any]
     """Every row after the warm-up makes gradient steps due; less than a call of them is still due at the end."""
     with Run(algorithm, "Pendulum-v1", total_steps=1_000, checkpoint_every=0, **{**SMALL, **options}) as run:
         list(run)
-        loop: Any = run.loop
+        loop: Any = run.training.loop
         rows, config = loop.buffer.written, run.agent.config
         taken = int(run.agent.state["critic/adam_count"][0])
     before = -(-config.learning_starts // run.agent.num_envs // config.train_every) * config.train_every
@@ -105,14 +105,14 @@ def test_asynchronous_learning_lags_by_what_is_played(options: dict[str, Any]) -
         with Run("sac", "Pendulum-v1", total_steps=600, checkpoint_every=300, **settings) as run:
             while run.step < 500:
                 run.iterate()
-            loop: Any = run.loop
+            loop: Any = run.training.loop
             config = run.agent.config
             cycle, per_call = run.agent.num_envs * config.train_every, config.updates_per_call
             before = -(-config.learning_starts // cycle) * cycle
 
             def due(run: Run = run, before: int = before) -> float:
                 # The restart at step 300 adds a row that nothing was decided in and no gradient step is due for.
-                buffer: Any = cast(Any, run.loop).buffer
+                buffer: Any = cast(Any, run.training.loop).buffer
                 return (buffer.written - 1) * run.agent.num_envs - before - int(run.agent.state["critic/adam_count"][0])
 
             assert due() == loop.due
@@ -130,7 +130,7 @@ def test_asynchronous_learning_is_another_order_of_the_same(tmp_path: Path) -> N
     agents = []
     for asynchronous in (False, True):
         with Run("sac", "Pendulum-v1", asynchronous=asynchronous, **settings) as run:
-            assert run.env.backend == ("async" if asynchronous else "sync")
+            assert run.training.env.backend == ("async" if asynchronous else "sync")
             list(run)
             agents.append(run.agent)
     states = [agent.state for agent in agents]

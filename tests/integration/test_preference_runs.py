@@ -21,7 +21,7 @@ from steepest.errors import UsageError
 from steepest.language.models.loading import load_model
 from steepest.language.models.saving import save_model
 from steepest.language.training.reward_model import RewardModel, load_reward_model, reward_head, save_reward_model
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 from steepest.runs.store.metrics import read_metrics
 
 OPTIONS: dict[str, Any] = {

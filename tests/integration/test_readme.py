@@ -92,20 +92,19 @@ def command_lines() -> Iterator[Any]:
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
     from steepest import estimators
-    from steepest.api import agents
+    from steepest.api import agents, drive
     from steepest.api import language as language_api
     from steepest.cli import main
     from steepest.language.models import models
-    from steepest.runs.loops import language as language_run
+    from steepest.runs import language_run
     from steepest.runs.view import plots
     from steepest.verification import table
 
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
-    work = ((agents, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
+    work = ((drive, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
     language = (
-        (language_api, "drive_language"),
         (language_api, "compare"),
         (language_run, "LanguageRun"),
         (models, "load_model"),
@@ -172,8 +171,8 @@ def test_named_options_exist(page: Path) -> None:
     from steepest.language.training.reward_model import RewardModelConfig
     from steepest.language.training.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
     from steepest.language.training.sft import SFTConfig
-    from steepest.runs.loops.language import LanguageRunConfig
     from steepest.runs.options.config import RunConfig
+    from steepest.runs.options.language import LanguageRunConfig
 
     language = (DPOConfig, RewardModelConfig, TokenPPOConfig, RLOOConfig, GRPOConfig, SFTConfig, LanguageRunConfig)
     configs = [RunConfig, *(find(algorithm).Config for algorithm in ALGORITHMS), *language]

@@ -27,7 +27,7 @@ from recorded.cases import (
 )
 from steepest.algorithms import ALGORITHMS
 from steepest.language.models.loading import load_model
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 
 RECORDED: dict[str, Any] = json.loads((FOLDER / "digests.json").read_text())
 ENDS: dict[str, Any] = json.loads((FOLDER / "runs" / "ends.json").read_text())

@@ -18,7 +18,10 @@ import pytest
 from helpers_runs import differences, final_state, start_command, steepest_command, stray_files, timeless_rows
 
 import steepest
+from helpers_language import demonstrations, tiny
 from steepest import Run, UsageError
+from steepest.cli.main import main
+from steepest.runs.language_run import LanguageRun
 from steepest.runs.store.metrics import read_metrics
 
 KILLED: dict[str, list[Any]] = {
@@ -151,6 +154,34 @@ def test_a_finished_run_is_extended(tmp_path: Path) -> None:
     assert "is finished" in again.stderr
 
 
+def test_a_run_of_either_kind_resumes_by_either_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a language model by ``train --resume`` and ``Run.resume`` too; of agents by no verb of language models."""
+    rows = demonstrations(8)
+    of_text, of_agent = tmp_path / "sft", tmp_path / "ppo"
+    settings: dict[str, Any] = {"epochs": 2, "batch_size": 4, "max_length": 32, "threads": 1, "checkpoint_every": 1}
+    data = tmp_path / "films.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with LanguageRun("sft", tiny(scale=1.0), data, out=of_text, **settings) as left:
+        left.iterate()
+    steepest.train("ppo", "CartPole-v1", out=of_agent, **small())
+    with Run.resume(of_text) as run:
+        assert isinstance(run, LanguageRun)
+        assert (run.step, run.total_steps) == (1, 4)
+    for path, given in ((of_text, {"total_steps": 9}), (of_agent, {"data": rows})):
+        with pytest.raises(UsageError, match=rf"{next(iter(given))} is given to resume .*Accepted are"):
+            Run.resume(path, **given)
+    with pytest.raises(UsageError, match=r"a language model; resume it with steepest\.resume_language"):
+        steepest.resume(of_text)
+    with pytest.raises(UsageError, match="no run of a language model; continue it with steepest train --resume"):
+        steepest.resume_language(of_agent)
+    assert main(["train", "--resume", str(of_text)]) == 0
+    assert f"model:          {of_text / 'model'}" in capsys.readouterr().out
+    assert main(["sft", "--resume", str(of_agent)]) == 2
+    assert "no run of a language model" in capsys.readouterr().err
+    with Run.resume(of_text) as run:
+        assert run.done
+
+
 def test_a_run_cannot_be_shortened(tmp_path: Path) -> None:
     out = tmp_path / "run"
     steepest.train("ppo", "CartPole-v1", out=out, **small())
@@ -218,7 +249,9 @@ def test_rows_of_seeds_that_run_at_different_speeds_are_neither_lost_nor_doubled
     with Run("ppo", make_factory(), out=tmp_path / "left", **options) as run:
         while run.step < 590:
             run.iterate()
-        assert run.steps[1] - run.steps[0] > 100, "the members have to drift apart for this test to mean anything"
+        assert run.training.steps[1] - run.training.steps[0] > 100, (
+            "the members have to drift apart for this test to mean anything"
+        )
     with Run.resume(tmp_path / "left", env=make_factory()) as run:
         list(run)
     assert timeless_rows(tmp_path / "left") == timeless_rows(tmp_path / "alone")

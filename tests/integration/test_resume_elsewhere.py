@@ -73,9 +73,9 @@ def test_what_differs_is_named_in_one_line(tmp_path: Path, monkeypatch: pytest.M
 def test_how_functions_ran_is_saved_and_repeated(tmp_path: Path) -> None:
     left(tmp_path, seeds=2)
     with Run.resume(tmp_path) as run:
-        assert run.modes["steps"] == "vmapped"
+        assert run.training.modes["steps"] == "vmapped"
         list(run)
-    assert json.loads((tmp_path / "summary.json").read_text())["modes"] == run.modes
+    assert json.loads((tmp_path / "summary.json").read_text())["modes"] == run.training.modes
     left(tmp_path / "other", seeds=2)
     with Run("ppo", "CartPole-v1", **SMALL, seeds=2) as run:
         saved = {**run.agent.modes(), "steps": "one member at a time", "prepare": "compiled"}
@@ -85,5 +85,5 @@ def test_how_functions_ran_is_saved_and_repeated(tmp_path: Path) -> None:
         patch.setattr(Run, "_load", lambda self, tensors, metadata: load(self, tensors, {**metadata, "modes": saved}))
         with Run.resume(tmp_path / "other", note=notes.append) as run:
             run.iterate()
-    assert run.modes["steps"] == "one member at a time"
+    assert run.training.modes["steps"] == "one member at a time"
     assert any("prepare no longer runs compiled" in note for note in notes)

@@ -19,7 +19,7 @@ import torch
 import steepest
 from helpers_language import demonstrations, preferences, shout, tiny
 from steepest.algorithms import find
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 
 FOLDER = Path(__file__).parent
 UPDATES = 3

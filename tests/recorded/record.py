@@ -29,7 +29,7 @@ from recorded.cases import (
     tiny,
 )
 from steepest.algorithms import ALGORITHMS
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 
 RUNS = FOLDER / "runs"
 REGIMES = {"on-policy": "ppo", "off-policy": "sac"}

@@ -21,7 +21,7 @@ from steepest.language.scoring.generation import Response
 from steepest.language.training.rlhf import GRPO, RLOO, GRPOConfig, RLOOConfig, TokenPPO, TokenPPOConfig
 from steepest.language.training.rlhf_base import RLHF
 from steepest.language.training.rlhf_watch import alarms, response_figures
-from steepest.runs.loops.language import LanguageRun
+from steepest.runs.language_run import LanguageRun
 from steepest.types import TokenBatch
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -326,7 +326,7 @@ def test_a_run_that_never_ends_its_responses_says_so() -> None:
     settings = {"batch_size": 8, "group_size": 2, "max_new_tokens": 4, "max_steps": 10, "epochs": 9, "threads": 1}
     lm = dataclasses.replace(tiny(scale=1.0), end_tokens=(319,))
     run = LanguageRun("rloo", lm, demonstrations(8), reward=shout, note=lambda text: None, **settings)
-    run.note = said.append  # as a display that takes over from the notes of the start
+    run.training.note = said.append  # as a display that takes over from the notes of the start
     for _ in run:
         pass
     assert len([text for text in said if "end by themselves" in text]) == 1

@@ -3,60 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from steepest.agents.agent import Agent
-from steepest.errors import SteepestError, UsageError
+from steepest.api.drive import drive
+from steepest.errors import UsageError
 from steepest.files.tensors import CheckpointError, load_metadata, load_tensors
 from steepest.networks.config import NetworkFactory
 from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
-from steepest.runs.run import Run
+from steepest.runs.run import Run, class_of_run
 from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.view.plots import plot_runs
-from steepest.runs.view.progress import Progress
 from steepest.seeding import stream_seed
 from steepest.types import ActionSpec, ObsSpec
 
-logger = logging.getLogger("steepest")
-
 PathLike = str | os.PathLike[str]
 Which = Literal["latest", "best", "interrupted"]
-
-
-def drive(make_run: Callable[[Callable[[str], None]], Run], *, quiet: bool) -> Run:
-    """Make a run and train it to its end under a progress display. Interrupted, it saves the agent and re-raises."""
-    notes: list[str] = []
-    run = make_run(notes.append)
-    with run:
-        seeds = run.agent.seeds
-        which = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
-        title = f"{run.agent.algorithm} on {run.name}, {which}"
-        with Progress(run.settings.total_steps, title=title, start_step=run.step, quiet=quiet) as progress:
-            for text in notes:
-                logger.info(text) if quiet else progress.note(text)
-            # Without a display, what a user should know goes to the log: fallbacks as warnings.
-            run.note = logger.info if quiet else progress.note
-            run.agent.learner.say = logger.warning if quiet else progress.note
-            try:
-                for row in run:
-                    progress.update({**row, "seed": seeds[0]})
-            except KeyboardInterrupt:
-                try:
-                    path = run.save_interrupted()
-                except SteepestError as error:
-                    progress.note(str(error))
-                else:
-                    if path is not None:
-                        progress.note(f"interrupted at step {run.step:,}; the agent as it was: {path}")
-                raise
-    return run
 
 
 def train(
@@ -142,6 +110,8 @@ def resume(
     quiet: bool = True,
 ) -> Agent:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
+    if class_of_run(Path(path)) is not Run:
+        raise UsageError(f"{path} is a run of a language model; resume it with steepest.resume_language")
     run = drive(
         lambda note: Run.resume(
             Path(path), total_steps=total_steps, env=env, network=network, eval_env=eval_env, note=note

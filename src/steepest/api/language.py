@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any, Literal, cast
 
 import torch
 
-from steepest.errors import SteepestError, UsageError
+from steepest.api.drive import drive
+from steepest.errors import UsageError
 from steepest.language.compare.comparison import Comparison, compare_models
 from steepest.language.compare.report import checked_out, write_comparison
 from steepest.language.data.datasets import read_prompts
@@ -20,48 +19,13 @@ from steepest.language.data.rendering import Renderer, show_example
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.loading import load_model
 from steepest.language.models.packages import Device, Dtype
-from steepest.language.parallel import processes
 from steepest.language.scoring.generation import Response, Sampling, draw_uniforms, generate, response_text
 from steepest.language.training.reward_model import RewardModel, RewardTrainer
 from steepest.language.training.rewards import load_reward
-from steepest.runs.loops.language import LanguageRun
-from steepest.runs.view.progress import Progress
+from steepest.runs.language_run import LanguageRun
 from steepest.seeding import stream_seed
 
-logger = logging.getLogger("steepest")
-
 PathLike = str | os.PathLike[str]
-
-
-def drive_language(make_run: Callable[[Callable[[str], None]], LanguageRun], *, quiet: bool) -> LanguageRun:
-    """Make a run and train it to its end under a progress display. Interrupted, it saves the model and re-raises."""
-    notes: list[str] = []
-    run = make_run(notes.append)
-    main = processes.is_main()
-    with run:
-        title = f"{run.algorithm} on {run.name}, seed {run.settings.seed}"
-        with (
-            Progress(run.total_steps, title=title, start_step=run.step, quiet=quiet or not main) as progress,
-            processes.interrupts_together() as stop,
-        ):
-            for text in notes:
-                logger.info(text) if quiet else progress.note(text)
-            if main:
-                run.note = logger.info if quiet else progress.note
-            try:
-                for row in run:
-                    progress.update(row)
-                    stop()
-            except KeyboardInterrupt:
-                try:
-                    path = run.save_interrupted()
-                except SteepestError as error:
-                    progress.note(str(error))
-                else:
-                    if path is not None:
-                        progress.note(f"interrupted at step {run.step:,}; the model as it was: {path}")
-                raise
-    return run
 
 
 def sft(
@@ -159,7 +123,7 @@ def _trained(
 ) -> LanguageRun:
     place = None if out is None else str(out)
     source = model if isinstance(model, LanguageModel) else str(model)
-    return drive_language(
+    return drive(
         lambda note: LanguageRun(algorithm, source, data, eval_data=eval_data, out=place, note=note, **options),
         quiet=quiet,
     )
@@ -169,7 +133,7 @@ def resume_language(
     path: PathLike, *, data: Any = None, eval_data: Any = None, reward: Any = None, quiet: bool = True
 ) -> LanguageModel:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
-    run = drive_language(
+    run = drive(
         lambda note: LanguageRun.resume(Path(path), data=data, eval_data=eval_data, reward=reward, note=note),
         quiet=quiet,
     )
@@ -239,7 +203,7 @@ def answer_prompts(
     system: str | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``prompt`` and ``completion``. A text is asked in the chat template, if there is one, unless ``raw``."""
-    _refuse_system(lm, raw, system)
+    refuse_system(lm, raw, system)
     asked = _asked(lm, prompts, raw, system)
     drawn = draw_responses(lm, asked, sampling, seed=seed, micro_batch_size=micro_batch_size)
     return [
@@ -256,7 +220,7 @@ def _asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | N
     return [[*first, {"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
 
 
-def _refuse_system(lm: LanguageModel, raw: bool, system: str | None) -> None:
+def refuse_system(lm: LanguageModel, raw: bool, system: str | None) -> None:
     """UsageError where there is no conversation that ``system`` could begin."""
     if system is not None and (raw or not lm.tokenizer.chat_template):
         why = "raw leaves out the chat template" if raw else f"{_name_of(lm)} has no chat template"
@@ -305,7 +269,7 @@ def compare(
 
     def load(source: LanguageModel | PathLike) -> tuple[str, LanguageModel]:
         lm = source if isinstance(source, LanguageModel) else load_model(source, dtype=dtype, device=device)
-        _refuse_system(lm, raw, system)
+        refuse_system(lm, raw, system)
         return _name_of(source), lm
 
     def render(lm: LanguageModel) -> list[Prompt]:
@@ -345,69 +309,6 @@ def _name_of(source: Any) -> str:
         lm = source.lm if isinstance(source, RewardModel) else source
         return lm.source or "(made in Python)"
     return str(getattr(source, "__name__", source))
-
-
-def converse(
-    lm: LanguageModel,
-    sampling: Sampling,
-    *,
-    seed: int,
-    raw: bool,
-    system: str | None,
-    show: Callable[[str], None],
-    read: Callable[[str], str] = input,
-) -> None:
-    """Answer line after line until there is no more: with a chat template as one conversation, else each by itself.
-
-    Control tokens that an answer holds are no part of the conversation, which could not be rendered with them.
-
-    Args:      show takes pieces of answers as they come; read gives a line, EOFError at the end
-    Raises:    UsageError for ``system`` where there is no chat template
-    """
-    _refuse_system(lm, raw, system)
-    chat, left_out = bool(lm.tokenizer.chat_template) and not raw, False
-    turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    for number in itertools.count():
-        try:
-            line = read("> ")
-        except EOFError:
-            show("\n")
-            return
-        if not line.strip():
-            continue
-        asked: str | list[Message] = [*turns, {"role": "user", "content": line}] if chat else line
-        stream = _Stream(lm, show)
-        try:
-            drawn = draw_responses(lm, [asked], sampling, seed=stream_seed(seed, f"turn {number}"), on_token=stream)
-        except UsageError as error:  # too long by now, or a control token in the line: the conversation stands
-            show(f"{error}\n")
-            continue
-        show("\n")
-        if chat:
-            said = response_text(lm, drawn[0])
-            kept = Renderer(lm).without_control(said)
-            if kept != said and not left_out:
-                left_out = True
-                show("(control tokens in answers are left out of the conversation)\n")
-            turns += [{"role": "user", "content": line}, {"role": "assistant", "content": kept}]
-
-
-class _Stream:
-    """Shows a response while it is drawn, in whole characters."""
-
-    def __init__(self, lm: LanguageModel, show: Callable[[str], None]) -> None:
-        self.lm = lm
-        self.show = show
-        self.tokens: list[int] = []
-        self.shown = ""
-
-    def __call__(self, token: int) -> None:
-        if token not in self.lm.end_tokens:
-            self.tokens.append(token)
-            text = self.lm.tokenizer.decode(self.tokens)
-            if not text.endswith("\ufffd"):  # the bytes of a character may be several tokens
-                self.show(text[len(self.shown) :])
-                self.shown = text
 
 
 def show_batch(run: LanguageRun) -> str:

@@ -15,47 +15,13 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from steepest.cli import language
-from steepest.cli.options import fields_of, parse, pop_flag, read_config, unprefixed, with_positional
+from steepest.cli import language, train
+from steepest.cli.options import parse, with_positional
+from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
 from steepest.language.parallel.torchrun import launch
-
-USAGE = """\
-usage: steepest VERB ...
-
-  train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
-  train --resume RUN              go on from a run's last checkpoint
-  evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
-  sft MODEL DATA [options]        fine-tune a language model on demonstrations; --resume RUN goes on
-  reward MODEL DATA [options]     train a reward model on preferences
-  dpo MODEL DATA [options]        train a language model on preferences directly
-  rlhf ALGORITHM MODEL DATA       train one on prompts and a reward, by ppo, rloo or grpo
-  generate MODEL [options]        answers of a language model: to a prompt, to a file of them, or in a conversation
-  compare MODEL_A MODEL_B         two of them on the same prompts: answers, reward, win rate, KL, length, diversity
-  plot RUN... [options]           learning curves of several runs and seeds in one picture
-  verify [--section 1.9]          check every formula of the notes against exact solutions
-  estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient
-  list                            algorithms and environment families
-
-  steepest VERB --help            what a verb takes
-  steepest --version
-
-Example: steepest train ppo CartPole-v1 --total-steps 100000
-"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OutputOptions:
-    """Where a run is written and shown."""
-
-    out: Path | None = None
-    """Folder of the run; by default runs/ALGORITHM-ENV-seedN."""
-    quiet: bool = False
-    """Show nothing but the result."""
-    render: bool = False
-    """Show an episode in a window at every evaluation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,10 +88,6 @@ class EstimatorsOptions:
     """Print JSON."""
     out: Path | None = None
     """The picture (.png, .pdf or .svg); by default estimators.png, and none with --json."""
-
-
-TOGETHER = ("sft", "reward", "dpo", "rlhf")
-"""Verbs that several processes can work on together."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -211,12 +173,12 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 
 def _dispatch(argv: list[str]) -> int:
     verbs = {
-        "train": _train,
+        "train": train.agents,
         "evaluate": _evaluate,
-        "sft": language.sft,
-        "reward": language.reward,
-        "dpo": language.dpo,
-        "rlhf": language.rlhf,
+        "sft": train.sft,
+        "reward": train.reward,
+        "dpo": train.dpo,
+        "rlhf": train.rlhf,
         "generate": language.generate,
         "compare": language.compare,
         "plot": _plot,
@@ -236,112 +198,11 @@ def _dispatch(argv: list[str]) -> int:
         near = difflib.get_close_matches(argv[0], verbs, n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise UsageError(f"no verb is called {argv[0]!r}{hint} Known: {', '.join(verbs)} (steepest --help)")
-    if launch().world_size > 1 and argv[0] not in TOGETHER:
+    if launch().world_size > 1 and argv[0] not in train.TOGETHER:
         raise UsageError(
-            f"{argv[0]} runs in one process; start it without torchrun, which is for {', '.join(TOGETHER)}"
+            f"{argv[0]} runs in one process; start it without torchrun, which is for {', '.join(train.TOGETHER)}"
         )
     return verbs[argv[0]](argv[1:])
-
-
-def _train(argv: list[str]) -> int:
-    resumed = pop_flag(argv, "--resume")
-    if resumed is not None:
-        return _resume(Path(resumed), argv)
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
-        if not set(argv) & {"-h", "--help"}:
-            raise UsageError(
-                "train takes an algorithm and an environment, then options: steepest train ppo CartPole-v1"
-            )
-        print(USAGE, end="")
-        return 0
-    algorithm, env = argv[0], argv[1]
-    rest = argv[2:]
-    from steepest.algorithms import find
-
-    agent_class = find(algorithm)
-    from steepest.api.agents import drive
-    from steepest.runs.options.auto import resolve_options
-    from steepest.runs.options.config import RunConfig
-    from steepest.runs.run import Run
-
-    config_file = pop_flag(rest, "--config")
-    from_file = {} if config_file is None else read_config(Path(config_file))
-    output_default = _output_options(from_file)
-    run_default, config_default = resolve_options(agent_class, env, from_file)
-    options_type = dataclasses.make_dataclass(
-        "TrainOptions",
-        [
-            ("output", unprefixed(OutputOptions), dataclasses.field(default=output_default)),
-            ("run", unprefixed(RunConfig), dataclasses.field(default=run_default)),
-            ("config", unprefixed(agent_class.Config), dataclasses.field(default=config_default)),
-        ],
-        frozen=True,
-        kw_only=True,
-    )
-    options_type.__doc__ = f"Train {algorithm} on {env}. --config FILE.yaml sets options before those given here."
-    parsed = parse(options_type, rest, f"steepest train {algorithm} {env}")
-    given = {**fields_of(parsed.run), **fields_of(parsed.config)}
-    output = cast(OutputOptions, parsed.output)
-    out = "" if output.out is None else str(output.out)
-    run = drive(lambda note: Run(algorithm, env, out=out, note=note, render=output.render, **given), quiet=output.quiet)
-    return _report(run)
-
-
-def _output_options(options: dict[str, Any]) -> OutputOptions:
-    """Take the options of the command itself out of a config file's."""
-    given = {f.name: options.pop(f.name) for f in dataclasses.fields(OutputOptions) if f.name in options}
-    for name in ("quiet", "render"):
-        if not isinstance(given.get(name, False), bool):
-            raise UsageError(f"{name} is {given[name]!r}; expected true or false")
-    if given.get("out") is not None:
-        given["out"] = Path(str(given["out"]))
-    return OutputOptions(**given)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """Go on from a run's last checkpoint."""
-
-    total_steps: int | None = None
-    """Train further than first planned."""
-    quiet: bool = False
-    """Show nothing but the result."""
-
-
-def _resume(path: Path, argv: list[str]) -> int:
-    if argv and not argv[0].startswith("-"):
-        raise UsageError(
-            f"--resume takes the algorithm, environment and settings from the run itself; leave out {' '.join(argv)} "
-            "(only --total-steps and --quiet can be given)"
-        )
-    options: ResumeOptions = parse(ResumeOptions, argv, "steepest train --resume RUN")
-    from steepest.api.agents import drive
-    from steepest.runs.run import Run
-
-    run = drive(lambda note: Run.resume(path, total_steps=options.total_steps, note=note), quiet=options.quiet)
-    return _report(run)
-
-
-def _report(run: Any) -> int:
-    """The last lines of a training run: how good, how fast, and where everything is."""
-    summary = run.summary()
-    for seed, result in zip(summary["seeds"], summary["evaluation"], strict=False):
-        print(
-            f"seed {seed}: return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} evaluation "
-            f"episodes, after {max(summary['steps']):,} steps"
-        )
-    print(f"{summary['wall_seconds']:.1f} s, {summary['steps_per_second']:,.0f} steps/s")
-    directory = run.directory
-    checkpoint = run.store.latest()
-    for label, path in (
-        ("learning curve", directory.curve_path),
-        ("metrics", directory.metrics_path),
-        ("checkpoint", checkpoint),
-    ):
-        if path is not None and path.exists():
-            print(f"{label + ':':16}{path}")
-    print(f"{'next:':16}steepest evaluate {directory.path} --video {directory.path / 'episode.mp4'} --episodes 1")
-    return 0
 
 
 def _evaluate(argv: list[str]) -> int:

@@ -1,9 +1,10 @@
-"""How the command reads its options: dataclasses from flags and from YAML files."""
+"""Read the options of the command: dataclasses from flags and from YAML files; and print what any verb prints."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -99,3 +100,15 @@ def _yaml_value(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
         return float(value)
     return value
+
+
+def say(text: str) -> None:
+    """Print a line for the user beside the results."""
+    print(text, file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return text for standard output: on a terminal, characters that would command it are escaped."""
+    from steepest.language.compare.report import escaped
+
+    return escaped(text) if sys.stdout.isatty() else text

@@ -11,19 +11,39 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from steepest.environments import AtariOptions, Vectorization
 from steepest.errors import UsageError, require
+from steepest.fields import Checked, Count, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class SharedConfig(Checked):
+    """Settings of a run that hold for agents and language models alike."""
+
+    seed: Whole = 0
+    """Seed of everything random in the run; with several seeds, of the first."""
+    threads: Count | None = None
+    """CPU threads of PyTorch; by default 1 for small updates of agents, else all cores."""
+    eval_every: Whole | None = None
+    """Steps between evaluations (of the environment, or updates of a language model); by default a tenth of the run. 0
+    evaluates only at the end."""
+    checkpoint_every: Whole | None = None
+    """Updates between checkpoints; by default a tenth of the run. 0 only checkpoints at the end."""
+    keep_checkpoints: Count = 3
+    """Newest checkpoints kept, besides the best one by evaluation."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run's folder."""
+    wandb: bool = False
+    """Log to Weights & Biases too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SharedConfig):
     """Settings of a run that no algorithm knows of."""
 
-    total_steps: int = 100_000
+    total_steps: Count = 100_000
     """Environment steps to train for, per seed."""
-    num_envs: int = 8
+    num_envs: Count = 8
     """Environments per seed, stepped together."""
-    seed: int = 0
-    """Seed of everything random in the run; with several seeds, of the first."""
-    seeds: int = 1
+    seeds: Count = 1
     """Train this many seeds (seed, seed + 1, ...) together, in one fused update."""
     vectorization: Vectorization = "auto"
     """How environments are stepped together; auto takes the environment's own vector version where there is one, else
@@ -32,41 +52,19 @@ class RunConfig:
     """Where the networks live; auto takes a GPU if there is one and the observations are images."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update; auto does so where it saves more time than it takes."""
-    threads: int | None = None
-    """CPU threads of PyTorch; by default 1 for small updates, else all cores."""
     stop_at_return: float | None = None
     """Stop as soon as an evaluation's mean return reaches this."""
-    eval_every: int | None = None
-    """Environment steps between evaluations; by default a tenth of the run. 0 evaluates only at the end."""
-    eval_episodes: int = 10
+    eval_episodes: Whole = 10
     """Episodes per evaluation and seed. 0 never evaluates."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Whole | None = None
     """Environment steps between checkpoints; by default a tenth of the run, or of a replay buffer that is smaller, or
     time for four full episodes in every environment if that is longer. Environments restart at each (see
     docs/resuming.md), so very short intervals change what is learned. 0 only checkpoints at the end."""
-    keep_checkpoints: int = 3
-    """Newest checkpoints kept, besides the best one by evaluation."""
-    max_episode_steps: int | None = None
+    max_episode_steps: Count | None = None
     """Truncate episodes after this many steps, instead of where the environment says."""
     atari: AtariOptions | None = None
     """Preprocessing of Atari games, None for every other environment. Returns are whole games' own scores, whatever the
     agent is trained on."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run's folder."""
-    wandb: bool = False
-    """Log to Weights & Biases too."""
-
-    def __post_init__(self) -> None:
-        for name in ("total_steps", "num_envs", "seeds", "keep_checkpoints"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.seed >= 0, "seed", self.seed, "zero or more")
-        require(self.eval_episodes >= 0, "eval_episodes", self.eval_episodes, "zero or more")
-        for name in ("eval_every", "checkpoint_every"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, name, value, "zero or more")
-        for name in ("threads", "max_episode_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1")
 
 
 def checked_options(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:

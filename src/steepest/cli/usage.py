@@ -1,0 +1,24 @@
+"""The text of ``steepest --help``."""
+
+USAGE = """\
+usage: steepest VERB ...
+
+  train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
+  train --resume RUN              resume any run from its last checkpoint
+  evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
+  sft MODEL DATA [options]        fine-tune a language model on demonstrations; --resume RUN resumes
+  reward MODEL DATA [options]     train a reward model on preferences
+  dpo MODEL DATA [options]        train a language model on preferences directly
+  rlhf ALGORITHM MODEL DATA       train a language model on prompts and a reward, by ppo, rloo or grpo
+  generate MODEL [options]        answers of a language model: to a prompt, to a file of them, or in a conversation
+  compare MODEL_A MODEL_B         compare language models on the same prompts: answers, reward, win rate, KL, length
+  plot RUN... [options]           learning curves of several runs and seeds in one picture
+  verify [--section 1.9]          check every formula of the notes against exact solutions
+  estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient
+  list                            algorithms and environment families
+
+  steepest VERB --help            what a verb takes
+  steepest --version
+
+Example: steepest train ppo CartPole-v1 --total-steps 100000
+"""

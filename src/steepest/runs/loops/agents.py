@@ -1,0 +1,444 @@
+"""Train agents in environments: play and learn, evaluate every member, restart environments at every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.agents.agent import Agent
+from steepest.agents.config import config_from_json
+from steepest.agents.replay_updates import ReplayAgent
+from steepest.algorithms import find
+from steepest.environments import make_env
+from steepest.errors import RunError, SteepestError, UsageError
+from steepest.experience.rollout import Episode
+from steepest.networks.config import NetworkConfig, NetworkFactory
+from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs.loops.loop import Iteration, Loop
+from steepest.runs.loops.off_policy import OffPolicyLoop
+from steepest.runs.loops.on_policy import OnPolicyLoop
+from steepest.runs.loops.training import Row, Training
+from steepest.runs.options.auto import name_of, read_description, resolve_options, resolve_settings
+from steepest.runs.options.config import RunConfig, checked_options
+from steepest.runs.store.agents import read_agent
+from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.folder import RunDirectory
+from steepest.seeding import stream_seed
+
+WINDOW = 100
+"""Training returns are means over this many latest episodes."""
+
+
+class AgentTraining(Training[RunConfig]):
+    """Train one agent, or several seeds of it together, in the loop of its data regime."""
+
+    what = "agent"
+    again = ("total_steps", "env", "network", "eval_env")
+    extends = "; --total-steps MORE trains further"
+
+    def __init__(
+        self,
+        agent_class: type[Agent],
+        env: Any,
+        name: str,
+        settings: RunConfig,
+        config: NetworkConfig,
+        network: NetworkFactory | None,
+        eval_env: Any,
+        env_kwargs: dict[str, Any] | None,
+        note: Callable[[str], None],
+    ) -> None:
+        self.note = note
+        self.algorithm = agent_class.algorithm
+        self.name = name
+        self.label = f"{self.algorithm}-{name}-seed{settings.seed}"
+        self.env_source = env
+        self.eval_source = env if eval_env is None else eval_env
+        self.env_kwargs = env_kwargs
+        self.seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
+        self.games: list[Episode] = []  # finished since the last iteration, where episodes are not whole games
+        self.env = make_env(
+            env,
+            settings.num_envs * settings.seeds,
+            seed=stream_seed(settings.seed, "environments") % 2**31,
+            vectorization=settings.vectorization,
+            env_kwargs=env_kwargs,
+            atari=settings.atari,
+            max_episode_steps=settings.max_episode_steps,
+            on_game=self._note_game,
+        )
+        try:
+            self.settings = resolve_settings(settings, agent_class, config, self.env, note)
+            self.agent = agent_class(
+                config,
+                self.env.obs_spec,
+                self.env.action_spec,
+                num_envs=settings.num_envs,
+                seeds=self.seeds,
+                network=network,
+                compile=self.settings.compile == "on",
+                device=self.settings.device,
+                note=note,
+            )
+            self.agent.read_others(partial(read_agent, device=self.settings.device))
+        except BaseException:
+            self.env.close()
+            raise
+        self.agent.trained_on = {
+            "env": env if isinstance(env, str) else None,
+            "env_kwargs": env_kwargs,
+            "vectorization": settings.vectorization,
+            "max_episode_steps": settings.max_episode_steps,
+            "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
+        }
+        if isinstance(self.agent, ReplayAgent):
+            self.loop: Loop = OffPolicyLoop(self.env, self.agent, self.settings)
+        else:
+            self.loop = OnPolicyLoop(self.env, self.agent)
+        self.steps = np.zeros(len(self.seeds), dtype=np.int64)
+        self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
+        self.recent = [deque[tuple[float, int]](maxlen=WINDOW) for _ in self.seeds]
+        self.latest: Iteration
+        self.evaluations: list[Evaluation] = []
+        self.stopped = False
+        self.extended = False
+        self.render = False
+        self._earlier_modes: dict[str, str] = {}
+        self._eval_env: Any = None
+        self._no_evaluation = settings.eval_episodes == 0
+
+    @classmethod
+    def start(
+        cls,
+        algorithm: str,
+        env: Any,
+        note: Callable[[str], None],
+        options: dict[str, Any],
+        *,
+        network: NetworkFactory | None,
+        agent: Agent | None,
+        eval_env: Any,
+        env_kwargs: dict[str, Any] | None,
+        render: bool,
+        saved: bool,
+    ) -> Self:
+        """Make the training of a new run from options that a user gave; ``saved``: a folder will describe it."""
+        agent_class = find(algorithm)
+        settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
+        made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note)
+        try:
+            made.render = render
+            if agent is not None:
+                made.agent.take_over(agent)
+                made.begins_with_checkpoint = True
+            if saved and env_kwargs is not None:
+                _check_json(env_kwargs)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    @classmethod
+    def read(cls, directory: RunDirectory) -> dict[str, Any]:
+        return read_description(directory)
+
+    @classmethod
+    def restore(
+        cls,
+        directory: RunDirectory,
+        saved: dict[str, Any],
+        note: Callable[[str], None],
+        given: dict[str, Any],
+    ) -> Self:
+        total_steps, env, network = given.get("total_steps"), given.get("env"), given.get("network")
+        if saved["env"] is None and env is None:
+            raise UsageError(f"{directory.path} was trained on an environment made in Python; pass it again: env=...")
+        if saved["custom_network"] and network is None:
+            raise UsageError(f"{directory.path} was trained with a custom network; pass the same factory: network=...")
+        agent_class = find(saved["algorithm"])
+        settings = RunConfig(**checked_options(RunConfig, saved["run"]))
+        if total_steps is not None:
+            settings = dataclasses.replace(settings, total_steps=total_steps)
+        config = config_from_json(agent_class.Config, saved["config"])
+        where = saved["env"] if env is None else env
+        kwargs, eval_env = saved["env_kwargs"], given.get("eval_env")
+        made = cls(agent_class, where, saved["name"], settings, config, network, eval_env, kwargs, note)
+        made.extended = total_steps is not None
+        return made
+
+    def open(self, directory: RunDirectory | None, store: CheckpointStore | None, *, resuming: bool) -> None:
+        super().open(directory, store, resuming=resuming)
+        self.loop.open(None if directory is None else directory.path / "replay", resuming=resuming)
+
+    def listen(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        self.note = note
+        self.agent.learner.say = warn
+
+    def extend(self) -> bool:
+        if not self.extended:
+            return False
+        total = self.settings.total_steps
+        if total < self.step:
+            raise UsageError(f"total_steps is {total}, but the run has done {self.step} already")
+        if self.stopped and total > self.step:
+            target, self.stopped = self.settings.stop_at_return, False
+            self.settings = dataclasses.replace(self.settings, stop_at_return=None)
+            self.note(f"the run had stopped at its target, a return of {target}; going on without one")
+        return True
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        del saved
+        return [f"{name} no longer runs {self.modes[name]}" for name in self.agent.repeat_modes(self.modes)]
+
+    def close(self) -> None:
+        for env, source in ((self.env, self.env_source), (self._eval_env, self.eval_source)):
+            if env is not None and not isinstance(source, (gym.Env, gym.vector.VectorEnv)):
+                env.close()  # but not what the user made
+
+    # One iteration
+
+    @property
+    def step(self) -> int:
+        """Environment steps so far, per member (the mean, where restarts made them differ)."""
+        return sum(self.steps.tolist()) // len(self.steps)
+
+    @property
+    def last_step(self) -> int:
+        return int(self.steps.max())
+
+    @property
+    def steps_by_seed(self) -> dict[int, int]:
+        return dict(zip(self.seeds, self.steps.tolist(), strict=True))
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.total_steps
+
+    @property
+    def done(self) -> bool:
+        return self.stopped or self.step >= self.total_steps
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """How each of the agent's functions runs, also those of the run that this one resumes; see ``Agent.modes``."""
+        return self._earlier_modes | self.agent.modes()
+
+    def iterate(self) -> None:
+        progress = min(1.0, self.step / self.total_steps)
+        self.latest = self.loop.iterate(progress)
+        episodes = self.latest.episodes
+        if self.settings.atari is not None and self.settings.atari.changes_episodes:
+            episodes, self.games = self.games, []
+        for episode in episodes:
+            self.recent[episode.member].append((episode.episode_return, episode.length))
+            self.episodes[episode.member] += 1
+        self.steps = self.steps + self.latest.steps
+        if self.step >= self.total_steps:
+            self.loop.finish(progress)
+        self._check_finite()
+
+    def _note_game(self, index: int, score: float, length: int) -> None:
+        self.games.append(Episode(index // self.agent.num_envs, score, length))
+
+    def _check_finite(self) -> None:
+        # Where all targets are equal no share of their variance is explained: that is no number, and no failure.
+        health = {k: v for k, v in self.latest.health.items() if k != "explained_variance"}
+        bad = [k for k, v in health.items() if not np.isfinite(v).all()]
+        # A user's own buffers may hold infinities, such as a mask to add to logits.
+        own = {k: v for k, v in self.agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
+        bad += [k for k, v in own.items() if not _all_finite(v)]
+        if bad:
+            raise RunError(
+                f"training stopped at step {self.step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
+                "or normalize_obs and normalize_reward, usually help."
+            )
+
+    def rows(self, wall_seconds: float, seconds: float) -> list[Row]:
+        return [self._row(member, wall_seconds, seconds) for member in range(self.agent.members)]
+
+    def _row(self, member: int, wall_seconds: float, seconds: float) -> Row:
+        row: Row = {
+            "step": int(self.steps[member]),
+            "wall_seconds": wall_seconds,
+            "seed": self.seeds[member],
+            "train/episodes": int(self.episodes[member]),
+        }
+        if self.recent[member]:
+            returns, lengths = zip(*self.recent[member], strict=True)
+            row["train/return_mean"] = math.fsum(returns) / len(returns)
+            row["train/episode_length_mean"] = sum(lengths) / len(lengths)
+        row |= {f"health/{k}": float(v[member]) for k, v in self.latest.health.items()}
+        row["time/steps_per_second"] = int(self.latest.steps[member]) * self.agent.members / seconds
+        return row
+
+    @property
+    def checkpoint_due(self) -> bool:
+        return self.loop.restart_due
+
+    def restart(self) -> None:
+        """Restart all environments from a seed derived from the step."""
+        self.loop.restart(stream_seed(self.settings.seed, f"environments at {self.last_step}") % 2**31)
+
+    # Evaluation
+
+    def evaluate(self) -> list[Row] | None:
+        if self._no_evaluation or (self._eval_env is None and not self._make_eval_env()):
+            return None
+        self.evaluations = evaluate_members(
+            self.agent, cast(Any, self._eval_env), self.settings.eval_episodes, seed=self._evaluation_seed
+        )
+        return [
+            {
+                "eval/return_mean": found.mean,
+                "eval/return_std": found.std,
+                "eval/episode_length_mean": found.mean_length,
+                "eval/episodes": len(found.returns),
+            }
+            for found in self.evaluations
+        ]
+
+    def act_on_evaluation(self, metadata: dict[str, Any]) -> None:
+        """Keep the best agent, show an episode, and stop where every member reaches the target."""
+        means = [found.mean for found in self.evaluations]
+        if self.store is not None:
+            self.store.save_best(self.last_step, self.agent.tensors(), metadata, float(np.mean(means)))
+        if self.render:
+            self._show_episode()
+        target = self.settings.stop_at_return
+        if target is not None and min(means) >= target:
+            self.stopped = True
+
+    @property
+    def _evaluation_seed(self) -> int:
+        return stream_seed(self.settings.seed, "evaluation") % 2**31
+
+    def _make_eval_env(self) -> bool:
+        why = None
+        try:
+            self._eval_env = self._evaluation_env(
+                self.settings.eval_episodes, vectorization=self.settings.vectorization
+            )
+        except UsageError as error:
+            why = f"{error} (or pass eval_env)"
+        if self._eval_env is not None and self._shares_training_env():
+            self._eval_env = None
+            why = "training uses the one environment that was given (pass a factory, or eval_env)"
+        if why is not None:
+            self._no_evaluation = True
+            self.note(f"not evaluating: {why}")
+        return why is None
+
+    def _evaluation_env(self, episodes: int, **options: Any) -> Any:
+        return make_evaluation_env(
+            self.eval_source,
+            self.agent,
+            episodes,
+            env_kwargs=self.env_kwargs,
+            max_episode_steps=self.settings.max_episode_steps,
+            atari=self.settings.atari,
+            **options,
+        )
+
+    def _shares_training_env(self) -> bool:
+        """Return whether evaluation would play the very environment that training is in the middle of."""
+        return self.eval_source is self.env_source and isinstance(self.env_source, (gym.Env, gym.vector.VectorEnv))
+
+    def _show_episode(self) -> None:
+        """Play one episode of every member in a window; without a screen, say so and train on."""
+        if self._shares_training_env():
+            return
+        try:
+            window = self._evaluation_env(1, render_mode="human")
+            try:
+                evaluate_members(self.agent, window, 1, seed=self._evaluation_seed)
+            finally:
+                window.close()
+        except SteepestError as error:
+            self.render = False
+            self.note(f"not rendering: {error}")
+
+    # Files
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, figures = self.loop.state()
+        return {**self.agent.tensors(), **tensors}, {"loop": figures}
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            **self.agent.metadata(),
+            "steps": self.steps.tolist(),
+            "episodes": self.episodes.tolist(),
+            "recent": [list(window) for window in self.recent],
+            "stopped": self.stopped,
+            "modes": self.modes,
+            "evaluations": [dataclasses.asdict(e) for e in self.evaluations],
+        }
+
+    def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.agent.load_tensors(tensors)
+        self.loop.load_state(tensors, metadata.get("loop", {}))
+        self.steps = np.array(metadata["steps"], dtype=np.int64)
+        self.episodes = np.array(metadata["episodes"], dtype=np.int64)
+        for window, saved in zip(self.recent, metadata["recent"], strict=True):
+            window.extend((float(r), int(n)) for r, n in saved)
+        self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
+        self.stopped = metadata["stopped"]
+        self._earlier_modes = metadata["modes"]
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "algorithm": self.algorithm,
+            "env": self.env_source if isinstance(self.env_source, str) else None,
+            "name": self.name,
+            "env_kwargs": self.env_kwargs,
+            "custom_network": self.agent.custom_network,
+            "config": dataclasses.asdict(self.agent.config),
+            "run": dataclasses.asdict(self.settings),
+        }
+
+    def summary(self, wall_seconds: float, evaluated_at: int) -> dict[str, Any]:
+        """Return steps, time, speed, and the last evaluation of every seed."""
+        return {
+            "algorithm": self.algorithm,
+            "env": self.name,
+            "seeds": list(self.seeds),
+            "steps": self.steps.tolist(),
+            "wall_seconds": round(wall_seconds, 3),
+            "steps_per_second": round(float(self.steps.sum()) / max(wall_seconds, 1e-9), 1),
+            "stopped_at_return": self.stopped,
+            "modes": self.modes,
+            "evaluation_step": evaluated_at if self.evaluations else None,
+            "evaluation": [e.summary() for e in self.evaluations],
+        }
+
+    def save_interrupted(self, metadata: dict[str, Any]) -> Path | None:
+        if self.store is None:
+            return None
+        return self.store.save_interrupted(self.last_step, self.agent.tensors(), metadata)
+
+
+def _check_json(env_kwargs: dict[str, Any]) -> None:
+    try:
+        json.dumps(env_kwargs)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"env_kwargs cannot be saved with the run: {error}. Pass a factory of environments instead, such "
+            "as lambda: gym.make(...)"
+        ) from error
+
+
+def _all_finite(x: torch.Tensor) -> bool:
+    # A sum is finite only if every term is, and costs a fifth of the elementwise test. It may overflow on finite terms,
+    # hence the second look.
+    return math.isfinite(x.sum()) or bool(torch.isfinite(x).all())

@@ -1,0 +1,59 @@
+"""Settings of a run on a language model, and the trainer of every algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+from steepest.fields import Count
+from steepest.language.models.packages import Device, Dtype, Quantization
+from steepest.runs.options.config import SharedConfig, checked_options, refuse_unknown
+
+TRAINERS = {
+    "sft": ("steepest.language.training.sft", "SFT"),
+    "dpo": ("steepest.language.training.dpo", "DPO"),
+    "reward": ("steepest.language.training.reward_model", "RewardTrainer"),
+    "ppo": ("steepest.language.training.rlhf", "TokenPPO"),
+    "rloo": ("steepest.language.training.rlhf", "RLOO"),
+    "grpo": ("steepest.language.training.rlhf", "GRPO"),
+}
+"""Algorithm -> module and name of its trainer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageRunConfig(SharedConfig):
+    """Settings of a run on a language model that no trainer knows of."""
+
+    dtype: Dtype = "float32"
+    """Number type of the weights. bfloat16 is for frozen ones, under adapters."""
+    quantization: Quantization = "none"
+    """Hold the frozen weights in 4 bits (QLoRA); needs lora_rank."""
+    device: Device = "auto"
+    """Where the model lives; auto takes a GPU if there is one."""
+    fsdp: bool = False
+    """Spread weights, gradients and AdamW's moments over the processes that torchrun started (FSDP2), for models that a
+    GPU cannot hold; sft and dpo, of whole models."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept; each holds the trained weights three times over, with AdamW's moments."""
+    merge_adapters: bool = False
+    """Save the trained model with its adapters added to the weights, instead of the adapters alone."""
+    chat_template: str | None = None
+    """A chat template in place of the model's own: Jinja text, or a file of it."""
+
+
+def find_trainer(algorithm: str) -> Any:
+    """Import the trainer of an algorithm for language models."""
+    module, name = TRAINERS[algorithm]
+    return getattr(importlib.import_module(module), name)
+
+
+def resolve_language_options(algorithm: str, options: dict[str, Any]) -> tuple[LanguageRunConfig, Any]:
+    """Split options into run settings and the trainer's config, both checked."""
+    kind = find_trainer(algorithm).Config
+    run_fields = [f.name for f in dataclasses.fields(LanguageRunConfig)]
+    config_fields = [f.name for f in dataclasses.fields(kind)]
+    refuse_unknown(options, run_fields + config_fields, algorithm)
+    settings = checked_options(LanguageRunConfig, {k: v for k, v in options.items() if k in run_fields})
+    config = checked_options(kind, {k: v for k, v in options.items() if k in config_fields})
+    return LanguageRunConfig(**settings), kind(**config)
