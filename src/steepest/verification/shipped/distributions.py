@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from steepest import distributions
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import Rows, Sides, gradient
+
+rows = Rows()
 
 F64 = torch.float64
 
@@ -138,6 +140,21 @@ def kl_the_wrong_way_round(p: Policies) -> Sides:
     return Sides(p.q.kl(p.p)[0], p.weight @ (log_p - log_q))
 
 
+for _name, _problem in {
+    "Categorical": categorical,
+    "Factored": factored,
+    "Bernoulli": bernoulli,
+    "DiagonalGaussian": diagonal_gaussian,
+    "FullGaussian": full_gaussian,
+}.items():
+    _tested = f"distributions.{_name}"
+    rows.equality("1", f"{_name}: log_prob is the log-density", _problem, tested=_tested)(log_prob_is_the_density)
+    _expectations = f"{_name}: H = -E[log p], KL = E[log p - log q]"
+    rows.equality("1", _expectations, _problem, tested=_tested)(entropy_and_kl_are_expectations)
+    rows.control("1", f"{_name}: KL(q||p) for KL(p||q)", _problem, tested=_tested)(kl_the_wrong_way_round)
+
+
+@rows.equality("1", "TanhGaussian: density and KL", diagonal_gaussian, tested="distributions.TanhGaussian")
 def tanh_density(p: Policies) -> Sides:
     """log pi(tanh u) = log N(u) - sum_i log(1 - tanh(u_i)^2), and the KL is that before the squash."""
     squashed, other = (distributions.TanhGaussian(x.mean, x.log_std) for x in (p.p, p.q))
@@ -169,18 +186,21 @@ def _minus_mean_tanh_log_density(p: Policies, jacobian: float) -> Tensor:
     return -(p.weight @ log_density).sum()
 
 
+@rows.equality("1", "TanhGaussian: H = -E[log p]", narrow_gaussian, tested="distributions.TanhGaussian.entropy")
 def tanh_entropy(p: Policies) -> Sides:
     """H = -E[log pi(tanh u)], u ~ N(mean, std^2), against the trapezium rule, component by component."""
     squashed = distributions.TanhGaussian(p.p.mean, p.p.log_std)
     return Sides(squashed.entropy(), _minus_mean_tanh_log_density(p, 1.0))
 
 
+@rows.control("1", "TanhGaussian: H before the squash", narrow_gaussian, tested="distributions.TanhGaussian.entropy")
 def tanh_entropy_unsquashed(p: Policies) -> Sides:
     """Negative control: the entropy before the squash."""
     squashed = distributions.TanhGaussian(p.p.mean, p.p.log_std)
     return Sides(squashed.entropy(), _minus_mean_tanh_log_density(p, 0.0))
 
 
+@rows.equality("1.4", "E[grad log pi] = 0, Gaussian", diagonal_gaussian, tested="distributions.DiagonalGaussian")
 def score_has_zero_mean(p: Policies) -> Sides:
     """E_{a~pi}[grad log pi(a)] = 0 for a Gaussian, so that no baseline biases; measured against E|grad log pi|."""
 
@@ -190,42 +210,3 @@ def score_has_zero_mean(p: Policies) -> Sides:
 
     found = gradient(mean_log_prob, torch.stack([p.p.mean[0], p.p.log_std[0]]))
     return Sides(found, torch.zeros_like(found), scale=float(torch.exp(-p.p.log_std[0]).norm()))
-
-
-# The rows
-
-
-def _distribution_rows(name: str, problem: Callable[[int], Policies]) -> tuple[Statement, ...]:
-    tested = f"distributions.{name}"
-    expectations = f"{name}: H = -E[log p], KL = E[log p - log q]"
-    return (
-        Statement("1", f"{name}: log_prob is the log-density", EQUALITY, problem, log_prob_is_the_density, tested),
-        Statement("1", expectations, EQUALITY, problem, entropy_and_kl_are_expectations, tested),
-        Statement("1", f"{name}: KL(q||p) for KL(p||q)", CONTROL, problem, kl_the_wrong_way_round, tested),
-    )
-
-
-_TANH_ENTROPY = "distributions.TanhGaussian.entropy"
-
-ROWS: tuple[Statement, ...] = (
-    *_distribution_rows("Categorical", categorical),
-    *_distribution_rows("Factored", factored),
-    *_distribution_rows("Bernoulli", bernoulli),
-    *_distribution_rows("DiagonalGaussian", diagonal_gaussian),
-    *_distribution_rows("FullGaussian", full_gaussian),
-    Statement(
-        "1", "TanhGaussian: density and KL", EQUALITY, diagonal_gaussian, tanh_density, "distributions.TanhGaussian"
-    ),
-    Statement("1", "TanhGaussian: H = -E[log p]", EQUALITY, narrow_gaussian, tanh_entropy, _TANH_ENTROPY),
-    Statement(
-        "1", "TanhGaussian: H before the squash", CONTROL, narrow_gaussian, tanh_entropy_unsquashed, _TANH_ENTROPY
-    ),
-    Statement(
-        "1.4",
-        "E[grad log pi] = 0, Gaussian",
-        EQUALITY,
-        diagonal_gaussian,
-        score_has_zero_mean,
-        "distributions.DiagonalGaussian",
-    ),
-)
