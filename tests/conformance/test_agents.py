@@ -711,8 +711,8 @@ def with_state(agent: Any, population: Any, i: int) -> Any:
 
 
 COMPILED_ALWAYS = {("off_pac", "alone"), ("sac", "population")}
-"""A population that learns from replay, and an agent whose weights move at every step. PPO's rollouts are compiled, alone
-and in a population, in tests/unit/test_learner.py; the other algorithms compile the same way, with -m slow."""
+"""A population that learns from replay, and an agent whose weights move at every step. PPO's rollouts are compiled,
+alone and in a population, in tests/unit/test_learner.py; the other algorithms compile the same way, with -m slow."""
 
 
 def compiled_cases() -> list[Any]:

@@ -23,10 +23,9 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains
 from steepest.types import ActionSpec, ObsField, ObsSpec, Rollout
 from steepest.verification.random_problems import HORIZON, Process, episodic, undiscounted_episodic
-from steepest.verification.shipped.distributions import F64
 from steepest.verification.shipped.policy_gradient import undiscounted_weighting, value_pull
 from steepest.verification.shipped.trust_region import CLIP
-from steepest.verification.statement import Rows, Sides
+from steepest.verification.statement import F64, Rows, Sides
 
 rows = Rows()
 
@@ -148,22 +147,24 @@ def _ppo(c: Process, value: Tensor, trace_decay: float) -> tuple[Tensor, Tensor]
     return expected_gradient("ppo", c, episodes(c), value, gae_lambda=trace_decay)
 
 
-@rows.equality("1.10", "PPO, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, tested="algorithms.ppo.PPO.loss")
-def ppo_with_exact_values(c: Process) -> Sides:
-    """PPO's first gradient at gamma = 1, exact values, lambda = 0.7."""
-    return Sides(-_ppo(c, mdps.state_value(c.mdp, c.policy), 0.7)[0], c.gradient)
-
-
-@rows.equality("1.10", "PPO, gamma = 1, lambda = 1, any V", undiscounted_episodic, tested="algorithms.ppo.PPO.loss")
-def ppo_with_any_values(c: Process) -> Sides:
-    """PPO's first gradient at gamma = 1, lambda = 1, arbitrary values."""
-    return Sides(-_ppo(c, c.baseline, 1.0)[0], c.gradient)
-
-
+@rows.equality(
+    "1.10", "PPO, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, tested="algorithms.ppo.PPO.loss", exact=True
+)
+@rows.equality(
+    "1.10",
+    "PPO, gamma = 1, lambda = 1, any V",
+    undiscounted_episodic,
+    tested="algorithms.ppo.PPO.loss",
+    trace_decay=1.0,
+)
 @rows.control("1.10", "PPO, gamma = 1, lambda 0.7, any V", undiscounted_episodic, tested="algorithms.ppo.PPO.loss")
-def ppo_with_biased_values(c: Process) -> Sides:
-    """Negative control: below lambda = 1 inexact values bias the gradient."""
-    return Sides(-_ppo(c, c.baseline, 0.7)[0], c.gradient)
+def ppo_climbs(c: Process, trace_decay: float = 0.7, exact: bool = False) -> Sides:
+    """PPO's first gradient at gamma = 1: with exact values at lambda = 0.7, with arbitrary ones at lambda = 1.
+
+    Negative control: below lambda = 1 inexact values bias the gradient.
+    """
+    value = mdps.state_value(c.mdp, c.policy) if exact else c.baseline
+    return Sides(-_ppo(c, value, trace_decay)[0], c.gradient)
 
 
 @rows.equality("1.10", "PPO with a discount: its own sum", episodic, tested="algorithms.ppo.PPO.loss")

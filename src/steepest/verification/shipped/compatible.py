@@ -10,8 +10,7 @@ from torch import Tensor
 from steepest.exact import lqr, lqr_gradients
 from steepest.losses import compatible
 from steepest.verification.random_problems import Control, control
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 

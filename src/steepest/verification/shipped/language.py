@@ -20,11 +20,9 @@ from steepest.language.scoring.reference import Reference
 from steepest.language.training import rlhf, rlhf_base
 from steepest.types import TokenBatch
 from steepest.verification.random_problems import Preferences, preferences
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
-
-F64 = torch.float64
 
 # Responses as padded rows of tokens
 
@@ -47,20 +45,19 @@ def _by_response(p: Preferences, rows: Tensor) -> Tensor:
 
 
 @rows.equality("2.2.1", "log pi(y|x) of padded rows", preferences, tested="language.data.tokens.response_log_probs")
-def log_probs_of_padded_rows(p: Preferences) -> Sides:
-    """Gather, masks and sums over a padded batch give log pi(y|x) of every response."""
-    batch = _everything(p.language)
-    found = tokens.response_log_probs(_logits(p, p.logits, batch), batch)
-    return Sides(_by_response(p, found), p.log_policy)
+@rows.control(
+    "2.2.1", "padded rows masked by token id", preferences, tested="language.data.tokens.response_log_probs", by_id=True
+)
+def log_probs_of_padded_rows(p: Preferences, by_id: bool = False) -> Sides:
+    """Gather, masks and sums over a padded batch give log pi(y|x) of every response.
 
-
-@rows.control("2.2.1", "padded rows masked by token id", preferences, tested="language.data.tokens.response_log_probs")
-def log_probs_masked_by_id(p: Preferences) -> Sides:
-    """Negative control: padding has the id of EOS, and the mask is made from ids."""
+    Negative control: padding has the id of EOS, and the mask is made from ids.
+    """
     batch = _everything(p.language)
-    by_id = batch._replace(response_mask=batch.response_mask & (batch.tokens != p.language.eos))
-    found = tokens.response_log_probs(_logits(p, p.logits, batch), by_id)
-    return Sides(_by_response(p, found), p.log_policy)
+    logits = _logits(p, p.logits, batch)
+    if by_id:
+        batch = batch._replace(response_mask=batch.response_mask & (batch.tokens != p.language.eos))
+    return Sides(_by_response(p, tokens.response_log_probs(logits, batch)), p.log_policy)
 
 
 # The objective's gradient: the score function of whole responses
@@ -186,48 +183,30 @@ def _slope(trainer: rlhf_base.RLHF[Any], batch: TokenBatch, score: Tensor, weigh
     return -torch.autograd.grad((weight * loss).sum(), trainer.named["function.table"])[0]
 
 
-def _values(p: Preferences) -> Tensor:
-    """(P, S) the exact value of every prefix."""
-    reward = languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
-    token = languages.token_log_probs(p.language, p.logits)
-    return token_batches.prefix_values(p.language, p.log_policy, token, reward)
+@rows.equality(
+    "2.2.1", "RLHF by PPO, lambda = 1, any V", preferences, tested="language.training.rlhf.TokenPPO", trace_decay=1.0
+)
+@rows.equality(
+    "2.2.1", "RLHF by PPO, lambda 0.7, V exact", preferences, tested="language.training.rlhf.TokenPPO", exact=True
+)
+@rows.control("2.2.1", "RLHF by PPO, lambda 0.7, any V", preferences, tested="language.training.rlhf.TokenPPO")
+def ppo_over_tokens(p: Preferences, trace_decay: float = 0.7, exact: bool = False) -> Sides:
+    """PPO over tokens, every response as often as it is drawn: with lambda = 1 whatever the critic says.
 
-
-def _ppo(p: Preferences, value: Tensor, gae_lambda: float) -> Sides:
-    config = rlhf.TokenPPOConfig(
-        kl_coef=p.kl_coef,
-        gae_lambda=gae_lambda,
-        value_coef=0.0,
-        normalize_advantage=False,
-        micro_batch_size=_WHOLE_BATCH,
-    )
+    With lambda 0.7 and the exact critic too: values are read where each token's logits are. Negative control: lambda
+    0.7 and a critic that knows nothing.
+    """
+    value = torch.cos(3.0 * p.logits).sum(-1)
+    if exact:
+        reward = languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
+        token = languages.token_log_probs(p.language, p.logits)
+        value = token_batches.prefix_values(p.language, p.log_policy, token, reward)
+    settings: dict[str, Any] = {"gae_lambda": trace_decay, "value_coef": 0.0, "normalize_advantage": False}
+    config = rlhf.TokenPPOConfig(kl_coef=p.kl_coef, micro_batch_size=_WHOLE_BATCH, **settings)
     policy = _model(p, token_batches.TabularActorCritic(p.language, p.logits, value))
     trainer = rlhf.TokenPPO(policy, config, (), _no_reward, reference=_reference(p), head=nn.Identity())
     slope = _slope(trainer, _everything(p.language), p.score.flatten(), _drawn(p).flatten())
     return Sides(slope, _rlhf_gradient(p))
-
-
-def _any_values(p: Preferences) -> Tensor:
-    """(P, S) numbers that have nothing to do with the value."""
-    return torch.cos(3.0 * p.logits).sum(-1)
-
-
-@rows.equality("2.2.1", "RLHF by PPO, lambda = 1, any V", preferences, tested="language.training.rlhf.TokenPPO")
-def ppo_monte_carlo(p: Preferences) -> Sides:
-    """PPO over tokens, every response as often as it is drawn: with lambda = 1 whatever the critic says."""
-    return _ppo(p, _any_values(p), 1.0)
-
-
-@rows.equality("2.2.1", "RLHF by PPO, lambda 0.7, V exact", preferences, tested="language.training.rlhf.TokenPPO")
-def ppo_exact_values(p: Preferences) -> Sides:
-    """The same with lambda 0.7 and the exact critic: values are read where each token's logits are."""
-    return _ppo(p, _values(p), 0.7)
-
-
-@rows.control("2.2.1", "RLHF by PPO, lambda 0.7, any V", preferences, tested="language.training.rlhf.TokenPPO")
-def ppo_inexact_values(p: Preferences) -> Sides:
-    """Negative control: lambda 0.7 and a critic that knows nothing."""
-    return _ppo(p, _any_values(p), 0.7)
 
 
 @rows.control("2.2.1", "bootstrapped past the token limit", preferences, tested="returns.generalized_advantage")
@@ -259,23 +238,21 @@ def _groups(p: Preferences) -> tuple[TokenBatch, Tensor, Tensor]:
     return token_batches.padded(p.language, prompt, response), prompt * responses + response, share.repeat_interleave(2)
 
 
-@rows.equality("2.2.1", "RLHF by RLOO, all groups of two", preferences, tested="language.training.rlhf.RLOO")
-def rloo_over_groups(p: Preferences) -> Sides:
-    """RLOO, every group of two responses as often as it is drawn, has the gradient of the RLHF objective."""
-    batch, rows, share = _groups(p)
-    config = rlhf.RLOOConfig(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
-    policy = _model(p, token_batches.TabularLM(p.language, p.logits))
-    trainer = rlhf.RLOO(policy, config, (), _no_reward, reference=_reference(p))
-    return Sides(_slope(trainer, batch, p.score.flatten()[rows], share), _rlhf_gradient(p))
+@rows.equality(
+    "2.2.1", "RLHF by RLOO, all groups of two", preferences, tested="language.training.rlhf.RLOO", algorithm="RLOO"
+)
+@rows.control(
+    "2.2.1", "RLHF by GRPO, all groups of two", preferences, tested="language.training.rlhf.GRPO", algorithm="GRPO"
+)
+def groups_of_two(p: Preferences, algorithm: str) -> Sides:
+    """RLOO, every group of two responses as often as it is drawn, has the gradient of the RLHF objective.
 
-
-@rows.control("2.2.1", "RLHF by GRPO, all groups of two", preferences, tested="language.training.rlhf.GRPO")
-def grpo_over_groups(p: Preferences) -> Sides:
-    """Negative control: GRPO divides by the group's deviation and penalises the other KL."""
+    Negative control: GRPO divides by the group's deviation and penalises the other KL.
+    """
     batch, rows, share = _groups(p)
-    config = rlhf.GRPOConfig(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
+    config = getattr(rlhf, f"{algorithm}Config")(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
     policy = _model(p, token_batches.TabularLM(p.language, p.logits))
-    trainer = rlhf.GRPO(policy, config, (), _no_reward, reference=_reference(p))
+    trainer = getattr(rlhf, algorithm)(policy, config, (), _no_reward, reference=_reference(p))
     return Sides(_slope(trainer, batch, p.score.flatten()[rows], share), _rlhf_gradient(p))
 
 
@@ -289,26 +266,13 @@ def _kl(p: Preferences, log_prob: Tensor) -> Tensor:
     return languages.prompt_mean(p.language, languages.kl_divergence(log_prob, p.log_reference))
 
 
-def _estimated(p: Preferences, estimate: Estimate) -> Sides:
-    return Sides((_drawn(p) * estimate(p.log_policy, p.log_reference)).sum(), _kl(p, p.log_policy))
-
-
-@rows.equality("2.2.1", "E[k1] = KL(pi||ref)", preferences, tested="losses.k1_estimate")
-def k1_value(p: Preferences) -> Sides:
-    """k1 is unbiased."""
-    return _estimated(p, losses.k1_estimate)
-
-
-@rows.control("2.2.1", "E[k2] = KL(pi||ref)", preferences, tested="losses.k2_estimate")
-def k2_value(p: Preferences) -> Sides:
-    """Negative control: k2 is biased."""
-    return _estimated(p, losses.k2_estimate)
-
-
-@rows.equality("2.2.1", "E[k3] = KL(pi||ref)", preferences, tested="losses.k3_estimate")
-def k3_value(p: Preferences) -> Sides:
-    """k3 is unbiased."""
-    return _estimated(p, losses.k3_estimate)
+@rows.equality("2.2.1", "E[k1] = KL(pi||ref)", preferences, tested="losses.k1_estimate", estimate="k1_estimate")
+@rows.control("2.2.1", "E[k2] = KL(pi||ref)", preferences, tested="losses.k2_estimate", estimate="k2_estimate")
+@rows.equality("2.2.1", "E[k3] = KL(pi||ref)", preferences, tested="losses.k3_estimate", estimate="k3_estimate")
+def value_of_an_estimate(p: Preferences, estimate: str) -> Sides:
+    """k1 and k3 are unbiased. Negative control: k2 is biased."""
+    found = getattr(losses, estimate)(p.log_policy, p.log_reference)
+    return Sides((_drawn(p) * found).sum(), _kl(p, p.log_policy))
 
 
 def _whole(p: Preferences, table: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from steepest import distributions, losses
 from steepest.exact import lqr, lqr_gradients
 from steepest.verification.random_problems import SOFT_TEMPERATURE, Control, Process, control, episodic
-from steepest.verification.shipped.distributions import F64, gauss_hermite, normal_draws
+from steepest.verification.shipped.distributions import gauss_hermite, normal_draws
 from steepest.verification.shipped.soft import SoftActor, soft_actor, soft_actor_formula
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 
@@ -57,22 +57,17 @@ def v_gradient(c: Regression) -> Sides:
 
 
 @rows.equality("1.7", "Q-network's loss: its gradient", regression, tested="losses.soft_q_target")
-def q_gradient(c: Regression) -> Sides:
-    """grad Q(s, a) (Q(s, a) - r - gamma (1 - terminated) V(s')), summed over the batch."""
-    return _q_gradient(c, c.terminated)
+@rows.control("1.7", "Q-network's loss past the end", regression, tested="losses.soft_q_target", past_the_end=True)
+def q_gradient(c: Regression, past_the_end: bool = False) -> Sides:
+    """grad Q(s, a) (Q(s, a) - r - gamma (1 - terminated) V(s')), summed over the batch.
 
+    Negative control: the target as printed, which goes on after termination.
+    """
+    ends = torch.zeros_like(c.terminated) if past_the_end else c.terminated
 
-@rows.control("1.7", "Q-network's loss past the end", regression, tested="losses.soft_q_target")
-def q_gradient_past_the_end(c: Regression) -> Sides:
-    """Negative control: the target as printed, which goes on after termination."""
-    return _q_gradient(c, torch.zeros_like(c.terminated))
-
-
-def _q_gradient(c: Regression, terminated: Tensor) -> Sides:
     def loss(weights: Tensor) -> Tensor:
-        return losses.value_loss(
-            c.feature @ weights, losses.soft_q_target(c.reward, c.next_value, terminated, c.gamma)
-        ).sum()
+        target = losses.soft_q_target(c.reward, c.next_value, ends, c.gamma)
+        return losses.value_loss(c.feature @ weights, target).sum()
 
     following = torch.where(c.terminated, 0.0, c.gamma * c.next_value)
     return Sides(gradient(loss, c.weights), (c.value - c.reward - following) @ c.feature)
@@ -156,18 +151,14 @@ def lqr_fixed_point(c: SoftControl) -> Sides:
 
 
 @rows.equality("1.7", "policy's loss at the soft optimum, LQR", soft_control, tested="losses.soft_policy_loss")
-def lqr_policy_is_least(c: SoftControl) -> Sides:
-    """The mean policy loss at Q^pi has no slope in the feedback or in the log standard deviation of the best policy."""
-    return _policy_slope(c, c.feedback, c.log_std)
+@rows.control(
+    "1.7", "policy's loss beside the soft optimum, LQR", soft_control, tested="losses.soft_policy_loss", less=0.1
+)
+def lqr_policy_is_least(c: SoftControl, less: float = 0.0) -> Sides:
+    """The mean policy loss at Q^pi has no slope in the feedback or in the log standard deviation of the best policy.
 
-
-@rows.control("1.7", "policy's loss beside the soft optimum, LQR", soft_control, tested="losses.soft_policy_loss")
-def lqr_policy_is_least_without_entropy(c: SoftControl) -> Sides:
-    """Negative control: a tenth less spread."""
-    return _policy_slope(c, c.feedback, c.log_std - 0.1)
-
-
-def _policy_slope(c: SoftControl, feedback: Tensor, log_std: Tensor) -> Sides:
+    Negative control: a tenth less spread.
+    """
     noise, weight = gauss_hermite(2, 2)
     noise = noise.unsqueeze(1).expand(-1, len(c.state), -1)
 
@@ -179,7 +170,7 @@ def _policy_slope(c: SoftControl, feedback: Tensor, log_std: Tensor) -> Sides:
             @ losses.soft_policy_loss(policy.log_prob(action), c.q(c.state.expand(4, -1, -1), action), c.temperature)
         ).mean()
 
-    slope = gradient(loss, torch.cat([feedback, log_std.unsqueeze(-1)], -1))
+    slope = gradient(loss, torch.cat([c.feedback, (c.log_std - less).unsqueeze(-1)], -1))
     return Sides(slope, torch.zeros_like(slope), scale=1.0)
 
 
@@ -202,24 +193,20 @@ def deterministic_gradient(c: Control) -> Sides:
 
 
 @rows.equality("1.11", "target at Q^mu, LQR", control, tested="losses.q_learning_target")
-def q_learning_fixed_point(c: Control) -> Sides:
-    """E_{s'} of the target with the policy's own next action is Q^mu, whatever the action was."""
-    return _q_learning(c, c.feedback)
+@rows.control(
+    "1.11", "target with the behaviour's next action, LQR", control, tested="losses.q_learning_target", behaviours=True
+)
+def q_learning_fixed_point(c: Control, behaviours: bool = False) -> Sides:
+    """E_{s'} of the target with the policy's own next action is Q^mu, whatever the action was.
 
-
-@rows.control("1.11", "target with the behaviour's next action, LQR", control, tested="losses.q_learning_target")
-def q_learning_with_the_behaviours_action(c: Control) -> Sides:
-    """Negative control: the next action of another policy."""
-    return _q_learning(c, c.other)
-
-
-def _q_learning(c: Control, following: Tensor) -> Sides:
+    Negative control: the next action of another policy.
+    """
     draw = normal_draws(0, 43)
     state, action = draw(8, 3), draw(8, 2)
     noise, weight = gauss_hermite(2, 3)
     q = lqr.q_function(c.problem, c.feedback)
     next_state = _following(c.problem, state, action, noise)
-    value = q(next_state, next_state @ following.mT)
+    value = q(next_state, next_state @ (c.other if behaviours else c.feedback).mT)
     target = losses.q_learning_target(_reward(c.problem, state, action), value, _never(value), c.problem.discount)
     return Sides(weight @ target, q(state, action))
 

@@ -14,8 +14,7 @@ from steepest.exact import gains, gradients, linear_td
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.losses import gradient_td
 from steepest.verification.random_problems import HORIZON, Paths, Process, continuing, episodic
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 
@@ -118,15 +117,13 @@ def _forward_view(c: Process) -> Tensor:
 
 
 @rows.equality("1.6", "actor's trace = lambda-returns, any V", episodic, tested=_TRACE)
-def traced_actor(c: Process) -> Sides:
-    """E_beta[sum_t delta_t e_t], rho inside the trace, is the forward view by lambda-returns, whatever V."""
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0), _forward_view(c))
+@rows.control("1.6", "ratio outside the trace", episodic, tested=_TRACE, ratio_inside=False)
+def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
+    """E_beta[sum_t delta_t e_t], rho inside the trace, is the forward view by lambda-returns, whatever V.
 
-
-@rows.control("1.6", "ratio outside the trace", episodic, tested=_TRACE)
-def traced_actor_with_the_ratio_outside(c: Process) -> Sides:
-    """Negative control: the trace gathers bare scores, and only the last step's ratio counts."""
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=False), _forward_view(c))
+    Negative control: the trace gathers bare scores, and only the last step's ratio counts.
+    """
+    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=ratio_inside), _forward_view(c))
 
 
 @rows.equality("1.6", "Off-PAC with traces, V exact: grad Q dropped", episodic, tested=_TRACE)
@@ -295,18 +292,16 @@ def _descent(c: Process) -> Tensor:
     return -0.5 * gradient(lambda x: linear_td.projected_bellman_error(system_of(c), x), weights_of(c))
 
 
-@rows.equality("1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.tdc_direction")
-def tdc_descends(c: Process) -> Sides:
-    """At the settled w, TDC(lambda) is -1/2 grad MSPBE."""
+@rows.equality(
+    "1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.tdc_direction", method="tdc"
+)
+@rows.equality(
+    "1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.gtd2_direction", method="gtd2"
+)
+def descends(c: Process, method: str) -> Sides:
+    """At the settled w, TDC(lambda) and GTD2(lambda) are -1/2 grad MSPBE."""
     w = linear_td.settled_auxiliary(system_of(c), weights_of(c))
-    return Sides(directions(c, linear(c), w).tdc, _descent(c))
-
-
-@rows.equality("1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.gtd2_direction")
-def gtd2_descends(c: Process) -> Sides:
-    """At the settled w, GTD2(lambda) is -1/2 grad MSPBE."""
-    w = linear_td.settled_auxiliary(system_of(c), weights_of(c))
-    return Sides(directions(c, linear(c), w).gtd2, _descent(c))
+    return Sides(getattr(directions(c, linear(c), w), method), _descent(c))
 
 
 @rows.control("1.6", "semi-gradient TD(lambda)", episodic, tested="losses.gradient_td.tdc_direction")
@@ -327,22 +322,22 @@ def _smooth_auxiliary(c: Process) -> Tensor:
     return torch.linalg.solve(moment, directions(c, smooth(c), zero).auxiliary)
 
 
-@rows.equality("1.6", "GTD2, V not linear", episodic, tested="losses.gradient_td.curvature_direction")
-def smooth_gtd2_descends(c: Process) -> Sides:
-    """With the curvature's part, GTD2 of a value function that is not linear is -1/2 grad MSPBE."""
+@rows.equality("1.6", "GTD2, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="gtd2")
+@rows.equality("1.6", "TDC, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="tdc")
+@rows.control(
+    "1.6",
+    "GTD2, V not linear, no curvature",
+    episodic,
+    tested="losses.gradient_td.gtd2_direction",
+    method="gtd2",
+    curved=False,
+)
+def smooth_descends(c: Process, method: str, curved: bool = True) -> Sides:
+    """With the curvature's part, GTD2 and TDC of a value function that is not linear are -1/2 grad MSPBE.
+
+    Negative control: without the curvature's part.
+    """
     found = directions(c, smooth(c), _smooth_auxiliary(c))
-    return Sides(found.gtd2 + found.curvature, -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c)))
-
-
-@rows.equality("1.6", "TDC, V not linear", episodic, tested="losses.gradient_td.curvature_direction")
-def smooth_tdc_descends(c: Process) -> Sides:
-    """The same of TDC."""
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
-    return Sides(found.tdc + found.curvature, -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c)))
-
-
-@rows.control("1.6", "GTD2, V not linear, no curvature", episodic, tested="losses.gradient_td.gtd2_direction")
-def smooth_gtd2_without_curvature(c: Process) -> Sides:
-    """Negative control: without the curvature's part."""
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
-    return Sides(found.gtd2, -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c)))
+    slope = getattr(found, method)
+    right = -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c))
+    return Sides(slope + found.curvature if curved else slope, right)

@@ -25,9 +25,8 @@ from steepest.verification.random_problems import (
     undiscounted_episodic,
 )
 from steepest.verification.shipped.agents import PATH, episodes, expected_gradient, long_run
-from steepest.verification.shipped.distributions import F64
 from steepest.verification.shipped.policy_gradient import bellman_pull, undiscounted_weighting, value_pull
-from steepest.verification.statement import Rows, Sides
+from steepest.verification.statement import F64, Rows, Sides
 
 rows = Rows()
 
@@ -202,33 +201,28 @@ def climbs_the_gain(c: Process, algorithm: str, **options: Any) -> Sides:
     return Sides(found, gradients.gain_gradient(c.mdp, softmax_policy, c.theta))
 
 
-def _differential_pull(
-    c: Process, v: Tensor, gain: Tensor | float, algorithm: str = "actor_critic", **options: Any
-) -> Sides:
-    """The pull of a one-step critic at values v with that gain, beside mu (v - backup) and what the pin adds."""
+@rows.equality("1.8", "critic pulled to r - gain + v(s'), pinned", continuing, tested=_ACTOR_CRITIC)
+@rows.equality(
+    "1.8",
+    "TRPO's critic pulled to r - gain + v(s'), pinned",
+    continuing,
+    tested=_CRITIC_LOSS,
+    algorithm="trpo",
+    gae_lambda=0.0,
+)
+@rows.control("1.8", "critic, the gain left out", continuing, tested=_ACTOR_CRITIC, left_out=True)
+def differential_critic(c: Process, algorithm: str = "actor_critic", left_out: bool = False, **options: Any) -> Sides:
+    """The critic is pulled to r - gain + v(s'), less a share of the mean value; TRPO's, at lambda = 0, too.
+
+    Negative control: the gain left out, at the values where the critic should rest.
+    """
+    exact = gains.differential_value(c.mdp, c.policy)
+    gain = gains.gain(c.mdp, c.policy)
+    v, known = (exact - exact.mean(), 0.0) if left_out else (c.baseline, gain)
     settings = {"objective": "average", **(options or _ONE_STEP)}
-    found = expected_gradient(algorithm, c, long_run(c), v, gain, **settings)[1] / PATH
+    found = expected_gradient(algorithm, c, long_run(c), v, known, **settings)[1] / PATH
     mu = gains.stationary_distribution(c.mdp, c.policy)
     p, r = mdps.policy_transition(c.mdp, c.policy), mdps.policy_reward(c.mdp, c.policy)
     # Every path is in the rollout once, so that the mean over its rows is the one over states alike.
     pin = average_reward.VALUE_PIN * v.mean()
-    return Sides(found, mu * (v - (r - gains.gain(c.mdp, c.policy) + p @ v) + pin))
-
-
-@rows.equality("1.8", "critic pulled to r - gain + v(s'), pinned", continuing, tested=_ACTOR_CRITIC)
-def differential_critic(c: Process) -> Sides:
-    """The critic is pulled to r - gain + v(s'), less a share of the mean value."""
-    return _differential_pull(c, c.baseline, gains.gain(c.mdp, c.policy))
-
-
-@rows.equality("1.8", "TRPO's critic pulled to r - gain + v(s'), pinned", continuing, tested=_CRITIC_LOSS)
-def differential_critic_of_trpo(c: Process) -> Sides:
-    """And so is TRPO's, at lambda = 0."""
-    return _differential_pull(c, c.baseline, gains.gain(c.mdp, c.policy), "trpo", gae_lambda=0.0)
-
-
-@rows.control("1.8", "critic, the gain left out", continuing, tested=_ACTOR_CRITIC)
-def differential_critic_without_the_gain(c: Process) -> Sides:
-    """Negative control: the gain left out, at the values where the critic should rest."""
-    v = gains.differential_value(c.mdp, c.policy)
-    return _differential_pull(c, v - v.mean(), 0.0)
+    return Sides(found, mu * (v - (r - gain + p @ v) + pin))

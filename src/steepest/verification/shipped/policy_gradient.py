@@ -13,8 +13,7 @@ from steepest.exact import gradients
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.verification import random_problems
 from steepest.verification.random_problems import HORIZON, Process, episodic, undiscounted_episodic
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 
@@ -62,8 +61,13 @@ def full_return(c: Process) -> Sides:
     return Sides(score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
 
 
-def _two_trajectories(c: Process, divisor: float) -> Tensor:
-    """(S, A) minus the expected gradient of the loss of two independent trajectories, over every pair of them."""
+@rows.equality("1.2", "mean over two trajectories", episodic, tested="losses.score_function_loss", divisor=2.0)
+@rows.control("1.2", "trajectories summed, not averaged", episodic, tested="losses.score_function_loss", divisor=1.0)
+def mean_over_trajectories(c: Process, divisor: float) -> Sides:
+    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2; over every pair of two independent trajectories.
+
+    Negative control: trajectories summed, as in the box, so that the step grows with their number.
+    """
 
     def expected_loss(theta: Tensor) -> Tensor:
         policy = distributions.Categorical(torch.log_softmax(theta, -1)[c.paths.state[:-1]])
@@ -72,19 +76,7 @@ def _two_trajectories(c: Process, divisor: float) -> Tensor:
         pairs = (each.unsqueeze(0) + each.unsqueeze(1)) / divisor
         return c.paths.probability @ pairs @ c.paths.probability
 
-    return -gradient(expected_loss, c.theta)
-
-
-@rows.equality("1.2", "mean over two trajectories", episodic, tested="losses.score_function_loss")
-def mean_over_trajectories(c: Process) -> Sides:
-    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2."""
-    return Sides(_two_trajectories(c, 2.0), c.gradient)
-
-
-@rows.control("1.2", "trajectories summed, not averaged", episodic, tested="losses.score_function_loss")
-def sum_over_trajectories(c: Process) -> Sides:
-    """Negative control: trajectories summed, as in the box, so that the step grows with their number."""
-    return Sides(_two_trajectories(c, 1.0), c.gradient)
+    return Sides(-gradient(expected_loss, c.theta), c.gradient)
 
 
 rows.equality("1.2", "gamma = 1", undiscounted_episodic, tested="losses.score_function_loss")(full_return)

@@ -16,8 +16,6 @@ from steepest.verification.statement import Rows, Sides, gradient
 
 rows = Rows()
 
-F64 = torch.float64
-
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     """(P, R, 1) and (P, 1, R): the first and the second response of every pair."""
@@ -153,24 +151,23 @@ def soft_labels(p: Preferences) -> Sides:
 _FLIPS = 0.2
 
 
-def _flipped(p: Preferences, loss: PairLoss) -> Sides:
-    """The gradient on labels of which a fifth are wrong, beside that of DPO on the true ones."""
+@rows.equality(
+    "2.2.2", "robust DPO undoes flipped labels", preferences, tested="losses.robust_dpo_loss", loss="robust_dpo_loss"
+)
+@rows.control(
+    "2.2.2",
+    "smoothed DPO undoes flipped labels",
+    preferences,
+    tested="losses.smoothed_dpo_loss",
+    loss="smoothed_dpo_loss",
+)
+def labels_flipped(p: Preferences, loss: str) -> Sides:
+    """The robust loss undoes wrong labels, of which a fifth are, on average. Negative control: the smoothed does not."""
     preference = exact_preferences.preference_probs(p.score)
     observed = (1.0 - _FLIPS) * preference + _FLIPS * (1.0 - preference)
-    found = gradient(_over_pairs(p, loss, observed), p.logits)
+    function = getattr(losses, loss)
+    found = gradient(_over_pairs(p, lambda a, b, c, d: function(a, b, c, d, p.kl_coef, _FLIPS), observed), p.logits)
     return Sides(found, gradient(_population(p), p.logits))
-
-
-@rows.equality("2.2.2", "robust DPO undoes flipped labels", preferences, tested="losses.robust_dpo_loss")
-def robust_undoes_flips(p: Preferences) -> Sides:
-    """The robust loss undoes wrong labels on average."""
-    return _flipped(p, lambda a, b, c, d: losses.robust_dpo_loss(a, b, c, d, p.kl_coef, _FLIPS))
-
-
-@rows.control("2.2.2", "smoothed DPO undoes flipped labels", preferences, tested="losses.smoothed_dpo_loss")
-def smoothing_does_not(p: Preferences) -> Sides:
-    """Negative control: the smoothed loss does not."""
-    return _flipped(p, lambda a, b, c, d: losses.smoothed_dpo_loss(a, b, c, d, p.kl_coef, _FLIPS))
 
 
 @rows.equality("2.2.2", "IPO is at rest at (2p - 1)/(2 beta)", preferences, tested="losses.ipo_loss")

@@ -17,8 +17,8 @@ from steepest.algorithms.dqn import DQN, DQNConfig
 from steepest.exact import optimal
 from steepest.types import ActionSpec, ObsField, ObsSpec
 from steepest.verification.random_problems import Process, episodic
-from steepest.verification.shipped.distributions import F64, normal_draws
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.shipped.distributions import normal_draws
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 
@@ -63,35 +63,24 @@ def fixed_point(c: Optimum) -> Sides:
 
 
 @rows.equality("1.11", "double DQN's target at Q*, finite", optimum, tested="losses.double_dqn_target")
-def double_fixed_point(c: Optimum) -> Sides:
-    """So is double DQN's, whatever values the other network has, as long as its greedy actions are right."""
-    return c.expected(_double(c, c.target, c.online))
+@rows.control("1.11", "the same, networks exchanged", optimum, tested="losses.double_dqn_target", exchanged=True)
+def double_fixed_point(c: Optimum, exchanged: bool = False) -> Sides:
+    """So is double DQN's, whatever values the other network has, as long as its greedy actions are right.
 
-
-@rows.control("1.11", "the same, networks exchanged", optimum, tested="losses.double_dqn_target")
-def exchanged_fixed_point(c: Optimum) -> Sides:
-    """Negative control: the network that learns values the action that the target network picks."""
-    return c.expected(_double(c, c.online, c.target))
-
-
-def _double(c: Optimum, target: Tensor, online: Tensor) -> Tensor:
-    q, other = (x.expand(*c.reward.shape, -1) for x in (target, online))
-    return losses.double_dqn_target(c.reward, q, other, c.terminated, c.process.mdp.gamma)
+    Negative control: the network that learns values the action that the target network picks.
+    """
+    tables = (c.online, c.target) if exchanged else (c.target, c.online)
+    q, other = (x.expand(*c.reward.shape, -1) for x in tables)
+    return c.expected(losses.double_dqn_target(c.reward, q, other, c.terminated, c.process.mdp.gamma))
 
 
 @rows.equality("1.11", "DQN at rest at Q*, finite", optimum, tested="algorithms.dqn.DQN.loss")
-def agent_at_rest(c: Optimum) -> Sides:
-    """DQN's own loss, over every transition weighted by its probability, has no slope at Q*."""
-    return _agent_slope(c, c.target)
+@rows.control("1.11", "DQN under another target network", optimum, tested="algorithms.dqn.DQN.loss", factor=1.1)
+def agent_at_rest(c: Optimum, factor: float = 1.0) -> Sides:
+    """DQN's own loss, over every transition weighted by its probability, has no slope at Q*.
 
-
-@rows.control("1.11", "DQN under another target network", optimum, tested="algorithms.dqn.DQN.loss")
-def agent_beside_rest(c: Optimum) -> Sides:
-    """Negative control: the target network says a tenth more."""
-    return _agent_slope(c, 1.1 * c.target)
-
-
-def _agent_slope(c: Optimum, target: Tensor) -> Sides:
+    Negative control: the target network says a tenth more.
+    """
     mdp = c.process.mdp
     live = (~mdp.absorbing).nonzero().squeeze(-1).tolist()
     rows = torch.tensor(list(itertools.product(live, range(mdp.num_actions), range(mdp.num_states))))
@@ -103,7 +92,9 @@ def _agent_slope(c: Optimum, target: Tensor) -> Sides:
     batch["discount"] = torch.full_like(batch["reward"], mdp.gamma)
     agent = _tabular(mdp.num_states, mdp.num_actions)
     bias = torch.zeros(mdp.num_actions, dtype=F64)
-    vector, other = (agent.layout.flatten({"head.weight": q.T, "head.bias": bias}) for q in (c.target, target))
+    vector, other = (
+        agent.layout.flatten({"head.weight": q.T, "head.bias": bias}) for q in (c.target, factor * c.target)
+    )
     held = {"params": vector, "target/params": other, "buffers/epsilon": torch.zeros((), dtype=F64)}
     hyper = {"huber_threshold": torch.tensor(torch.inf)}
     pull = agent.target(held, batch)

@@ -16,8 +16,7 @@ from steepest.exact.finite_mdp import softmax_policy
 from steepest.types import ActionSpec, ObsField, ObsSpec
 from steepest.verification.random_problems import Process, continuing
 from steepest.verification.shipped.agents import differentiated
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems import trust_region
 
 rows = Rows()

@@ -11,8 +11,7 @@ from torch import Tensor
 from steepest import losses, returns
 from steepest.exact import finite_mdp as mdps
 from steepest.verification.random_problems import Process, Recording, continuing, recording
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems import trust_region
 
 rows = Rows()

@@ -12,8 +12,8 @@ from torch import Tensor
 from steepest import returns
 from steepest.exact import finite_mdp as mdps
 from steepest.verification.random_problems import HORIZON, Process, Recording, episodic, recording
-from steepest.verification.shipped.distributions import F64, normal_draws
-from steepest.verification.statement import Rows, Sides
+from steepest.verification.shipped.distributions import normal_draws
+from steepest.verification.statement import F64, Rows, Sides
 from steepest.verification.theorems import trust_region
 
 rows = Rows()
