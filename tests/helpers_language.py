@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from steepest.language.data.examples import Example
 from steepest.language.models.language_model import LanguageModel
@@ -67,3 +68,16 @@ def preferences(count: int = 24) -> list[dict[str, str]]:
 def shout(prompts: list[str], completions: list[str]) -> list[float]:
     """A reward: the share of characters that are an e."""
     return [text.count("e") / (1 + len(text)) for text in completions]
+
+
+def slopes(made: Any) -> dict[str, Tensor]:
+    """The gradient of a trainer's first batch, by parameter."""
+    made.gradient(made.micro_batches(0))
+    return {n: p.grad.clone() for n, p in made.named.items() if p.grad is not None}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-4) -> None:
+    """Equal up to float32 rounding, relative to the largest component of each tensor."""
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=rtol, atol=rtol * float(one[name].abs().max()))

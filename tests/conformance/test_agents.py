@@ -434,12 +434,9 @@ def test_every_mode_resumes_to_the_same_bits(algorithm: str, mode: dict[str, Any
         assert alone["gain"][0] != alone["gain"][1]
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "mode"),
-    [pytest.param(*MODES[1], marks=pytest.mark.slow), MODES[6], pytest.param(*MODES[7], marks=pytest.mark.slow)],
-    ids=str,
-)
+@pytest.mark.parametrize(("algorithm", "mode"), [MODES[1], MODES[6], MODES[7]], ids=str)
 @pytest.mark.compiles
+@pytest.mark.slow
 def test_modes_compile(algorithm: str, mode: dict[str, Any]) -> None:
     agent_class, agents, rollouts = find(algorithm), [], []
     config = agent_class.Config(**{k: v for k, v in TINY.items() if k in fields(algorithm)}, **mode)
@@ -714,12 +711,15 @@ def with_state(agent: Any, population: Any, i: int) -> Any:
     return agent
 
 
+COMPILED_ALWAYS = {("off_pac", "alone"), ("sac", "population")}
+"""A population that learns from replay, and an agent whose weights move at every step. PPO's rollouts are compiled,
+alone and in a population, in tests/unit/test_learner.py; the other algorithms compile the same way, with -m slow."""
+
+
 def compiled_cases() -> list[Any]:
-    """Every algorithm alone; populations, which compile slowly, of one algorithm per regime, of all with -m slow."""
+    """Every algorithm, alone and in a population."""
     return [
-        pytest.param(
-            a, seeds, dtype, id=f"{a}-{name}", marks=[] if name == "alone" or a in THOROUGH else pytest.mark.slow
-        )
+        pytest.param(a, seeds, dtype, id=f"{a}-{name}", marks=[] if (a, name) in COMPILED_ALWAYS else pytest.mark.slow)
         for a in sorted(ALGORITHMS)
         for name, seeds, dtype in (("alone", (0,), torch.float32), ("population", (0, 1), F64))
     ]
@@ -784,7 +784,9 @@ def test_every_kind_of_policy_compiles(name: str) -> None:
     space, needed = ACTIONS[action]
     agent_class = find("ppo")
     small = {k: v for k, v in TINY.items() if k in fields("ppo")}
-    config = agent_class.Config(**{**small, "recurrent_size": 4, "sequence_length": 2, **needed, **options})
+    # One gradient step, and two steps of a recurrent network: a graph is as long as what is unrolled in it.
+    small |= {"rollout_steps": 4, "epochs": 1, "minibatches": 1, "recurrent_size": 4, "sequence_length": 2}
+    config = agent_class.Config(**{**small, **needed, **options})
     agents, rollouts = [], []
     for compile in (False, True):
         env = make_env(lambda: AnySpace(observation, space, masks), 2)
@@ -810,7 +812,7 @@ def test_every_kind_of_policy_compiles(name: str) -> None:
 
 @pytest.mark.compiles
 def test_a_compiled_population_resumes_to_the_same_bits(tmp_path: Any) -> None:
-    settings = tiny("ppo", seeds=3, compile="on", eval_episodes=2, total_steps=160)
+    settings = tiny("ppo", seeds=2, compile="on", eval_episodes=2, total_steps=160, epochs=1, minibatches=1)
     settings |= {"checkpoint_every": 48, "tensorboard": False, "normalize_obs": True, "normalize_reward": True}
     with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **settings) as run:
         rows = len(list(run))

@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
+from helpers import F64, LayeredMDP, expected_rollout, quarters_mdp
+from helpers_exact import PROBABILITIES, caught, random_values, tabular
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.errors import UsageError
-from steepest.learner.step import autograd_gradient
 from steepest.learner.trees import tree_map
 from steepest.types import Rollout
 
-PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state
 ADVANTAGES: dict[str, dict[str, Any]] = {
     "TD error": {"advantage": "n_step", "n_steps": 1},
     "two steps": {"advantage": "n_step", "n_steps": 2},
@@ -31,38 +30,15 @@ UNBIASED = {"to the end", "GAE at lambda = 1"}
 
 
 def make(mdp: LayeredMDP, values: Tensor, **config: Any) -> ActorCritic:
-    """An agent without hidden layers: its logits are log PROBABILITIES[s], its values those given, both exactly."""
-    settings = {"hidden_sizes": (), "min_probability": 0.0, "rollout_steps": 3, "value_coef": 1.0, **config}
-    agent = ActorCritic(ActorCriticConfig(**settings), vector(mdp.states), discrete(2))
-    to_float64(agent)
-    parameters = {
-        "policy_head.weight": PROBABILITIES.log().T,
-        "policy_head.bias": torch.zeros(2, dtype=F64),
-        "value_head.weight": values.unsqueeze(0),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
-    agent.state["params"] = agent.layout.flatten({k: x.unsqueeze(0) for k, x in parameters.items()})
-    return agent
+    return tabular(ActorCritic, mdp, values, **{"rollout_steps": 3, "value_coef": 1.0, **config})
 
 
 def gradient(agent: ActorCritic, rollout: Rollout) -> dict[str, Tensor]:
-    """What ``cycle`` differentiates: caught on its way to Adam."""
+    """Return what ``cycle`` differentiates."""
     names = ("gamma", "gain_rate", "gae_lambda", "value_coef", "entropy_coef", "learning_rate", "max_gradient_norm")
     hyper = {k: torch.tensor(getattr(agent.config, k), dtype=F64) for k in names}
-    caught: list[Tensor] = []
-
-    def spy(loss: Any, vector: Tensor) -> Any:
-        slope, rest = autograd_gradient(loss, vector)
-        caught.append(slope)
-        return slope, rest
-
-    agent.cycle(spy, {k: x[0] for k, x in agent.state.items()}, rollout, hyper)
-    assert len(caught) == 1
-    return agent.layout.unflatten(caught[0])
-
-
-def random_values(mdp: LayeredMDP) -> Tensor:
-    return torch.randn(mdp.states, generator=torch.Generator().manual_seed(5), dtype=F64)
+    state = {k: x[0] for k, x in agent.state.items()}
+    return caught(agent, lambda spy: agent.cycle(spy, state, rollout, hyper))
 
 
 def actor_gradient(mdp: LayeredMDP, values: Tensor, **config: Any) -> Tensor:

@@ -9,27 +9,34 @@ from helpers import F64
 from steepest.exact import lqr, lqr_gradients
 from steepest.losses import compatible_action_gradient, compatible_feature, deterministic_policy_direction
 from steepest.verification.random_problems import Control, control
-from steepest.verification.shipped.compatible import ROWS, directions_of, visits_of
-from steepest.verification.table import check
+from steepest.verification.shipped.compatible import directions_of, visits_of
 
 SEEDS = range(3)
 
 
-def row(claim: str) -> None:
-    (statement,) = [s for s in ROWS if s.claim == claim]
-    result = check(statement, len(SEEDS))
-    assert result.passed, result
+@pytest.mark.parametrize("seed", SEEDS)
+def test_action_gradient_of_the_critic(seed: int) -> None:
+    """phi(s, a) . w has the slope J w in the action, and is 0 at a = mu(s)."""
+    v, w = visits_of(control(seed)), torch.tensor([0.7, -1.3], dtype=F64)
+    action = (v.mean + 1.0).requires_grad_()
+    (slope,) = torch.autograd.grad((compatible_feature(action, v.mean, v.jacobian) @ w).sum(), action)
+    torch.testing.assert_close(compatible_action_gradient(v.jacobian, w), slope, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(slope, torch.einsum("nmk,k->nm", v.jacobian, w), rtol=1e-12, atol=1e-14)
+    assert not bool(compatible_feature(v.mean, v.mean, v.jacobian).any())
 
 
-def test_action_gradient_of_the_critic() -> None:
-    row("compatible features: slope J w, 0 at mu(s)")
-
-
-def test_compatible_critic_gives_the_exact_gradient() -> None:
-    """With the weights of least error of grad_a Q, though two directions of six cannot fit it; others do not."""
-    row("COPDAC's actor with the fitted compatible critic")
-    row("a fitted critic of other features")
-    row("E[grad mu grad_a Q], Q exact")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_compatible_critic_gives_the_exact_gradient(seed: int) -> None:
+    """With the weights of least error of grad_a Q, though two directions of six cannot fit it; and with grad_a Q."""
+    c = control(seed)
+    v, exact = visits_of(c), lqr_gradients.deterministic_policy_gradient(c.problem, c.feedback)
+    w = lqr_gradients.compatible_weights(c.problem, c.feedback, directions_of(c))
+    fitted = compatible_action_gradient(v.jacobian, w)
+    true = v.state @ lqr_gradients.action_gradient(c.problem, c.feedback).mT
+    assert float((fitted - true).norm()) > 1e-3
+    for slope in (fitted, true):
+        found = v.weight @ deterministic_policy_direction(v.jacobian, slope)
+        torch.testing.assert_close(found, torch.einsum("kmn,mn->k", directions_of(c), exact), rtol=1e-9, atol=1e-12)
 
 
 def action_gradient_error(c: Control, w: torch.Tensor) -> torch.Tensor:

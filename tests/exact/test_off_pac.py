@@ -1,4 +1,4 @@
-"""Off-PAC's actor and its emphatic form: expected updates against exact off-policy gradients, in float64."""
+"""What the emphatic form of Off-PAC's actor gathers, against exact emphases, in float64."""
 
 from __future__ import annotations
 
@@ -10,43 +10,15 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gradients, linear_td
 from steepest.losses import emphatic_weight, followon_trace
 from steepest.verification.random_problems import continuing, episodic
-from steepest.verification.shipped.off_policy_actor import ROWS, steps_of
-from steepest.verification.table import check
-
-
-def row(claim: str) -> None:
-    (statement,) = [s for s in ROWS if s.claim == claim]
-    result = check(statement, 3)
-    assert result.passed, result
-
-
-def test_actor_trace_equals_the_forward_view() -> None:
-    """Whatever V, the expected traced update is the one by lambda-returns; with rho outside the trace it is not."""
-    row("actor's trace = lambda-returns, any V")
-    row("ratio outside the trace")
-
-
-def test_off_pac_follows_the_approximate_gradient() -> None:
-    """With exact values, in both weightings of states; which is not the gradient."""
-    row("Off-PAC with traces, V exact: grad Q dropped")
-    row("Off-PAC, V exact, d^beta")
-    row("Off-PAC with traces: grad J_beta")
-
-
-def test_emphatic_actor_follows_the_gradient() -> None:
-    """In both weightings of states; interest 1 belongs to d^beta alone."""
-    row("emphatic actor: grad J_beta, p^beta")
-    row("emphatic actor: grad J_beta, d^beta")
-    row("emphatic actor, interest 1, p^beta")
+from steepest.verification.shipped.off_policy_actor import steps_of
 
 
 def test_emphatic_weight_spans_off_pac_and_the_gradient() -> None:
-    """lambda_a = 0 is the interest, 1 the follow-on trace, between them the expected update is the mixture."""
+    """lambda_a = 0 is the interest, 1 the follow-on trace, and between them lies a mixture."""
     followon, interest = torch.tensor([3.0, 0.5], dtype=F64), torch.tensor([1.0, 0.25], dtype=F64)
     assert torch.equal(emphatic_weight(followon, interest, 0.0), interest)
     assert torch.equal(emphatic_weight(followon, interest, 1.0), followon)
     assert emphatic_weight(followon, interest, 0.25).tolist() == [1.5, 0.3125]
-    row("emphatic actor, lambda_a 0.6: a mixture")
 
 
 @pytest.mark.parametrize("seed", range(3))

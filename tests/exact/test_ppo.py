@@ -8,29 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import F64, LayeredMDP, discrete, expected_rollout, quarters_mdp, to_float64, vector
+from helpers import F64, LayeredMDP, expected_rollout, quarters_mdp
+from helpers_exact import PROBABILITIES, random_values, tabular
 from steepest.agents.rollout_updates import all_sequences
-from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.algorithms.ppo import PPO
 from steepest.types import Rollout
 
-PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state
 ENTROPY_COEF = 0.3
 
 
 def make(mdp: LayeredMDP, values: Tensor, **config: Any) -> PPO:
-    """An agent without hidden layers: its logits are log PROBABILITIES[s], its values those given, both exactly."""
-    settings = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False, "minibatches": 1}
-    agent = PPO(PPOConfig(**(settings | config)), vector(mdp.states), discrete(2))
-    to_float64(agent)
-    parameters = {
-        "policy_head.weight": PROBABILITIES.log().T,
-        "policy_head.bias": torch.zeros(2, dtype=F64),
-        "value_head.weight": values.unsqueeze(0),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
-    assert set(parameters) == set(agent.layout.names)
-    agent.state["params"] = agent.layout.flatten({k: x.unsqueeze(0) for k, x in parameters.items()})
-    return agent
+    return tabular(PPO, mdp, values, minibatches=1, **config)
 
 
 def gradient(agent: PPO, rollout: Rollout, **hyper: float) -> dict[str, Tensor]:
@@ -43,10 +31,6 @@ def gradient(agent: PPO, rollout: Rollout, **hyper: float) -> dict[str, Tensor]:
     leaf = state["params"].clone().requires_grad_()
     loss, _ = agent.loss(leaf, state, all_sequences(batch), tensors)
     return agent.layout.unflatten(torch.autograd.grad(loss, leaf)[0])
-
-
-def random_values(mdp: LayeredMDP) -> Tensor:
-    return torch.randn(mdp.states, generator=torch.Generator().manual_seed(5), dtype=F64)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

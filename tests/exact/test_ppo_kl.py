@@ -22,13 +22,13 @@ from helpers import (
     to_float64,
     vector,
 )
+from helpers_exact import PROBABILITIES, tabular
 from steepest.agents.rollout_updates import Batch, all_sequences, batch_inputs
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import adapt_kl_coef, penalised_surrogate_loss
 from steepest.types import Rollout
 
-PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state
 DIRECTIONS = ("old_new", "new_old")
 
 
@@ -147,17 +147,7 @@ def test_the_coefficient_stays_a_positive_number() -> None:
 
 
 def make(mdp: LayeredMDP, probabilities: Tensor, **config: Any) -> PPOKL:
-    """An agent without hidden layers: its logits are the logarithms of these probabilities, its values zero."""
-    settings = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False, "minibatches": 1}
-    agent = to_float64(PPOKL(PPOKLConfig(**(settings | config)), vector(mdp.states), discrete(2)))
-    parameters = {
-        "policy_head.weight": probabilities.log().T,
-        "policy_head.bias": torch.zeros(2, dtype=F64),
-        "value_head.weight": torch.zeros((1, mdp.states), dtype=F64),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
-    agent.state["params"] = agent.layout.flatten({k: x.unsqueeze(0) for k, x in parameters.items()})
-    return agent
+    return tabular(PPOKL, mdp, torch.zeros(mdp.states, dtype=F64), probabilities, minibatches=1, **config)
 
 
 def hyper() -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,13 @@ from torch import Tensor
 
 from helpers import F64, discrete, to_float64, vector
 from steepest.algorithms.dqn import DQN, DQNConfig
+from steepest.exact import optimal
 from steepest.experience.replay import ReplayBuffer
-from steepest.losses import chosen_q_value, double_dqn_target, dqn_target
+from steepest.losses import chosen_q_value, double_dqn_target, dqn_target, huber_loss, value_loss
 from steepest.types import Rollout
-from steepest.verification.shipped import q_learning
-from steepest.verification.statement import Sides, relative_error, tightness
+from steepest.verification.random_problems import episodic
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
-
-
-def assert_equal(sides: Sides) -> None:
-    assert relative_error(sides) < 1e-10
-
-
-def assert_different(sides: Sides) -> None:
-    assert relative_error(sides) > 1e-2
 
 
 # The functions
@@ -34,38 +27,62 @@ def assert_different(sides: Sides) -> None:
 @SEEDS
 def test_the_optimum_of_a_finite_mdp_is_a_fixed_point(seed: int) -> None:
     """Of both targets, double DQN's with any values that pick the right actions; not with the networks exchanged."""
-    problem = q_learning.optimum(seed)
-    assert_equal(q_learning.fixed_point(problem))
-    assert_equal(q_learning.double_fixed_point(problem))
-    assert_different(q_learning.exchanged_fixed_point(problem))
+    mdp = episodic(seed).mdp
+    best = optimal.policy_iteration(mdp).action_value
+    there = torch.where(mdp.absorbing.unsqueeze(-1), 7.0, best)  # a target must not look at the terminal state
+    shape = mdp.transition.shape
+    reward, over = mdp.reward.unsqueeze(-1).expand(shape), mdp.absorbing.expand(shape)
+
+    def off(*tables: Tensor) -> float:
+        """How far E_{s'} of the target is from Q*."""
+        q = [x.expand(*shape, -1) for x in tables]
+        target = (double_dqn_target if len(q) == 2 else dqn_target)(reward, *q, over, mdp.gamma)
+        error = (mdp.transition * target).sum(-1) - best
+        return float(error[~mdp.absorbing].norm() / best.norm())
+
+    online = 3.0 + 2.0 * there
+    assert max(off(there), off(there, online)) < 1e-10
+    assert off(online, there) > 1e-2
 
 
-@SEEDS
-def test_a_maximum_over_noise_is_too_high(seed: int) -> None:
-    problem = q_learning.noise(seed)
-    assert_equal(q_learning.overestimation(problem))
-    assert_different(q_learning.dqn_is_unbiased(problem))
-    excess = problem.dqn().mean() - problem.right
-    assert float(excess) == pytest.approx(0.9 * 0.75 * float(problem.size), rel=1e-12)
+SIGNS = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=3)), dtype=F64)
+NEVER = torch.zeros(64, dtype=torch.bool)
 
 
-@SEEDS
-def test_noise_of_its_own_does_not_raise_the_double_target(seed: int) -> None:
-    """With one network for both it is DQN's target again."""
-    problem = q_learning.noise(seed)
-    assert_equal(q_learning.double_is_unbiased(problem))
-    assert_different(q_learning.double_with_one_network(problem))
-    assert tightness(q_learning.double_is_no_higher(problem)) <= 1.0
-    assert torch.equal(problem.double(problem.q_value), problem.dqn())
+def test_a_maximum_over_noise_is_too_high() -> None:
+    """Three actions alike, errors of 1 either way: the largest is -1 once in eight and 1 else, 0.75 in the mean."""
+    q, reward = (2.0 + SIGNS).repeat(8, 1), torch.full((64,), 0.5, dtype=F64)
+    target = dqn_target(reward, q, NEVER, 0.9).mean()
+    assert float(target) == pytest.approx(0.5 + 0.9 * (2.0 + 0.75), rel=1e-12)
+
+
+def test_noise_of_its_own_does_not_raise_the_double_target() -> None:
+    """Every pair of errors; with one network for both it is DQN's target again."""
+    rows = torch.tensor(list(itertools.product(range(8), repeat=2)))
+    (q, online), reward = (2.0 + SIGNS[rows.T]), torch.full((64,), 0.5, dtype=F64)
+    target = double_dqn_target(reward, q, online, NEVER, 0.9)
+    assert float(target.mean()) == pytest.approx(0.5 + 0.9 * 2.0, rel=1e-12)
+    assert bool((target <= dqn_target(reward, q, NEVER, 0.9)).all())
+    assert torch.equal(double_dqn_target(reward, q, q, NEVER, 0.9), dqn_target(reward, q, NEVER, 0.9))
 
 
 @SEEDS
 def test_the_semi_gradient_by_hand(seed: int) -> None:
-    problem = q_learning.regression(seed)
-    assert_equal(q_learning.semi_gradient(problem))
-    assert_different(q_learning.residual_gradient(problem))
-    assert_equal(q_learning.huber_gradient(problem))
-    assert 0 < int((problem.delta.abs() > 0.5).sum()) < 32, "on both sides of the threshold"
+    """Of the squared error and of Huber's, on both sides of its threshold; the target has none."""
+    g = torch.Generator().manual_seed(seed)
+    q, following = torch.randn((2, 32, 4), generator=g, dtype=F64)
+    reward, action, over = torch.randn(32, generator=g, dtype=F64), torch.arange(32) % 4, torch.arange(32) // 4 % 4 == 0
+    y = reward + 0.9 * torch.where(over, 0.0, following.max(-1).values)
+    delta = q[torch.arange(32), action] - y
+    assert 0 < int((delta.abs() > 0.5).sum()) < 32, "on both sides of the threshold"
+    chosen = torch.nn.functional.one_hot(action, 4)
+    for threshold, slope in ((None, delta), (0.5, delta.clamp(-0.5, 0.5))):
+        leaf = torch.stack([q, following]).requires_grad_()
+        picked, target = chosen_q_value(leaf[0], action), dqn_target(reward, leaf[1], over, 0.9)
+        loss = value_loss(picked, target) if threshold is None else huber_loss(picked, target, threshold)
+        (found,) = torch.autograd.grad(loss.sum(), leaf)
+        expected = torch.stack([chosen * slope.unsqueeze(-1), torch.zeros_like(q)])
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_illegal_actions_are_never_greedy() -> None:
@@ -241,10 +258,3 @@ def test_exploration_falls_and_is_played() -> None:
         expected = np.full(4, share / 4) + (1.0 - share) * (np.arange(4) == best)
         # Five standard errors of a share of 40,000 draws.
         np.testing.assert_allclose(counts, expected, atol=5 * 0.5 / np.sqrt(len(obs)))
-
-
-@SEEDS
-def test_the_agent_is_at_rest_at_the_optimum(seed: int) -> None:
-    problem = q_learning.optimum(seed)
-    assert_equal(q_learning.agent_at_rest(problem))
-    assert_different(q_learning.agent_beside_rest(problem))

@@ -21,53 +21,24 @@ from helpers import (
     to_float64,
     vector,
 )
+from helpers_exact import PROBABILITIES, caught, random_values, tabular
 from steepest.algorithms.actor_critic import ActorCritic, ActorCriticConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
-from steepest.learner.step import autograd_gradient
 from steepest.types import Rollout
-
-PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=F64).repeat(3, 1)  # by state
 
 
 def make(mdp: LayeredMDP, values: Tensor, **config: Any) -> REINFORCE:
-    """An agent without hidden layers: its logits are log PROBABILITIES[s], its values those given, both exactly."""
-    settings = {"hidden_sizes": (), "min_probability": 0.0, "normalize_advantage": False}
-    agent = REINFORCE(REINFORCEConfig(**(settings | config)), vector(mdp.states), discrete(2))
-    to_float64(agent)
-    parameters = {
-        "policy_head.weight": PROBABILITIES.log().T,
-        "policy_head.bias": torch.zeros(2, dtype=F64),
-        "value_head.weight": values.unsqueeze(0),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
-    agent.state["params"] = agent.layout.flatten({k: x.unsqueeze(0) for k, x in parameters.items()})
-    return agent
+    return tabular(REINFORCE, mdp, values, **config)
 
 
 def gradient(agent: REINFORCE, rollout: Rollout, **hyper: float) -> dict[str, Tensor]:
-    """What ``gradient_step`` differentiates: caught on its way to Adam."""
-    values = {
-        "gamma": 1.0,
-        "value_coef": 1.0,
-        "entropy_coef": 0.0,
-        "learning_rate": 0.1,
-        "max_gradient_norm": 1e9,
-        **hyper,
-    }
-    tensors = {k: torch.tensor(x, dtype=F64) for k, x in values.items()}
+    """What ``gradient_step`` differentiates."""
+    values = {"gamma": 1.0, "value_coef": 1.0, "entropy_coef": 0.0, "learning_rate": 0.1, "max_gradient_norm": 1e9}
+    tensors = {k: torch.tensor(x, dtype=F64) for k, x in {**values, **hyper}.items()}
     state = {k: x[0] for k, x in agent.state.items()}
-    caught: list[Tensor] = []
-
-    def spy(loss: Any, vector: Tensor) -> Any:
-        slope, rest = autograd_gradient(loss, vector)
-        caught.append(slope)
-        return slope, rest
-
     with torch.no_grad():
         _, batch, _ = agent.prepare(state, rollout, tensors)
-    agent.gradient_step(spy, state, batch, tensors)
-    assert len(caught) == 1
-    return agent.layout.unflatten(caught[0])
+    return caught(agent, lambda spy: agent.gradient_step(spy, state, batch, tensors))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -343,10 +314,6 @@ def test_less_the_value_it_is_the_actor_critic(normalize: bool) -> None:
             agent.update(synthetic_rollout(agent, 12, seed=seed, dtype=F64), progress=0.0)
         updated.append(agent.state["params"])
     torch.testing.assert_close(updated[0], updated[1], rtol=1e-9, atol=1e-11)
-
-
-def random_values(mdp: LayeredMDP) -> Tensor:
-    return torch.randn(mdp.states, generator=torch.Generator().manual_seed(5), dtype=F64)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.8])

@@ -6,55 +6,71 @@ import pytest
 import torch
 
 from helpers import F64
-from steepest.losses import expected_soft_value, soft_policy_loss, soft_q_target, soft_value_target, temperature_loss
-from steepest.verification.shipped import off_policy
-from steepest.verification.statement import Sides, relative_error
+from steepest.distributions import DiagonalGaussian
+from steepest.exact import optimal
+from steepest.losses import (
+    expected_soft_value,
+    soft_policy_loss,
+    soft_q_target,
+    soft_value_target,
+    temperature_loss,
+    value_loss,
+)
+from steepest.verification.random_problems import episodic
 
 SEEDS = pytest.mark.parametrize("seed", range(5))
 
 
-def assert_equal(sides: Sides) -> None:
-    assert relative_error(sides) < 1e-10
-
-
-def assert_different(sides: Sides) -> None:
-    assert relative_error(sides) > 1e-2
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 @SEEDS
 def test_v_network_gradient_as_printed(seed: int) -> None:
-    assert_equal(off_policy.v_gradient(off_policy.regression(seed)))
+    """V - Q + temperature log pi, for a table of values."""
+    value, q, log_prob = drawn(seed, 3, 32)
+    leaf = value.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(value_loss(leaf, soft_value_target(q, log_prob, 0.3)).sum(), leaf)
+    torch.testing.assert_close(slope, value - q + 0.3 * log_prob, rtol=1e-12, atol=1e-14)
 
 
 @SEEDS
 def test_q_network_gradient_as_printed(seed: int) -> None:
-    """With the terminal case that the notes leave out; without it the gradient is another."""
-    problem = off_policy.regression(seed)
-    assert_equal(off_policy.q_gradient(problem))
-    assert_different(off_policy.q_gradient_past_the_end(problem))
+    """With the terminal case that the notes leave out."""
+    q, reward, following = drawn(seed, 3, 32)
+    over = torch.arange(32) % 4 == 0
+    leaf = q.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(value_loss(leaf, soft_q_target(reward, following, over, 0.9)).sum(), leaf)
+    torch.testing.assert_close(slope, q - reward - 0.9 * torch.where(over, 0.0, following), rtol=1e-12, atol=1e-14)
 
 
 @SEEDS
 def test_policy_gradient_as_printed(seed: int) -> None:
-    """With grad log pi where grad pi is printed."""
-    assert_equal(off_policy.policy_gradient(off_policy.soft_actor(seed)))
+    """With grad log pi where grad pi is printed; Q(a) = a^3, a = mean + std eps."""
+    noise, parameters = drawn(seed, 32, 1), drawn(seed + 9, 2, 1)
+    leaf = parameters.clone().requires_grad_()
+    policy = DiagonalGaussian(leaf[0].expand(32, 1), leaf[1].expand(32, 1))
+    action = policy.sample(noise)
+    loss = soft_policy_loss(policy.log_prob(action), (action**3).sum(-1), 0.3)
+    (slope,) = torch.autograd.grad(loss.sum(), leaf)
+    mean, std = parameters[0], parameters[1].exp()
+    through_action = -0.3 * noise / std - 3.0 * (mean + std * noise).square()
+    by_mean, by_log_std = (
+        0.3 * noise / std + through_action,
+        0.3 * (noise.square() - 1.0) + through_action * std * noise,
+    )
+    torch.testing.assert_close(slope, torch.stack([by_mean.sum(0), by_log_std.sum(0)]), rtol=1e-10, atol=1e-12)
 
 
 @SEEDS
 def test_soft_optimum_of_a_finite_mdp_is_a_fixed_point(seed: int) -> None:
-    assert_equal(off_policy.finite_fixed_point(off_policy.episodic(seed)))
-
-
-@SEEDS
-def test_soft_optimum_of_an_lqr_is_a_fixed_point(seed: int) -> None:
-    assert_equal(off_policy.lqr_fixed_point(off_policy.soft_control(seed)))
-
-
-@SEEDS
-def test_policy_loss_is_least_at_the_soft_optimum_of_an_lqr(seed: int) -> None:
-    problem = off_policy.soft_control(seed)
-    assert_equal(off_policy.lqr_policy_is_least(problem))
-    assert_different(off_policy.lqr_policy_is_least_without_entropy(problem))
+    mdp = episodic(seed).mdp
+    best = optimal.soft_optimal(mdp, 0.4)
+    value = expected_soft_value(best.action_value, best.policy.log(), 0.4)
+    shape = mdp.transition.shape
+    reward, over = mdp.reward.unsqueeze(-1).expand(shape), mdp.absorbing.expand(shape)
+    backup = (mdp.transition * soft_q_target(reward, value.expand(shape), over, mdp.gamma)).sum(-1)
+    torch.testing.assert_close(backup[~mdp.absorbing], best.action_value[~mdp.absorbing], rtol=1e-10, atol=1e-12)
 
 
 def test_policy_loss_is_least_at_the_boltzmann_policy() -> None:

@@ -14,13 +14,15 @@ from steepest import UsageError
 from steepest.agents import natural_step
 from steepest.agents.rollout_updates import Batch, batch_inputs
 from steepest.algorithms.trpo import TRPO, TRPOConfig
+from steepest.exact import finite_mdp as mdps
+from steepest.exact import gradients
+from steepest.exact.finite_mdp import softmax_policy
 from steepest.learner.step import State
 from steepest.learner.trees import tree_map
 from steepest.numerics import line_search_start, weighted_mean
 from steepest.types import ActionSpec
-from steepest.verification.random_problems import continuing
+from steepest.verification.random_problems import Process, continuing
 from steepest.verification.shipped import trpo as rows
-from steepest.verification.table import check
 
 POLICIES: dict[str, tuple[ActionSpec, dict[str, Any]]] = {
     "categorical": (discrete(4), {}),
@@ -95,19 +97,33 @@ def test_the_fisher_matrix_is_the_curvature_at_the_old_policy_only() -> None:
     assert float((fisher - vmap(agent.fisher(there, batch))(eye)).norm()) > 1e-2
 
 
-@pytest.mark.parametrize("row", ["Fisher-vector product = dense Fisher matrix", "Fisher matrix of another policy"])
-def test_fisher_vector_product_is_the_dense_fisher_matrix(row: str) -> None:
+def dense_fisher(c: Process) -> Tensor:
+    """Scores of a softmax enumerated, states as the policy visits them."""
+    return gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fisher_vector_product_is_the_dense_fisher_matrix(seed: int) -> None:
     """A tabular softmax, states weighted by their visits, scores enumerated; another policy's is another."""
-    assert check(row_of(row), 10).passed
+    c = continuing(seed)
+    for theta, right in ((c.theta, True), (c.other_theta, False)):
+        at = rows.setting(c, theta)
+        parts = at.agent.layout.unflatten(torch.zeros_like(at.state["params"]))
+        v = at.agent.layout.flatten({**parts, "policy_head.weight": c.function.T})
+        found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(v))["policy_head.weight"].T
+        exact = (dense_fisher(c) @ c.function.flatten()).view_as(found)
+        off = float((found - exact).norm() / exact.norm())
+        assert off < 1e-10 if right else off > 1e-3
 
 
-@pytest.mark.parametrize(
-    "row",
-    ["TRPO's full step = exact natural step", "natural step = gradient step", "step length without its root"],
-)
-def test_the_step_is_the_exact_natural_step(row: str) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_the_step_is_the_exact_natural_step(seed: int) -> None:
     """No damping, conjugate gradients to the end, against the pseudo-inverse of a singular matrix."""
-    assert check(row_of(row), 10).passed
+    c = continuing(seed)
+    at = rows.setting(c, c.theta)
+    step = rows.logits(at, at.state["params"] + rows.step(at))
+    exact = torch.log_softmax(c.theta + gradients.natural_step(c.gradient, dense_fisher(c), rows.MAX_KL), -1)
+    torch.testing.assert_close(step, exact, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("iterations", [1, 7, 10, 13])
@@ -131,11 +147,6 @@ def test_iterations_may_be_split_over_any_calls(iterations: int, monkeypatch: py
         assert calls == -(-iterations // most)
         torch.testing.assert_close(found, whole, rtol=1e-9, atol=1e-12)
     assert not torch.allclose(updated(5, iterations + 1)[0], whole, rtol=1e-6, atol=0.0)
-
-
-def row_of(claim: str) -> Any:
-    (row,) = [r for r in rows.ROWS if r.claim == claim]
-    return row
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -162,8 +162,9 @@ def test_a_network_that_only_reads_its_buffers_keeps_them(tmp_path: Path) -> Non
     assert not any("going on" in note for note in notes)
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize(
+    ("seeds", "compile"), [(1, "off"), (2, "off"), (1, "on"), pytest.param(2, "on", marks=pytest.mark.slow)]
+)
 def test_a_network_that_writes_its_buffers_in_place(seeds: int, compile: str, tmp_path: Path) -> None:
     """What cannot be done in one fused step is done by ordinary autograd, saying so; the buffers are kept."""
     notes: list[str] = []

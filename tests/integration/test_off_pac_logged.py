@@ -217,6 +217,7 @@ def test_copdac_refuses_discrete_actions() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="compiling needs a C++ compiler")
 @pytest.mark.compiles
+@pytest.mark.slow
 def test_compiled_copdac_learns_as_eager() -> None:
     """The same run, eager and compiled: float32 rounding alone is between them."""
     states = []

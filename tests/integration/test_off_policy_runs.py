@@ -12,8 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from helpers_runs import differences, start_command, steepest_command, stray_files
-from test_resume import wait_for_steps
+from helpers_runs import differences, start_command, steepest_command, stray_files, wait_for_step
 
 import steepest
 from steepest import Run, UsageError
@@ -57,7 +56,7 @@ def test_killed_runs_resume_to_the_same_bits(name: str, tmp_path: Path) -> None:
     moments = sorted(draw.randrange(total // 5, total - total // 5) for _ in range(2))
     for moment in moments:
         process = start_command(*arguments)
-        wait_for_steps(killed, moment, process)
+        wait_for_step(killed, moment, process)
         time.sleep(draw.uniform(0.0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers_runs import differences, final_state, start_command, steepest_command, stray_files, timeless_rows
+from helpers_runs import (
+    differences,
+    final_state,
+    start_command,
+    steepest_command,
+    stray_files,
+    timeless_rows,
+    wait_for_step,
+)
 
 import steepest
 from helpers_language import demonstrations, tiny
@@ -38,18 +45,6 @@ KILLED: dict[str, list[Any]] = {
 COMMON: list[Any] = ["--seed", 3, "--eval-episodes", 2]
 
 
-def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
-    """Until the run has written a row of at least so many steps."""
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up:
-        assert process.poll() is None, "the run ended before it was killed"
-        path = run / "metrics.jsonl"
-        if path.exists() and any(row["step"] >= steps for row in read_metrics(path)):
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"{run} did not reach step {steps}")
-
-
 @pytest.mark.parametrize("name", KILLED)
 def test_a_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
     if name == "envpool":
@@ -65,7 +60,7 @@ def test_a_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path) -> Non
     moments = sorted(draw.randrange(total // 10, total - total // 5) for _ in range(2))
     for moment in moments:
         process = start_command(*arguments)
-        wait_for_steps(killed, moment, process)
+        wait_for_step(killed, moment, process)
         time.sleep(draw.uniform(0.0, 0.1))
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -84,7 +79,7 @@ def test_an_interrupted_run_leaves_an_agent_and_resumes(number: signal.Signals, 
     out = tmp_path / "run"
     log = tmp_path / "log"
     process = start_command("train", *options, "--out", out, log=log)
-    wait_for_steps(out, 25_000, process)
+    wait_for_step(out, 25_000, process)
     process.send_signal(number)
     assert process.wait(60) == code, log.read_text()
     assert "Traceback" not in log.read_text()

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import steepest
-from demonstrations.sentiment import __main__ as command
 from demonstrations.sentiment import data, methods, report
 from demonstrations.sentiment.classifier import Classifier, features, grams, train_classifier
 from demonstrations.sentiment.measure import best_of_n, distinct, measure, sequence_kl
@@ -22,13 +21,11 @@ from demonstrations.sentiment.methods import Experiment, paired
 from demonstrations.sentiment.settings import (
     DRAWN,
     FRACTIONS,
-    FULL,
     LM_OPTIONS,
     METHODS,
     QUICK,
     VARIANTS,
     Variant,
-    budget,
 )
 from demonstrations.sentiment.workers import say, together
 from demonstrations.smollm2 import __main__ as smollm2
@@ -42,11 +39,6 @@ from steepest.language.scoring.generation import Response
 
 TEXTS = ["A great and clever film.", "A dull film!", "Clever, great, and never dull.", "Slow. Very slow and dull."]
 POSITIVE = [True, False, True, False]
-
-
-def test_workers_find_what_they_are_given() -> None:
-    """A fresh process does not import a package's ``__main__``: what is sent to one has to be from elsewhere."""
-    assert [n for n, x in vars(command).items() if getattr(x, "__module__", "") == command.__name__] == ["main"]
 
 
 def test_reviews_are_cleaned_and_never_shared(tmp_path: Path) -> None:
@@ -223,11 +215,6 @@ def test_a_killed_method_goes_on_to_the_same_figures(tmp_path: Path, monkeypatch
             experiment().method(method, 0)
         assert experiment().method(method, 0)["result"] == whole[method.name]
         monkeypatch.setattr(methods, "measure", measure)
-
-
-@pytest.mark.parametrize(("variant", "most"), [(FULL, 6_900), (QUICK, 1_000)], ids=lambda x: getattr(x, "name", ""))
-def test_the_budget_is_kept(variant: Variant, most: float) -> None:
-    assert sum(budget(variant).values()) < most
 
 
 def made_up_results(seeds: tuple[int, ...]) -> dict[str, Any]:

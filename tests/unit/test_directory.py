@@ -34,20 +34,6 @@ def test_default_path_and_its_successors(tmp_path: Path, monkeypatch: pytest.Mon
         assert run.path == Path("runs/run")
 
 
-def test_files_of_a_run(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path / "deep" / "run", "x") as run:
-        paths = [
-            run.config_path,
-            run.metrics_path,
-            run.summary_path,
-            run.checkpoints_path,
-            run.curve_path,
-            run.tensorboard_path,
-        ]
-    names = ["config.json", "metrics.jsonl", "summary.json", "checkpoints", "curve.png", "tensorboard"]
-    assert paths == [tmp_path / "deep" / "run" / name for name in names]
-
-
 def test_an_explicit_path_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path, "x") as run:
         run.write_json("config.json", {"algorithm": "ppo"})

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers_language import preferences, tiny
+from helpers_language import assert_same, preferences, slopes, tiny
 from steepest import losses
 from steepest.errors import UsageError
 from steepest.language.data.batching import pad, responses
@@ -33,18 +33,6 @@ def trainer(lm: LanguageModel | None = None, rows: int = 16, **options: Any) -> 
     options = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 64, "warmup": 0.0, **options}
     pairs = load_preferences(lm, preferences(rows + 4))[0]
     return DPO(lm, DPOConfig(**options), pairs[:rows], eval_pairs=pairs[rows:], seed=5)
-
-
-def slopes(made: DPO) -> dict[str, Tensor]:
-    made.gradient(made.micro_batches(0))
-    return {n: p.grad.clone() for n, p in made.named.items() if p.grad is not None}
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-4) -> None:
-    """Equal up to float32 rounding, relative to the largest component of each tensor."""
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(other[name], one[name], rtol=rtol, atol=rtol * float(one[name].abs().max()))
 
 
 def test_one_pass_equals_two() -> None:

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from helpers_language import EXAMPLES, demonstrations, tiny
+from helpers_language import EXAMPLES, assert_same, demonstrations, slopes, tiny
 from steepest.errors import RunError, UsageError
 from steepest.language.data.batching import pad
 from steepest.language.data.datasets import load_sft
@@ -23,18 +22,6 @@ def trainer(lm: LanguageModel | None = None, rows: int = 24, **options: Any) -> 
     lm = lm or tiny(scale=1.0)
     options = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "max_length": 64, **options}
     return SFT(lm, SFTConfig(**options), load_sft(lm, demonstrations(rows))[0], seed=5)
-
-
-def slopes(made: SFT) -> dict[str, Tensor]:
-    made.gradient(made.micro_batches(0))
-    return {n: p.grad.clone() for n, p in made.named.items() if p.grad is not None}
-
-
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], rtol: float = 1e-4) -> None:
-    """Equal up to float32 rounding, relative to the largest component of each tensor."""
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(other[name], one[name], rtol=rtol, atol=rtol * float(one[name].abs().max()))
 
 
 def test_the_gradient_is_that_of_cross_entropy_on_responses() -> None:

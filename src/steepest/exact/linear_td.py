@@ -140,7 +140,7 @@ def lambda_action_advantage(mdp: FiniteMDP, policy: Tensor, value: Tensor, trace
                x = (I - gamma lambda P_pi)^-1 (r_pi + gamma P_pi v - v)
     Source:    Degris, White & Sutton 2012, the forward view of their actor.
     Args:      value (S,) any, counted as 0 where the process is over; trace_decay in [0, 1]
-    Verified:  tests/exact/test_off_pac.py::test_actor_trace_equals_the_forward_view
+    Verified:  tests/exact/test_off_pac.py::test_lambda_action_advantage_spans_td_and_monte_carlo
     """
     v = torch.where(mdp.absorbing, 0.0, value)
     error = policy_reward(mdp, policy) + mdp.gamma * policy_transition(mdp, policy) @ v - v

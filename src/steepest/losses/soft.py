@@ -23,8 +23,7 @@ def soft_value_target(
     Source:    notes 1.7, no. 1; Haarnoja et al. 2018a, Eq. 3. Differences: the temperature, 1 in the notes.
     Args:      q_value (...) reward units; log_prob (...) nats; temperature >= 0; all detached here
     Returns:   (...) reward units
-    Verified:  tests/exact/test_soft.py::test_v_network_gradient_as_printed,
-               tests/exact/test_soft.py::test_soft_optimum_of_an_lqr_is_a_fixed_point
+    Verified:  tests/exact/test_soft.py::test_v_network_gradient_as_printed
     """
     temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
     return (q_value - temperature * log_prob).detach()
@@ -80,8 +79,7 @@ def soft_policy_loss(
     Args:      log_prob (...) nats and q_value (...) reward units, both carry gradient, also through the action that
                they are of; temperature >= 0, detached here
     Returns:   (...) reward units
-    Verified:  tests/exact/test_soft.py::test_policy_gradient_as_printed,
-               tests/exact/test_soft.py::test_policy_loss_is_least_at_the_soft_optimum_of_an_lqr
+    Verified:  tests/exact/test_soft.py::test_policy_gradient_as_printed
     """
     temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
     return temperature * log_prob - q_value

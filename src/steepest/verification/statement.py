@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 F64 = torch.float64
 Kind = Literal["equality", "inequality", "negative control"]
-EQUALITY: Kind = "equality"
-INEQUALITY: Kind = "inequality"
-CONTROL: Kind = "negative control"
 
 TOLERANCE = 1e-9
 """The largest norm-wise relative error of an equality, and by how much rounding may carry an inequality past 1."""
@@ -51,6 +49,54 @@ class Statement:
     def at(self, seed: int) -> Sides:
         """Both sides for one random problem."""
         return self.sides(self.problem(seed))
+
+
+Function = TypeVar("Function", bound=Callable[..., Sides])
+
+
+class Rows(list[Statement]):
+    """The statements of one file, in the order of their declaration; its methods are decorators of a row's function.
+
+    Decorators of one function declare their rows from the top down, and ``options`` are arguments which the function
+    takes beside its problem. A call, ``rows.equality(...)(f)``, declares a row that belongs after another function's.
+    """
+
+    def equality(
+        self, section: str, claim: str, problem: Callable[[int], Any], *, tested: str = "exact", **options: Any
+    ) -> Callable[[Function], Function]:
+        """Declare left = right."""
+        return self._declaration("equality", section, claim, problem, tested, options)
+
+    def inequality(
+        self, section: str, claim: str, problem: Callable[[int], Any], *, tested: str = "exact", **options: Any
+    ) -> Callable[[Function], Function]:
+        """Declare left <= right in every entry."""
+        return self._declaration("inequality", section, claim, problem, tested, options)
+
+    def control(
+        self, section: str, claim: str, problem: Callable[[int], Any], *, tested: str = "exact", **options: Any
+    ) -> Callable[[Function], Function]:
+        """Declare a known mistake: left = right has to fail."""
+        return self._declaration("negative control", section, claim, problem, tested, options)
+
+    def _declaration(
+        self, kind: Kind, section: str, claim: str, problem: Callable[[int], Any], tested: str, options: dict[str, Any]
+    ) -> Callable[[Function], Function]:
+        def declare(function: Function) -> Function:
+            sides = partial(function, **options) if options else function
+            # Python applies the lowest decorator first: each one goes before those below it.
+            at = len(self)
+            while at > 0 and _undecided(self[at - 1].sides) is function:
+                at -= 1
+            self.insert(at, Statement(section, claim, kind, problem, sides, tested))
+            return function
+
+        return declare
+
+
+def _undecided(sides: Callable[[Any], Sides]) -> Callable[..., Sides]:
+    """The function of a row, whatever its options."""
+    return sides.func if isinstance(sides, partial) else sides
 
 
 def relative_error(sides: Sides) -> float:

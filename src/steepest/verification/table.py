@@ -40,21 +40,21 @@ from steepest.verification.statement import (
 from steepest.verification.theorems import STATEMENTS
 
 SHIPPED: tuple[Statement, ...] = (
-    *distributions.ROWS,
-    *policy_gradient.ROWS,
-    *off_policy_actor.ROWS,
-    *soft.ROWS,
-    *off_policy.ROWS,
-    *q_learning.ROWS,
-    *trust_region.ROWS,
-    *kl_penalty.ROWS,
-    *vtrace.ROWS,
-    *trpo.ROWS,
-    *compatible.ROWS,
-    *agents.ROWS,
-    *on_policy.ROWS,
-    *language.ROWS,
-    *preference.ROWS,
+    *distributions.rows,
+    *policy_gradient.rows,
+    *off_policy_actor.rows,
+    *soft.rows,
+    *off_policy.rows,
+    *q_learning.rows,
+    *trust_region.rows,
+    *kl_penalty.rows,
+    *vtrace.rows,
+    *trpo.rows,
+    *compatible.rows,
+    *agents.rows,
+    *on_policy.rows,
+    *language.rows,
+    *preference.rows,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 

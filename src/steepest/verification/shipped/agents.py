@@ -23,10 +23,11 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains
 from steepest.types import ActionSpec, ObsField, ObsSpec, Rollout
 from steepest.verification.random_problems import HORIZON, Process, episodic, undiscounted_episodic
-from steepest.verification.shipped.distributions import F64
 from steepest.verification.shipped.policy_gradient import undiscounted_weighting, value_pull
 from steepest.verification.shipped.trust_region import CLIP
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement
+from steepest.verification.statement import F64, Rows, Sides
+
+rows = Rows()
 
 PATH = 2
 """Steps of a path of a continuing process."""
@@ -146,26 +147,33 @@ def _ppo(c: Process, value: Tensor, trace_decay: float) -> tuple[Tensor, Tensor]
     return expected_gradient("ppo", c, episodes(c), value, gae_lambda=trace_decay)
 
 
-def ppo_with_exact_values(c: Process) -> Sides:
-    """PPO's first gradient at gamma = 1, exact values, lambda = 0.7."""
-    return Sides(-_ppo(c, mdps.state_value(c.mdp, c.policy), 0.7)[0], c.gradient)
+@rows.equality(
+    "1.10", "PPO, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, tested="algorithms.ppo.PPO.loss", exact=True
+)
+@rows.equality(
+    "1.10",
+    "PPO, gamma = 1, lambda = 1, any V",
+    undiscounted_episodic,
+    tested="algorithms.ppo.PPO.loss",
+    trace_decay=1.0,
+)
+@rows.control("1.10", "PPO, gamma = 1, lambda 0.7, any V", undiscounted_episodic, tested="algorithms.ppo.PPO.loss")
+def ppo_climbs(c: Process, trace_decay: float = 0.7, exact: bool = False) -> Sides:
+    """PPO's first gradient at gamma = 1: with exact values at lambda = 0.7, with arbitrary ones at lambda = 1.
+
+    Negative control: below lambda = 1 inexact values bias the gradient.
+    """
+    value = mdps.state_value(c.mdp, c.policy) if exact else c.baseline
+    return Sides(-_ppo(c, value, trace_decay)[0], c.gradient)
 
 
-def ppo_with_any_values(c: Process) -> Sides:
-    """PPO's first gradient at gamma = 1, lambda = 1, arbitrary values."""
-    return Sides(-_ppo(c, c.baseline, 1.0)[0], c.gradient)
-
-
-def ppo_with_biased_values(c: Process) -> Sides:
-    """Negative control: below lambda = 1 inexact values bias the gradient."""
-    return Sides(-_ppo(c, c.baseline, 0.7)[0], c.gradient)
-
-
+@rows.equality("1.10", "PPO with a discount: its own sum", episodic, tested="algorithms.ppo.PPO.loss")
 def ppo_with_a_discount(c: Process) -> Sides:
     """With a discount PPO climbs the sum with states weighted by plain visits."""
     return Sides(-_ppo(c, mdps.state_value(c.mdp, c.policy), 0.7)[0], undiscounted_weighting(c))
 
 
+@rows.equality("1.10", "PPO's critic is pulled to V^pi", episodic, tested="algorithms.ppo.PPO.loss")
 def ppo_critic(c: Process) -> Sides:
     """PPO's critic at lambda = 1 is pulled to V^pi, as hard as states are visited."""
     return Sides(_ppo(c, c.baseline, 1.0)[1], value_pull(c))
@@ -176,54 +184,25 @@ def _reinforce(c: Process) -> Tensor:
     return -expected_gradient("reinforce", c, episodes(c), c.baseline, baseline="none")[0]
 
 
+@rows.equality("1.3", "REINFORCE at gamma = 1", undiscounted_episodic, tested="algorithms.reinforce.REINFORCE.loss")
 def reinforce_without_a_discount(c: Process) -> Sides:
     """REINFORCE's gradient at gamma = 1."""
     return Sides(_reinforce(c), c.gradient)
 
 
+@rows.equality("1.3", "REINFORCE with a discount: its own sum", episodic, tested="algorithms.reinforce.REINFORCE.loss")
 def reinforce_with_a_discount(c: Process) -> Sides:
     """With a discount REINFORCE climbs the sum with states weighted by plain visits."""
     return Sides(_reinforce(c), undiscounted_weighting(c))
 
 
+@rows.control("1.3", "REINFORCE with a discount: the gradient", episodic, tested="algorithms.reinforce.REINFORCE.loss")
 def reinforce_is_not_the_discounted_gradient(c: Process) -> Sides:
     """Negative control: which is not the gradient of the discounted objective."""
     return Sides(_reinforce(c), c.gradient)
 
 
+@rows.equality("1.4", "REINFORCE's baseline is pulled to V^pi", episodic, tested="algorithms.reinforce.REINFORCE.loss")
 def reinforce_critic(c: Process) -> Sides:
     """REINFORCE's baseline is pulled to V^pi, as hard as states are visited."""
     return Sides(expected_gradient("reinforce", c, episodes(c), c.baseline)[1], value_pull(c))
-
-
-# The rows
-
-_PPO = "algorithms.ppo.PPO.loss"
-_REINFORCE = "algorithms.reinforce.REINFORCE.loss"
-
-ROWS: tuple[Statement, ...] = (
-    Statement(
-        "1.3", "REINFORCE at gamma = 1", EQUALITY, undiscounted_episodic, reinforce_without_a_discount, _REINFORCE
-    ),
-    Statement(
-        "1.3", "REINFORCE with a discount: its own sum", EQUALITY, episodic, reinforce_with_a_discount, _REINFORCE
-    ),
-    Statement(
-        "1.3",
-        "REINFORCE with a discount: the gradient",
-        CONTROL,
-        episodic,
-        reinforce_is_not_the_discounted_gradient,
-        _REINFORCE,
-    ),
-    Statement("1.4", "REINFORCE's baseline is pulled to V^pi", EQUALITY, episodic, reinforce_critic, _REINFORCE),
-    Statement(
-        "1.10", "PPO, gamma = 1, V exact, lambda 0.7", EQUALITY, undiscounted_episodic, ppo_with_exact_values, _PPO
-    ),
-    Statement("1.10", "PPO, gamma = 1, lambda = 1, any V", EQUALITY, undiscounted_episodic, ppo_with_any_values, _PPO),
-    Statement(
-        "1.10", "PPO, gamma = 1, lambda 0.7, any V", CONTROL, undiscounted_episodic, ppo_with_biased_values, _PPO
-    ),
-    Statement("1.10", "PPO with a discount: its own sum", EQUALITY, episodic, ppo_with_a_discount, _PPO),
-    Statement("1.10", "PPO's critic is pulled to V^pi", EQUALITY, episodic, ppo_critic, _PPO),
-)

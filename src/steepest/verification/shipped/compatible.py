@@ -10,8 +10,13 @@ from torch import Tensor
 from steepest.exact import lqr, lqr_gradients
 from steepest.losses import compatible
 from steepest.verification.random_problems import Control, control
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
+
+_COMPATIBLE_ACTION_GRADIENT = "losses.compatible.compatible_action_gradient"
+_COMPATIBLE_FEATURE = "losses.compatible.compatible_feature"
+_DIRECTION = "losses.compatible.deterministic_policy_direction"
 
 
 class Visits(NamedTuple):
@@ -41,6 +46,15 @@ def _exact_gradient(c: Control) -> Tensor:
     return torch.einsum("kmn,mn->k", directions_of(c), slope)
 
 
+@rows.equality("1.11", "E[grad mu grad_a Q], Q exact", control, tested=_DIRECTION)
+def deterministic_actor(c: Control) -> Sides:
+    """E_{p^mu}[grad mu grad_a Q] with the exact grad_a Q is the gradient."""
+    v = visits_of(c)
+    slope = v.state @ lqr_gradients.action_gradient(c.problem, c.feedback).mT
+    return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
+
+
+@rows.equality("1.11", "COPDAC's actor with the fitted compatible critic", control, tested=_COMPATIBLE_ACTION_GRADIENT)
 def compatible_actor(c: Control) -> Sides:
     """With the compatible critic that fits grad_a Q best, the expected update of COPDAC's actor is the gradient."""
     v = visits_of(c)
@@ -49,6 +63,7 @@ def compatible_actor(c: Control) -> Sides:
     return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
 
 
+@rows.control("1.11", "a fitted critic of other features", control, tested=_DIRECTION)
 def critic_of_other_features(c: Control) -> Sides:
     """Negative control: a critic as large, fitted as well, whose features are not grad mu."""
     v = visits_of(c)
@@ -60,13 +75,7 @@ def critic_of_other_features(c: Control) -> Sides:
     return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
 
 
-def deterministic_actor(c: Control) -> Sides:
-    """E_{p^mu}[grad mu grad_a Q] with the exact grad_a Q is the gradient."""
-    v = visits_of(c)
-    slope = v.state @ lqr_gradients.action_gradient(c.problem, c.feedback).mT
-    return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
-
-
+@rows.equality("1.11", "compatible features: slope J w, 0 at mu(s)", control, tested=_COMPATIBLE_FEATURE)
 def compatible_features(c: Control) -> Sides:
     """phi(s, a) . w has the slope J w in the action, and is 0 at a = mu(s)."""
     v, w = visits_of(c), c.problem.initial_mean[:2] + 1.0
@@ -78,27 +87,3 @@ def compatible_features(c: Control) -> Sides:
     left = torch.cat([gradient(lambda a: advantage(a).sum(), at), advantage(v.mean).unsqueeze(-1)], -1)
     slope = torch.einsum("nmk,k->nm", v.jacobian, w)
     return Sides(left, torch.cat([slope, torch.zeros(len(slope), 1, dtype=F64)], -1))
-
-
-_DIRECTION = "losses.compatible.deterministic_policy_direction"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.11", "E[grad mu grad_a Q], Q exact", EQUALITY, control, deterministic_actor, _DIRECTION),
-    Statement(
-        "1.11",
-        "COPDAC's actor with the fitted compatible critic",
-        EQUALITY,
-        control,
-        compatible_actor,
-        "losses.compatible.compatible_action_gradient",
-    ),
-    Statement("1.11", "a fitted critic of other features", CONTROL, control, critic_of_other_features, _DIRECTION),
-    Statement(
-        "1.11",
-        "compatible features: slope J w, 0 at mu(s)",
-        EQUALITY,
-        control,
-        compatible_features,
-        "losses.compatible.compatible_feature",
-    ),
-)

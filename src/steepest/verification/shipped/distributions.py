@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from steepest import distributions
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.random_problems import normal, stream
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
-F64 = torch.float64
-
+rows = Rows()
 
 # 1: distributions
 
@@ -31,8 +32,7 @@ class Policies(NamedTuple):
 
 def normal_draws(seed: int, purpose: int) -> Callable[..., Tensor]:
     """Standard normals of any shape, from a stream of their own for every purpose."""
-    g = torch.Generator().manual_seed(1_000_003 * purpose + seed)
-    return lambda *shape: torch.randn(shape, generator=g, dtype=F64)
+    return partial(normal, stream(seed, purpose))
 
 
 def gauss_hermite(points: int, dimension: int) -> tuple[Tensor, Tensor]:
@@ -138,6 +138,21 @@ def kl_the_wrong_way_round(p: Policies) -> Sides:
     return Sides(p.q.kl(p.p)[0], p.weight @ (log_p - log_q))
 
 
+for _name, _problem in {
+    "Categorical": categorical,
+    "Factored": factored,
+    "Bernoulli": bernoulli,
+    "DiagonalGaussian": diagonal_gaussian,
+    "FullGaussian": full_gaussian,
+}.items():
+    _tested = f"distributions.{_name}"
+    rows.equality("1", f"{_name}: log_prob is the log-density", _problem, tested=_tested)(log_prob_is_the_density)
+    _expectations = f"{_name}: H = -E[log p], KL = E[log p - log q]"
+    rows.equality("1", _expectations, _problem, tested=_tested)(entropy_and_kl_are_expectations)
+    rows.control("1", f"{_name}: KL(q||p) for KL(p||q)", _problem, tested=_tested)(kl_the_wrong_way_round)
+
+
+@rows.equality("1", "TanhGaussian: density and KL", diagonal_gaussian, tested="distributions.TanhGaussian")
 def tanh_density(p: Policies) -> Sides:
     """log pi(tanh u) = log N(u) - sum_i log(1 - tanh(u_i)^2), and the KL is that before the squash."""
     squashed, other = (distributions.TanhGaussian(x.mean, x.log_std) for x in (p.p, p.q))
@@ -163,24 +178,20 @@ def narrow_gaussian(seed: int) -> Policies:
     return Policies(policy, policy, action, weight, per_component)
 
 
-def _minus_mean_tanh_log_density(p: Policies, jacobian: float) -> Tensor:
-    """-E[log N(u) - jacobian log(1 - tanh(u)^2)], a sum over components, by the trapezium rule."""
+@rows.equality("1", "TanhGaussian: H = -E[log p]", narrow_gaussian, tested="distributions.TanhGaussian.entropy")
+@rows.control(
+    "1", "TanhGaussian: H before the squash", narrow_gaussian, tested="distributions.TanhGaussian.entropy", jacobian=0.0
+)
+def tanh_entropy(p: Policies, jacobian: float = 1.0) -> Sides:
+    """H = -E[log pi(tanh u)], u ~ N(mean, std^2), against the trapezium rule, component by component.
+
+    Negative control: the entropy before the squash, without the Jacobian.
+    """
     log_density = p.log_density + 2.0 * jacobian * torch.log(torch.cosh(p.action))  # 1 - tanh^2 = 1 / cosh^2
-    return -(p.weight @ log_density).sum()
+    return Sides(distributions.TanhGaussian(p.p.mean, p.p.log_std).entropy(), -(p.weight @ log_density).sum())
 
 
-def tanh_entropy(p: Policies) -> Sides:
-    """H = -E[log pi(tanh u)], u ~ N(mean, std^2), against the trapezium rule, component by component."""
-    squashed = distributions.TanhGaussian(p.p.mean, p.p.log_std)
-    return Sides(squashed.entropy(), _minus_mean_tanh_log_density(p, 1.0))
-
-
-def tanh_entropy_unsquashed(p: Policies) -> Sides:
-    """Negative control: the entropy before the squash."""
-    squashed = distributions.TanhGaussian(p.p.mean, p.p.log_std)
-    return Sides(squashed.entropy(), _minus_mean_tanh_log_density(p, 0.0))
-
-
+@rows.equality("1.4", "E[grad log pi] = 0, Gaussian", diagonal_gaussian, tested="distributions.DiagonalGaussian")
 def score_has_zero_mean(p: Policies) -> Sides:
     """E_{a~pi}[grad log pi(a)] = 0 for a Gaussian, so that no baseline biases; measured against E|grad log pi|."""
 
@@ -190,42 +201,3 @@ def score_has_zero_mean(p: Policies) -> Sides:
 
     found = gradient(mean_log_prob, torch.stack([p.p.mean[0], p.p.log_std[0]]))
     return Sides(found, torch.zeros_like(found), scale=float(torch.exp(-p.p.log_std[0]).norm()))
-
-
-# The rows
-
-
-def _distribution_rows(name: str, problem: Callable[[int], Policies]) -> tuple[Statement, ...]:
-    tested = f"distributions.{name}"
-    expectations = f"{name}: H = -E[log p], KL = E[log p - log q]"
-    return (
-        Statement("1", f"{name}: log_prob is the log-density", EQUALITY, problem, log_prob_is_the_density, tested),
-        Statement("1", expectations, EQUALITY, problem, entropy_and_kl_are_expectations, tested),
-        Statement("1", f"{name}: KL(q||p) for KL(p||q)", CONTROL, problem, kl_the_wrong_way_round, tested),
-    )
-
-
-_TANH_ENTROPY = "distributions.TanhGaussian.entropy"
-
-ROWS: tuple[Statement, ...] = (
-    *_distribution_rows("Categorical", categorical),
-    *_distribution_rows("Factored", factored),
-    *_distribution_rows("Bernoulli", bernoulli),
-    *_distribution_rows("DiagonalGaussian", diagonal_gaussian),
-    *_distribution_rows("FullGaussian", full_gaussian),
-    Statement(
-        "1", "TanhGaussian: density and KL", EQUALITY, diagonal_gaussian, tanh_density, "distributions.TanhGaussian"
-    ),
-    Statement("1", "TanhGaussian: H = -E[log p]", EQUALITY, narrow_gaussian, tanh_entropy, _TANH_ENTROPY),
-    Statement(
-        "1", "TanhGaussian: H before the squash", CONTROL, narrow_gaussian, tanh_entropy_unsquashed, _TANH_ENTROPY
-    ),
-    Statement(
-        "1.4",
-        "E[grad log pi] = 0, Gaussian",
-        EQUALITY,
-        diagonal_gaussian,
-        score_has_zero_mean,
-        "distributions.DiagonalGaussian",
-    ),
-)

@@ -9,10 +9,13 @@ from steepest import distributions, losses
 from steepest.exact import finite_mdp as mdps
 from steepest.verification.random_problems import Process, Recording, continuing, recording, undiscounted_episodic
 from steepest.verification.shipped.agents import episodes, expected_gradient
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems import trust_region
 from steepest.verification.theorems.trust_region import KL_WEIGHT
+
+rows = Rows()
+
+_LOSS = "algorithms.ppo_kl.PPOKL.loss"
 
 
 def _expected_penalised_loss(c: Process, theta: Tensor, *, printed: bool) -> Tensor:
@@ -29,6 +32,7 @@ def _both(c: Process, theta: Tensor) -> Tensor:
     return torch.stack([_expected_penalised_loss(c, theta, printed=p) for p in (False, True)])
 
 
+@rows.equality("1.10", "penalised loss at ratio 1: grad V", continuing, tested="losses.penalised_surrogate_loss")
 def penalised_at_the_old_policy(c: Process) -> Sides:
     """At the old policy the penalised surrogate has the gradient of the objective, whichever way round its KL is."""
     slopes = [gradient(lambda x, i=i: _both(c, x)[i], c.theta) for i in (0, 1)]
@@ -42,14 +46,17 @@ def _penalised(c: Process) -> Tensor:
     return trust_region.surrogate(c, new) - KL_WEIGHT * costs
 
 
-def penalised_at_a_distance(c: Process) -> Sides:
-    """E[ratio A - beta KL], KL(old || new) and KL(new || old), away from the old policy."""
-    return Sides(-_both(c, c.other_theta), _penalised(c))
+@rows.equality("1.10", "penalised loss = -(L - beta KL)", continuing, tested="losses.penalised_surrogate_loss")
+@rows.control(
+    "1.10", "penalised loss, KLs exchanged", continuing, tested="losses.penalised_surrogate_loss", exchanged=True
+)
+def penalised_at_a_distance(c: Process, exchanged: bool = False) -> Sides:
+    """E[ratio A - beta KL], KL(old || new) and KL(new || old), away from the old policy.
 
-
-def penalised_the_wrong_way_round(c: Process) -> Sides:
-    """Negative control: each direction for the other."""
-    return Sides(-_both(c, c.other_theta), _penalised(c).flip(0))
+    Negative control: each direction for the other.
+    """
+    right = _penalised(c)
+    return Sides(-_both(c, c.other_theta), right.flip(0) if exchanged else right)
 
 
 TARGET = 0.7
@@ -72,37 +79,20 @@ def _counted(r: Recording) -> Tensor:
     return 2.0 ** votes.cumsum(0)
 
 
+@rows.equality("1.10", "beta halves, doubles or stays", recording, tested="losses.adapt_kl_coef")
 def adaptation(r: Recording) -> Sides:
     """beta doubles after a KL above 1.5 d_targ and halves after one below d_targ / 1.5."""
     return Sides(_adapted(r, TARGET), _counted(r))
 
 
+@rows.control("1.10", "beta without a margin", recording, tested="losses.adapt_kl_coef")
 def adaptation_without_a_margin(r: Recording) -> Sides:
     """Negative control: it doubles or halves after every update, whichever side of the target it ended on."""
     return Sides(2.0 ** (r.reward.abs() - TARGET).sign().cumsum(0), _adapted(r, TARGET))
 
 
+@rows.equality("1.10", "PPO-KL, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, tested=_LOSS)
 def agent_with_exact_values(c: Process) -> Sides:
     """The penalised algorithm's first gradient at gamma = 1, exact values, lambda = 0.7."""
     value = mdps.state_value(c.mdp, c.policy)
     return Sides(-expected_gradient("ppo_kl", c, episodes(c), value, gae_lambda=0.7)[0], c.gradient)
-
-
-_LOSS = "losses.penalised_surrogate_loss"
-_ADAPT = "losses.adapt_kl_coef"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.10", "penalised loss at ratio 1: grad V", EQUALITY, continuing, penalised_at_the_old_policy, _LOSS),
-    Statement("1.10", "penalised loss = -(L - beta KL)", EQUALITY, continuing, penalised_at_a_distance, _LOSS),
-    Statement("1.10", "penalised loss, KLs exchanged", CONTROL, continuing, penalised_the_wrong_way_round, _LOSS),
-    Statement("1.10", "beta halves, doubles or stays", EQUALITY, recording, adaptation, _ADAPT),
-    Statement("1.10", "beta without a margin", CONTROL, recording, adaptation_without_a_margin, _ADAPT),
-    Statement(
-        "1.10",
-        "PPO-KL, gamma = 1, V exact, lambda 0.7",
-        EQUALITY,
-        undiscounted_episodic,
-        agent_with_exact_values,
-        "algorithms.ppo_kl.PPOKL.loss",
-    ),
-)

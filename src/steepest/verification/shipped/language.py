@@ -20,9 +20,9 @@ from steepest.language.scoring.reference import Reference
 from steepest.language.training import rlhf, rlhf_base
 from steepest.types import TokenBatch
 from steepest.verification.random_problems import Preferences, preferences
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
-F64 = torch.float64
+rows = Rows()
 
 # Responses as padded rows of tokens
 
@@ -44,19 +44,20 @@ def _by_response(p: Preferences, rows: Tensor) -> Tensor:
     return rows.reshape(p.language.response_shape)
 
 
-def log_probs_of_padded_rows(p: Preferences) -> Sides:
-    """Gather, masks and sums over a padded batch give log pi(y|x) of every response."""
-    batch = _everything(p.language)
-    found = tokens.response_log_probs(_logits(p, p.logits, batch), batch)
-    return Sides(_by_response(p, found), p.log_policy)
+@rows.equality("2.2.1", "log pi(y|x) of padded rows", preferences, tested="language.data.tokens.response_log_probs")
+@rows.control(
+    "2.2.1", "padded rows masked by token id", preferences, tested="language.data.tokens.response_log_probs", by_id=True
+)
+def log_probs_of_padded_rows(p: Preferences, by_id: bool = False) -> Sides:
+    """Gather, masks and sums over a padded batch give log pi(y|x) of every response.
 
-
-def log_probs_masked_by_id(p: Preferences) -> Sides:
-    """Negative control: padding has the id of EOS, and the mask is made from ids."""
+    Negative control: padding has the id of EOS, and the mask is made from ids.
+    """
     batch = _everything(p.language)
-    by_id = batch._replace(response_mask=batch.response_mask & (batch.tokens != p.language.eos))
-    found = tokens.response_log_probs(_logits(p, p.logits, batch), by_id)
-    return Sides(_by_response(p, found), p.log_policy)
+    logits = _logits(p, p.logits, batch)
+    if by_id:
+        batch = batch._replace(response_mask=batch.response_mask & (batch.tokens != p.language.eos))
+    return Sides(_by_response(p, tokens.response_log_probs(logits, batch)), p.log_policy)
 
 
 # The objective's gradient: the score function of whole responses
@@ -84,11 +85,13 @@ def _score_slope(p: Preferences, reward: Tensor) -> Tensor:
     return -gradient(expected_loss, p.logits)
 
 
+@rows.equality("2.2.1", "RLHF by the score function", preferences, tested="losses.score_function_loss")
 def rlhf_score_function(p: Preferences) -> Sides:
     """The same loss with the shaped reward, over every response, has the gradient of the RLHF objective."""
     return Sides(_score_slope(p, p.score - p.kl_coef * (p.log_policy - p.log_reference)), _rlhf_gradient(p))
 
 
+@rows.control("2.2.1", "RLHF without the KL term", preferences, tested="losses.score_function_loss")
 def rlhf_without_the_penalty(p: Preferences) -> Sides:
     """Negative control: the score alone as reward."""
     return Sides(_score_slope(p, p.score), _rlhf_gradient(p))
@@ -111,6 +114,7 @@ def _after_the_last(valid: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], -1)
 
 
+@rows.equality("2.2.1", "reward per token, score on the last", preferences, tested="returns.token_rewards")
 def token_rewards(p: Preferences) -> Sides:
     """The reward of every token is the penalty, plus the score on the last one."""
     found, valid = _token_rewards(p, tokens.last_steps, p.score)
@@ -118,12 +122,14 @@ def token_rewards(p: Preferences) -> Sides:
     return Sides(found.T[valid.T], exact[:, p.language.mask].flatten())
 
 
+@rows.control("2.2.1", "score on the slot after the end", preferences, tested="returns.token_rewards")
 def score_after_the_end(p: Preferences) -> Sides:
     """Negative control: the score on the slot after the last token, where no token is decided."""
     found, _ = _token_rewards(p, _after_the_last, p.score)
     return Sides(_score_slope(p, _by_response(p, found.sum(0))), _rlhf_gradient(p))
 
 
+@rows.equality("2.2.1", "score and penalty scaled as one", preferences, tested="returns.scaled_token_rewards")
 def rewards_scaled_as_one(p: Preferences) -> Sides:
     """Score and penalty divided by the deviation of responses' totals: the gradient, but for that factor."""
     found, _ = _token_rewards(p, tokens.last_steps, p.score)
@@ -134,6 +140,7 @@ def rewards_scaled_as_one(p: Preferences) -> Sides:
     )
 
 
+@rows.control("2.2.1", "score scaled before the penalty", preferences, tested="returns.token_rewards")
 def score_scaled_alone(p: Preferences) -> Sides:
     """Negative control: the score divided by thrice its deviation before the penalty: another kl_coef."""
     factor = 3.0 * p.score.std(correction=0)
@@ -141,6 +148,7 @@ def score_scaled_alone(p: Preferences) -> Sides:
     return Sides(_score_slope(p, _by_response(p, found.sum(0))) * factor, _rlhf_gradient(p))
 
 
+@rows.control("2.2.1", "mean of the rewards subtracted per token", preferences, tested="returns.token_rewards")
 def rewards_shifted(p: Preferences) -> Sides:
     """Negative control: the mean subtracted from every token's reward, which pays by the token."""
     found, valid = _token_rewards(p, tokens.last_steps, p.score)
@@ -175,47 +183,33 @@ def _slope(trainer: rlhf_base.RLHF[Any], batch: TokenBatch, score: Tensor, weigh
     return -torch.autograd.grad((weight * loss).sum(), trainer.named["function.table"])[0]
 
 
-def _values(p: Preferences) -> Tensor:
-    """(P, S) the exact value of every prefix."""
-    reward = languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
-    token = languages.token_log_probs(p.language, p.logits)
-    return token_batches.prefix_values(p.language, p.log_policy, token, reward)
+@rows.equality(
+    "2.2.1", "RLHF by PPO, lambda = 1, any V", preferences, tested="language.training.rlhf.TokenPPO", trace_decay=1.0
+)
+@rows.equality(
+    "2.2.1", "RLHF by PPO, lambda 0.7, V exact", preferences, tested="language.training.rlhf.TokenPPO", exact=True
+)
+@rows.control("2.2.1", "RLHF by PPO, lambda 0.7, any V", preferences, tested="language.training.rlhf.TokenPPO")
+def ppo_over_tokens(p: Preferences, trace_decay: float = 0.7, exact: bool = False) -> Sides:
+    """PPO over tokens, every response as often as it is drawn: with lambda = 1 whatever the critic says.
 
-
-def _ppo(p: Preferences, value: Tensor, gae_lambda: float) -> Sides:
-    config = rlhf.TokenPPOConfig(
-        kl_coef=p.kl_coef,
-        gae_lambda=gae_lambda,
-        value_coef=0.0,
-        normalize_advantage=False,
-        micro_batch_size=_WHOLE_BATCH,
-    )
+    With lambda 0.7 and the exact critic too: values are read where each token's logits are. Negative control: lambda
+    0.7 and a critic that knows nothing.
+    """
+    value = torch.cos(3.0 * p.logits).sum(-1)
+    if exact:
+        reward = languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
+        token = languages.token_log_probs(p.language, p.logits)
+        value = token_batches.prefix_values(p.language, p.log_policy, token, reward)
+    settings: dict[str, Any] = {"gae_lambda": trace_decay, "value_coef": 0.0, "normalize_advantage": False}
+    config = rlhf.TokenPPOConfig(kl_coef=p.kl_coef, micro_batch_size=_WHOLE_BATCH, **settings)
     policy = _model(p, token_batches.TabularActorCritic(p.language, p.logits, value))
     trainer = rlhf.TokenPPO(policy, config, (), _no_reward, reference=_reference(p), head=nn.Identity())
     slope = _slope(trainer, _everything(p.language), p.score.flatten(), _drawn(p).flatten())
     return Sides(slope, _rlhf_gradient(p))
 
 
-def _any_values(p: Preferences) -> Tensor:
-    """(P, S) numbers that have nothing to do with the value."""
-    return torch.cos(3.0 * p.logits).sum(-1)
-
-
-def ppo_monte_carlo(p: Preferences) -> Sides:
-    """PPO over tokens, every response as often as it is drawn: with lambda = 1 whatever the critic says."""
-    return _ppo(p, _any_values(p), 1.0)
-
-
-def ppo_exact_values(p: Preferences) -> Sides:
-    """The same with lambda 0.7 and the exact critic: values are read where each token's logits are."""
-    return _ppo(p, _values(p), 0.7)
-
-
-def ppo_inexact_values(p: Preferences) -> Sides:
-    """Negative control: lambda 0.7 and a critic that knows nothing."""
-    return _ppo(p, _any_values(p), 0.7)
-
-
+@rows.control("2.2.1", "bootstrapped past the token limit", preferences, tested="returns.generalized_advantage")
 def ppo_past_the_limit(p: Preferences) -> Sides:
     """Negative control: a response cut by the token limit is taken for truncated and bootstrapped past its end."""
     batch = _everything(p.language)
@@ -244,21 +238,21 @@ def _groups(p: Preferences) -> tuple[TokenBatch, Tensor, Tensor]:
     return token_batches.padded(p.language, prompt, response), prompt * responses + response, share.repeat_interleave(2)
 
 
-def rloo_over_groups(p: Preferences) -> Sides:
-    """RLOO, every group of two responses as often as it is drawn, has the gradient of the RLHF objective."""
-    batch, rows, share = _groups(p)
-    config = rlhf.RLOOConfig(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
-    policy = _model(p, token_batches.TabularLM(p.language, p.logits))
-    trainer = rlhf.RLOO(policy, config, (), _no_reward, reference=_reference(p))
-    return Sides(_slope(trainer, batch, p.score.flatten()[rows], share), _rlhf_gradient(p))
+@rows.equality(
+    "2.2.1", "RLHF by RLOO, all groups of two", preferences, tested="language.training.rlhf.RLOO", algorithm="RLOO"
+)
+@rows.control(
+    "2.2.1", "RLHF by GRPO, all groups of two", preferences, tested="language.training.rlhf.GRPO", algorithm="GRPO"
+)
+def groups_of_two(p: Preferences, algorithm: str) -> Sides:
+    """RLOO, every group of two responses as often as it is drawn, has the gradient of the RLHF objective.
 
-
-def grpo_over_groups(p: Preferences) -> Sides:
-    """Negative control: GRPO divides by the group's deviation and penalises the other KL."""
+    Negative control: GRPO divides by the group's deviation and penalises the other KL.
+    """
     batch, rows, share = _groups(p)
-    config = rlhf.GRPOConfig(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
+    config = getattr(rlhf, f"{algorithm}Config")(kl_coef=p.kl_coef, group_size=2, micro_batch_size=_WHOLE_BATCH)
     policy = _model(p, token_batches.TabularLM(p.language, p.logits))
-    trainer = rlhf.GRPO(policy, config, (), _no_reward, reference=_reference(p))
+    trainer = getattr(rlhf, algorithm)(policy, config, (), _no_reward, reference=_reference(p))
     return Sides(_slope(trainer, batch, p.score.flatten()[rows], share), _rlhf_gradient(p))
 
 
@@ -272,23 +266,13 @@ def _kl(p: Preferences, log_prob: Tensor) -> Tensor:
     return languages.prompt_mean(p.language, languages.kl_divergence(log_prob, p.log_reference))
 
 
-def _estimated(p: Preferences, estimate: Estimate) -> Sides:
-    return Sides((_drawn(p) * estimate(p.log_policy, p.log_reference)).sum(), _kl(p, p.log_policy))
-
-
-def k1_value(p: Preferences) -> Sides:
-    """k1 is unbiased."""
-    return _estimated(p, losses.k1_estimate)
-
-
-def k2_value(p: Preferences) -> Sides:
-    """Negative control: k2 is biased."""
-    return _estimated(p, losses.k2_estimate)
-
-
-def k3_value(p: Preferences) -> Sides:
-    """k3 is unbiased."""
-    return _estimated(p, losses.k3_estimate)
+@rows.equality("2.2.1", "E[k1] = KL(pi||ref)", preferences, tested="losses.k1_estimate", estimate="k1_estimate")
+@rows.control("2.2.1", "E[k2] = KL(pi||ref)", preferences, tested="losses.k2_estimate", estimate="k2_estimate")
+@rows.equality("2.2.1", "E[k3] = KL(pi||ref)", preferences, tested="losses.k3_estimate", estimate="k3_estimate")
+def value_of_an_estimate(p: Preferences, estimate: str) -> Sides:
+    """k1 and k3 are unbiased. Negative control: k2 is biased."""
+    found = getattr(losses, estimate)(p.log_policy, p.log_reference)
+    return Sides((_drawn(p) * found).sum(), _kl(p, p.log_policy))
 
 
 def _whole(p: Preferences, table: Tensor) -> Tensor:
@@ -311,27 +295,32 @@ def _other_kl_slope(p: Preferences) -> Tensor:
     return gradient(other, p.logits)
 
 
+@rows.equality("2.2.1", "E[grad k1] = 0", preferences, tested="losses.k1_estimate")
 def k1_slope(p: Preferences) -> Sides:
     """As a loss, k1 teaches nothing."""
     slope = _estimate_slope(p, losses.k1_estimate)
     return Sides(slope, torch.zeros_like(slope), scale=float(_kl_slope(p).norm()))
 
 
+@rows.equality("2.2.1", "E[grad k2] = grad KL(pi||ref)", preferences, tested="losses.k2_estimate")
 def k2_slope(p: Preferences) -> Sides:
     """As a loss of whole responses, k2 has the gradient of KL(pi || ref)."""
     return Sides(_estimate_slope(p, losses.k2_estimate), _kl_slope(p))
 
 
+@rows.equality("2.2.1", "E[grad k3] = grad KL(ref||pi)", preferences, tested="losses.k3_estimate")
 def k3_slope(p: Preferences) -> Sides:
     """As a loss of whole responses, k3 has the gradient of KL(ref || pi)."""
     return Sides(_estimate_slope(p, losses.k3_estimate), _other_kl_slope(p))
 
 
+@rows.control("2.2.1", "E[grad k3] = grad KL(pi||ref)", preferences, tested="losses.k3_estimate")
 def k3_slope_of_the_wrong_kl(p: Preferences) -> Sides:
     """Negative control: k3 as a loss for KL(pi || ref)."""
     return Sides(_estimate_slope(p, losses.k3_estimate), _kl_slope(p))
 
 
+@rows.control("2.2.1", "grad k2 summed over tokens = grad KL", preferences, tested="losses.k2_estimate")
 def k2_by_token(p: Preferences) -> Sides:
     """Negative control: k2 of each token, summed, leaves out that a token decides what follows."""
     ref = languages.token_log_probs(p.language, p.ref_logits)
@@ -351,53 +340,16 @@ def _vocabulary_kl(p: Preferences, table: Tensor) -> Tensor:
     return (_drawn(p) * _by_response(p, summed)).sum()
 
 
+@rows.equality("2.2.1", "KL of the vocabulary, summed over tokens", preferences, tested="language.data.tokens.token_kl")
 def vocabulary_kl(p: Preferences) -> Sides:
     """The KL of the whole vocabulary, summed over the tokens of drawn responses, is unbiased for that of responses."""
     return Sides(_vocabulary_kl(p, p.logits), _kl(p, p.log_policy))
 
 
+@rows.control("2.2.1", "its gradient = grad KL(pi||ref)", preferences, tested="language.data.tokens.token_kl")
 def vocabulary_kl_slope(p: Preferences) -> Sides:
     """Negative control: as a loss it leaves out that a token decides what follows."""
     return Sides(gradient(lambda table: _vocabulary_kl(p, table), p.logits), _kl_slope(p))
 
 
-# The rows
-
-_SCORE = "losses.score_function_loss"
-_LOG_PROBS = "language.data.tokens.response_log_probs"
-_REWARDS = "returns.token_rewards"
-_SCALED = "returns.scaled_token_rewards"
-_PPO = "language.training.rlhf.TokenPPO"
-_GAE = "returns.generalized_advantage"
-_RLOO = "language.training.rlhf.RLOO"
-_GRPO = "language.training.rlhf.GRPO"
 _K1, _K2, _K3 = "losses.k1_estimate", "losses.k2_estimate", "losses.k3_estimate"
-_TOKEN_KL = "language.data.tokens.token_kl"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("2.2.1", "log pi(y|x) of padded rows", EQUALITY, preferences, log_probs_of_padded_rows, _LOG_PROBS),
-    Statement("2.2.1", "padded rows masked by token id", CONTROL, preferences, log_probs_masked_by_id, _LOG_PROBS),
-    Statement("2.2.1", "RLHF by the score function", EQUALITY, preferences, rlhf_score_function, _SCORE),
-    Statement("2.2.1", "RLHF without the KL term", CONTROL, preferences, rlhf_without_the_penalty, _SCORE),
-    Statement("2.2.1", "reward per token, score on the last", EQUALITY, preferences, token_rewards, _REWARDS),
-    Statement("2.2.1", "score on the slot after the end", CONTROL, preferences, score_after_the_end, _REWARDS),
-    Statement("2.2.1", "score and penalty scaled as one", EQUALITY, preferences, rewards_scaled_as_one, _SCALED),
-    Statement("2.2.1", "score scaled before the penalty", CONTROL, preferences, score_scaled_alone, _REWARDS),
-    Statement("2.2.1", "mean of the rewards subtracted per token", CONTROL, preferences, rewards_shifted, _REWARDS),
-    Statement("2.2.1", "RLHF by PPO, lambda = 1, any V", EQUALITY, preferences, ppo_monte_carlo, _PPO),
-    Statement("2.2.1", "RLHF by PPO, lambda 0.7, V exact", EQUALITY, preferences, ppo_exact_values, _PPO),
-    Statement("2.2.1", "RLHF by PPO, lambda 0.7, any V", CONTROL, preferences, ppo_inexact_values, _PPO),
-    Statement("2.2.1", "bootstrapped past the token limit", CONTROL, preferences, ppo_past_the_limit, _GAE),
-    Statement("2.2.1", "RLHF by RLOO, all groups of two", EQUALITY, preferences, rloo_over_groups, _RLOO),
-    Statement("2.2.1", "RLHF by GRPO, all groups of two", CONTROL, preferences, grpo_over_groups, _GRPO),
-    Statement("2.2.1", "E[k1] = KL(pi||ref)", EQUALITY, preferences, k1_value, _K1),
-    Statement("2.2.1", "E[k2] = KL(pi||ref)", CONTROL, preferences, k2_value, _K2),
-    Statement("2.2.1", "E[k3] = KL(pi||ref)", EQUALITY, preferences, k3_value, _K3),
-    Statement("2.2.1", "E[grad k1] = 0", EQUALITY, preferences, k1_slope, _K1),
-    Statement("2.2.1", "E[grad k2] = grad KL(pi||ref)", EQUALITY, preferences, k2_slope, _K2),
-    Statement("2.2.1", "E[grad k3] = grad KL(ref||pi)", EQUALITY, preferences, k3_slope, _K3),
-    Statement("2.2.1", "E[grad k3] = grad KL(pi||ref)", CONTROL, preferences, k3_slope_of_the_wrong_kl, _K3),
-    Statement("2.2.1", "grad k2 summed over tokens = grad KL", CONTROL, preferences, k2_by_token, _K2),
-    Statement("2.2.1", "KL of the vocabulary, summed over tokens", EQUALITY, preferences, vocabulary_kl, _TOKEN_KL),
-    Statement("2.2.1", "its gradient = grad KL(pi||ref)", CONTROL, preferences, vocabulary_kl_slope, _TOKEN_KL),
-)

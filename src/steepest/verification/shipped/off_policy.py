@@ -11,9 +11,11 @@ from torch import Tensor
 from steepest import distributions, losses
 from steepest.exact import lqr, lqr_gradients
 from steepest.verification.random_problems import SOFT_TEMPERATURE, Control, Process, control, episodic
-from steepest.verification.shipped.distributions import F64, gauss_hermite, normal_draws
+from steepest.verification.shipped.distributions import gauss_hermite, normal_draws
 from steepest.verification.shipped.soft import SoftActor, soft_actor, soft_actor_formula
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 # 1.7: gradients as the notes print them
 
@@ -43,6 +45,7 @@ def regression(seed: int) -> Regression:
     return Regression(draw(5), draw(32, 5), draw(32), draw(32), draw(32), draw(32), torch.arange(32) % 4 == 0, 0.9, 0.3)
 
 
+@rows.equality("1.7", "V-network's loss: its gradient", regression, tested="losses.soft_value_target")
 def v_gradient(c: Regression) -> Sides:
     """grad V(s) (V(s) - Q(s, a) + temperature log pi(a|s)), summed over the batch."""
 
@@ -53,26 +56,24 @@ def v_gradient(c: Regression) -> Sides:
     return Sides(gradient(loss, c.weights), (c.value - c.q_value + c.temperature * c.log_prob) @ c.feature)
 
 
-def q_gradient(c: Regression) -> Sides:
-    """grad Q(s, a) (Q(s, a) - r - gamma (1 - terminated) V(s')), summed over the batch."""
-    return _q_gradient(c, c.terminated)
+@rows.equality("1.7", "Q-network's loss: its gradient", regression, tested="losses.soft_q_target")
+@rows.control("1.7", "Q-network's loss past the end", regression, tested="losses.soft_q_target", past_the_end=True)
+def q_gradient(c: Regression, past_the_end: bool = False) -> Sides:
+    """grad Q(s, a) (Q(s, a) - r - gamma (1 - terminated) V(s')), summed over the batch.
 
+    Negative control: the target as printed, which goes on after termination.
+    """
+    ends = torch.zeros_like(c.terminated) if past_the_end else c.terminated
 
-def q_gradient_past_the_end(c: Regression) -> Sides:
-    """Negative control: the target as printed, which goes on after termination."""
-    return _q_gradient(c, torch.zeros_like(c.terminated))
-
-
-def _q_gradient(c: Regression, terminated: Tensor) -> Sides:
     def loss(weights: Tensor) -> Tensor:
-        return losses.value_loss(
-            c.feature @ weights, losses.soft_q_target(c.reward, c.next_value, terminated, c.gamma)
-        ).sum()
+        target = losses.soft_q_target(c.reward, c.next_value, ends, c.gamma)
+        return losses.value_loss(c.feature @ weights, target).sum()
 
     following = torch.where(c.terminated, 0.0, c.gamma * c.next_value)
     return Sides(gradient(loss, c.weights), (c.value - c.reward - following) @ c.feature)
 
 
+@rows.equality("1.7", "policy's loss: its gradient", soft_actor, tested="losses.soft_policy_loss")
 def policy_gradient(c: SoftActor) -> Sides:
     """temperature grad log pi + (temperature grad_a log pi - grad_a Q) grad f, in expectation over the noise."""
 
@@ -84,6 +85,7 @@ def policy_gradient(c: SoftActor) -> Sides:
     return Sides(gradient(loss, c.parameters), soft_actor_formula(c, printed=False))
 
 
+@rows.equality("1.7", "temperature's loss: its gradient", regression, tested="losses.temperature_loss")
 def temperature_gradient(c: Regression) -> Sides:
     """d/d log(temperature) of the mean loss is entropy less its target."""
 
@@ -96,6 +98,7 @@ def temperature_gradient(c: Regression) -> Sides:
 # 1.7: fixed points
 
 
+@rows.equality("1.7", "target at the soft optimum, finite", episodic, tested="losses.expected_soft_value")
 def finite_fixed_point(c: Process) -> Sides:
     """E_{s'} of the target, with the soft value of Q* and pi*, is Q*."""
     best, mdp = c.soft, c.mdp
@@ -135,6 +138,7 @@ def soft_control(seed: int) -> SoftControl:
     return SoftControl(problem, feedback, 0.5 * covariance.diagonal().log(), temperature, draw(8, 3), draw(8, 2))
 
 
+@rows.equality("1.7", "target at Q^pi, LQR", soft_control, tested="losses.soft_q_target")
 def lqr_fixed_point(c: SoftControl) -> Sides:
     """E_{s', a'} of the target, with samples of the soft value of Q^pi, is Q^pi."""
     noise, weight = gauss_hermite(2, 5)
@@ -146,17 +150,15 @@ def lqr_fixed_point(c: SoftControl) -> Sides:
     return Sides(weight @ target, c.q(c.state, c.action))
 
 
-def lqr_policy_is_least(c: SoftControl) -> Sides:
-    """The mean policy loss at Q^pi has no slope in the feedback or in the log standard deviation of the best policy."""
-    return _policy_slope(c, c.feedback, c.log_std)
+@rows.equality("1.7", "policy's loss at the soft optimum, LQR", soft_control, tested="losses.soft_policy_loss")
+@rows.control(
+    "1.7", "policy's loss beside the soft optimum, LQR", soft_control, tested="losses.soft_policy_loss", less=0.1
+)
+def lqr_policy_is_least(c: SoftControl, less: float = 0.0) -> Sides:
+    """The mean policy loss at Q^pi has no slope in the feedback or in the log standard deviation of the best policy.
 
-
-def lqr_policy_is_least_without_entropy(c: SoftControl) -> Sides:
-    """Negative control: a tenth less spread."""
-    return _policy_slope(c, c.feedback, c.log_std - 0.1)
-
-
-def _policy_slope(c: SoftControl, feedback: Tensor, log_std: Tensor) -> Sides:
+    Negative control: a tenth less spread.
+    """
     noise, weight = gauss_hermite(2, 2)
     noise = noise.unsqueeze(1).expand(-1, len(c.state), -1)
 
@@ -168,13 +170,16 @@ def _policy_slope(c: SoftControl, feedback: Tensor, log_std: Tensor) -> Sides:
             @ losses.soft_policy_loss(policy.log_prob(action), c.q(c.state.expand(4, -1, -1), action), c.temperature)
         ).mean()
 
-    slope = gradient(loss, torch.cat([feedback, log_std.unsqueeze(-1)], -1))
+    slope = gradient(loss, torch.cat([c.feedback, (c.log_std - less).unsqueeze(-1)], -1))
     return Sides(slope, torch.zeros_like(slope), scale=1.0)
 
 
 # 1.11
 
 
+@rows.equality(
+    "1.11", "policy's loss: the deterministic policy gradient, LQR", control, tested="losses.deterministic_policy_loss"
+)
 def deterministic_gradient(c: Control) -> Sides:
     """The loss's gradient at Q^mu over states with the second moment of p^mu is minus the gradient of the objective."""
     # Columns x of a Cholesky factor have sum x x' = M, which is all that a quadratic Q sees of the states.
@@ -187,23 +192,21 @@ def deterministic_gradient(c: Control) -> Sides:
     return Sides(gradient(loss, c.feedback), -lqr_gradients.deterministic_policy_gradient(c.problem, c.feedback))
 
 
-def q_learning_fixed_point(c: Control) -> Sides:
-    """E_{s'} of the target with the policy's own next action is Q^mu, whatever the action was."""
-    return _q_learning(c, c.feedback)
+@rows.equality("1.11", "target at Q^mu, LQR", control, tested="losses.q_learning_target")
+@rows.control(
+    "1.11", "target with the behaviour's next action, LQR", control, tested="losses.q_learning_target", behaviours=True
+)
+def q_learning_fixed_point(c: Control, behaviours: bool = False) -> Sides:
+    """E_{s'} of the target with the policy's own next action is Q^mu, whatever the action was.
 
-
-def q_learning_with_the_behaviours_action(c: Control) -> Sides:
-    """Negative control: the next action of another policy."""
-    return _q_learning(c, c.other)
-
-
-def _q_learning(c: Control, following: Tensor) -> Sides:
+    Negative control: the next action of another policy.
+    """
     draw = normal_draws(0, 43)
     state, action = draw(8, 3), draw(8, 2)
     noise, weight = gauss_hermite(2, 3)
     q = lqr.q_function(c.problem, c.feedback)
     next_state = _following(c.problem, state, action, noise)
-    value = q(next_state, next_state @ following.mT)
+    value = q(next_state, next_state @ (c.other if behaviours else c.feedback).mT)
     target = losses.q_learning_target(_reward(c.problem, state, action), value, _never(value), c.problem.discount)
     return Sides(weight @ target, q(state, action))
 
@@ -222,58 +225,3 @@ def _reward(problem: lqr.LQR, state: Tensor, action: Tensor) -> Tensor:
 
 def _never(like: Tensor) -> Tensor:
     return torch.zeros(like.shape, dtype=torch.bool)
-
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.7", "V-network's loss: its gradient", EQUALITY, regression, v_gradient, "losses.soft_value_target"),
-    Statement("1.7", "Q-network's loss: its gradient", EQUALITY, regression, q_gradient, "losses.soft_q_target"),
-    Statement(
-        "1.7", "Q-network's loss past the end", CONTROL, regression, q_gradient_past_the_end, "losses.soft_q_target"
-    ),
-    Statement("1.7", "policy's loss: its gradient", EQUALITY, soft_actor, policy_gradient, "losses.soft_policy_loss"),
-    Statement(
-        "1.7", "temperature's loss: its gradient", EQUALITY, regression, temperature_gradient, "losses.temperature_loss"
-    ),
-    Statement(
-        "1.7",
-        "target at the soft optimum, finite",
-        EQUALITY,
-        episodic,
-        finite_fixed_point,
-        "losses.expected_soft_value",
-    ),
-    Statement("1.7", "target at Q^pi, LQR", EQUALITY, soft_control, lqr_fixed_point, "losses.soft_q_target"),
-    Statement(
-        "1.7",
-        "policy's loss at the soft optimum, LQR",
-        EQUALITY,
-        soft_control,
-        lqr_policy_is_least,
-        "losses.soft_policy_loss",
-    ),
-    Statement(
-        "1.7",
-        "policy's loss beside the soft optimum, LQR",
-        CONTROL,
-        soft_control,
-        lqr_policy_is_least_without_entropy,
-        "losses.soft_policy_loss",
-    ),
-    Statement(
-        "1.11",
-        "policy's loss: the deterministic policy gradient, LQR",
-        EQUALITY,
-        control,
-        deterministic_gradient,
-        "losses.deterministic_policy_loss",
-    ),
-    Statement("1.11", "target at Q^mu, LQR", EQUALITY, control, q_learning_fixed_point, "losses.q_learning_target"),
-    Statement(
-        "1.11",
-        "target with the behaviour's next action, LQR",
-        CONTROL,
-        control,
-        q_learning_with_the_behaviours_action,
-        "losses.q_learning_target",
-    ),
-)

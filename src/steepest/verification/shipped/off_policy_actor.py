@@ -14,8 +14,11 @@ from steepest.exact import gains, gradients, linear_td
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.losses import gradient_td
 from steepest.verification.random_problems import HORIZON, Paths, Process, continuing, episodic
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
+
+_TRACE = "losses.gradient_td.eligibility_trace"
 
 TRACE_DECAY = 0.7
 EMPHASIS_DECAY = 0.6
@@ -113,40 +116,26 @@ def _forward_view(c: Process) -> Tensor:
     return gradient(lambda theta: (fixed * softmax_policy(theta)).sum(), c.theta)
 
 
-def traced_actor(c: Process) -> Sides:
-    """E_beta[sum_t delta_t e_t], rho inside the trace, is the forward view by lambda-returns, whatever V."""
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0), _forward_view(c))
+@rows.equality("1.6", "actor's trace = lambda-returns, any V", episodic, tested=_TRACE)
+@rows.control("1.6", "ratio outside the trace", episodic, tested=_TRACE, ratio_inside=False)
+def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
+    """E_beta[sum_t delta_t e_t], rho inside the trace, is the forward view by lambda-returns, whatever V.
+
+    Negative control: the trace gathers bare scores, and only the last step's ratio counts.
+    """
+    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=ratio_inside), _forward_view(c))
 
 
-def traced_actor_with_the_ratio_outside(c: Process) -> Sides:
-    """Negative control: the trace gathers bare scores, and only the last step's ratio counts."""
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=False), _forward_view(c))
-
-
+@rows.equality("1.6", "Off-PAC with traces, V exact: grad Q dropped", episodic, tested=_TRACE)
 def off_pac(c: Process) -> Sides:
     """Off-PAC's expected update with exact values is the off-policy gradient with grad Q dropped, for every lambda."""
     return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), _approximate_gradient(c))
 
 
+@rows.control("1.6", "Off-PAC with traces: grad J_beta", episodic, tested=_TRACE)
 def off_pac_is_not_the_gradient(c: Process) -> Sides:
     """Negative control: which is not the gradient of J_beta."""
     return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), _true_gradient(c))
-
-
-def emphatic_actor(c: Process) -> Sides:
-    """The emphatic update with exact values, interest gamma^t and lambda_a = 1 is the gradient of J_beta, p^beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0), _true_gradient(c))
-
-
-def emphatic_actor_with_interest_1(c: Process) -> Sides:
-    """Negative control: interest 1 at every step, with p^beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0, discounted_interest=False), _true_gradient(c))
-
-
-def emphatic_actor_in_between(c: Process) -> Sides:
-    """At lambda_a in between, the two gradients are mixed."""
-    mixed = (1.0 - EMPHASIS_DECAY) * _approximate_gradient(c) + EMPHASIS_DECAY * _true_gradient(c)
-    return Sides(actor(c, _exact_value(c), emphasis_decay=EMPHASIS_DECAY), mixed)
 
 
 def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
@@ -172,16 +161,37 @@ def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
     return gradient(lambda theta: (fixed * torch.log_softmax(theta, -1)).sum(), c.theta)
 
 
+@rows.equality("1.6", "Off-PAC, V exact, d^beta", continuing, tested="losses.gradient_td.emphatic_weight")
+def stationary_off_pac(c: Process) -> Sides:
+    """Off-PAC in the long run: lambda_a = 0, d^beta."""
+    right = gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "stationary")
+    return Sides(_stationary_actor(c, 0.0), right)
+
+
+@rows.equality("1.6", "emphatic actor: grad J_beta, p^beta", episodic, tested="losses.gradient_td.followon_trace")
+def emphatic_actor(c: Process) -> Sides:
+    """The emphatic update with exact values, interest gamma^t and lambda_a = 1 is the gradient of J_beta, p^beta."""
+    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0), _true_gradient(c))
+
+
+@rows.control("1.6", "emphatic actor, interest 1, p^beta", episodic, tested="losses.gradient_td.followon_trace")
+def emphatic_actor_with_interest_1(c: Process) -> Sides:
+    """Negative control: interest 1 at every step, with p^beta."""
+    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0, discounted_interest=False), _true_gradient(c))
+
+
+@rows.equality("1.6", "emphatic actor: grad J_beta, d^beta", continuing, tested="losses.gradient_td.followon_trace")
 def stationary_emphatic_actor(c: Process) -> Sides:
     """The same in the long run: interest 1, d^beta."""
     right = gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "stationary")
     return Sides(_stationary_actor(c, 1.0), right)
 
 
-def stationary_off_pac(c: Process) -> Sides:
-    """Off-PAC in the long run: lambda_a = 0, d^beta."""
-    right = gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "stationary")
-    return Sides(_stationary_actor(c, 0.0), right)
+@rows.equality("1.6", "emphatic actor, lambda_a 0.6: a mixture", episodic, tested="losses.gradient_td.emphatic_weight")
+def emphatic_actor_in_between(c: Process) -> Sides:
+    """At lambda_a in between, the two gradients are mixed."""
+    mixed = (1.0 - EMPHASIS_DECAY) * _approximate_gradient(c) + EMPHASIS_DECAY * _true_gradient(c)
+    return Sides(actor(c, _exact_value(c), emphasis_decay=EMPHASIS_DECAY), mixed)
 
 
 # The critic
@@ -256,18 +266,21 @@ def _any_auxiliary(c: Process) -> Tensor:
     return c.theta.flatten()[:3]
 
 
+@rows.equality("1.6", "TDC(lambda), expected", episodic, tested="losses.gradient_td.tdc_direction")
 def expected_tdc(c: Process) -> Sides:
     """E[sum_t (delta e - gamma (1 - lambda) (e . w) phi')] = b - A theta - (C - A') w, any w."""
     w = _any_auxiliary(c)
     return Sides(directions(c, linear(c), w).tdc, linear_td.expected_tdc(system_of(c), weights_of(c), w))
 
 
+@rows.equality("1.6", "GTD2(lambda), expected", episodic, tested="losses.gradient_td.gtd2_direction")
 def expected_gtd2(c: Process) -> Sides:
     """E[sum_t (phi - gamma phi') (e . w)] = A' w, any w."""
     w = _any_auxiliary(c)
     return Sides(directions(c, linear(c), w).gtd2, linear_td.expected_gtd2(system_of(c), w))
 
 
+@rows.equality("1.6", "auxiliary weights, expected", episodic, tested="losses.gradient_td.auxiliary_direction")
 def expected_auxiliary(c: Process) -> Sides:
     """E[sum_t (delta e - (phi . w) phi)] = b - A theta - C w, any w."""
     w = _any_auxiliary(c)
@@ -279,18 +292,19 @@ def _descent(c: Process) -> Tensor:
     return -0.5 * gradient(lambda x: linear_td.projected_bellman_error(system_of(c), x), weights_of(c))
 
 
-def tdc_descends(c: Process) -> Sides:
-    """At the settled w, TDC(lambda) is -1/2 grad MSPBE."""
+@rows.equality(
+    "1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.tdc_direction", method="tdc"
+)
+@rows.equality(
+    "1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.gtd2_direction", method="gtd2"
+)
+def descends(c: Process, method: str) -> Sides:
+    """At the settled w, TDC(lambda) and GTD2(lambda) are -1/2 grad MSPBE."""
     w = linear_td.settled_auxiliary(system_of(c), weights_of(c))
-    return Sides(directions(c, linear(c), w).tdc, _descent(c))
+    return Sides(getattr(directions(c, linear(c), w), method), _descent(c))
 
 
-def gtd2_descends(c: Process) -> Sides:
-    """At the settled w, GTD2(lambda) is -1/2 grad MSPBE."""
-    w = linear_td.settled_auxiliary(system_of(c), weights_of(c))
-    return Sides(directions(c, linear(c), w).gtd2, _descent(c))
-
-
+@rows.control("1.6", "semi-gradient TD(lambda)", episodic, tested="losses.gradient_td.tdc_direction")
 def semi_gradient_does_not_descend(c: Process) -> Sides:
     """Negative control: without its correction TDC is semi-gradient TD(lambda), which follows no gradient."""
     return Sides(directions(c, linear(c), torch.zeros(3, dtype=F64)).tdc, _descent(c))
@@ -308,53 +322,22 @@ def _smooth_auxiliary(c: Process) -> Tensor:
     return torch.linalg.solve(moment, directions(c, smooth(c), zero).auxiliary)
 
 
-def smooth_gtd2_descends(c: Process) -> Sides:
-    """With the curvature's part, GTD2 of a value function that is not linear is -1/2 grad MSPBE."""
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
-    return Sides(found.gtd2 + found.curvature, -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c)))
-
-
-def smooth_tdc_descends(c: Process) -> Sides:
-    """The same of TDC."""
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
-    return Sides(found.tdc + found.curvature, -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c)))
-
-
-def smooth_gtd2_without_curvature(c: Process) -> Sides:
-    """Negative control: without the curvature's part."""
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
-    return Sides(found.gtd2, -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c)))
-
-
-# The rows
-
-_TRACE = "losses.gradient_td.eligibility_trace"
-_FOLLOWON = "losses.gradient_td.followon_trace"
-_WEIGHT = "losses.gradient_td.emphatic_weight"
-_TDC = "losses.gradient_td.tdc_direction"
-_GTD2 = "losses.gradient_td.gtd2_direction"
-_AUXILIARY = "losses.gradient_td.auxiliary_direction"
-_CURVATURE = "losses.gradient_td.curvature_direction"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.6", "actor's trace = lambda-returns, any V", EQUALITY, episodic, traced_actor, _TRACE),
-    Statement("1.6", "ratio outside the trace", CONTROL, episodic, traced_actor_with_the_ratio_outside, _TRACE),
-    Statement("1.6", "Off-PAC with traces, V exact: grad Q dropped", EQUALITY, episodic, off_pac, _TRACE),
-    Statement("1.6", "Off-PAC with traces: grad J_beta", CONTROL, episodic, off_pac_is_not_the_gradient, _TRACE),
-    Statement("1.6", "Off-PAC, V exact, d^beta", EQUALITY, continuing, stationary_off_pac, _WEIGHT),
-    Statement("1.6", "emphatic actor: grad J_beta, p^beta", EQUALITY, episodic, emphatic_actor, _FOLLOWON),
-    Statement(
-        "1.6", "emphatic actor, interest 1, p^beta", CONTROL, episodic, emphatic_actor_with_interest_1, _FOLLOWON
-    ),
-    Statement("1.6", "emphatic actor: grad J_beta, d^beta", EQUALITY, continuing, stationary_emphatic_actor, _FOLLOWON),
-    Statement("1.6", "emphatic actor, lambda_a 0.6: a mixture", EQUALITY, episodic, emphatic_actor_in_between, _WEIGHT),
-    Statement("1.6", "TDC(lambda), expected", EQUALITY, episodic, expected_tdc, _TDC),
-    Statement("1.6", "GTD2(lambda), expected", EQUALITY, episodic, expected_gtd2, _GTD2),
-    Statement("1.6", "auxiliary weights, expected", EQUALITY, episodic, expected_auxiliary, _AUXILIARY),
-    Statement("1.6", "TDC(lambda) = -1/2 grad MSPBE", EQUALITY, episodic, tdc_descends, _TDC),
-    Statement("1.6", "GTD2(lambda) = -1/2 grad MSPBE", EQUALITY, episodic, gtd2_descends, _GTD2),
-    Statement("1.6", "semi-gradient TD(lambda)", CONTROL, episodic, semi_gradient_does_not_descend, _TDC),
-    Statement("1.6", "GTD2, V not linear", EQUALITY, episodic, smooth_gtd2_descends, _CURVATURE),
-    Statement("1.6", "TDC, V not linear", EQUALITY, episodic, smooth_tdc_descends, _CURVATURE),
-    Statement("1.6", "GTD2, V not linear, no curvature", CONTROL, episodic, smooth_gtd2_without_curvature, _GTD2),
+@rows.equality("1.6", "GTD2, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="gtd2")
+@rows.equality("1.6", "TDC, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="tdc")
+@rows.control(
+    "1.6",
+    "GTD2, V not linear, no curvature",
+    episodic,
+    tested="losses.gradient_td.gtd2_direction",
+    method="gtd2",
+    curved=False,
 )
+def smooth_descends(c: Process, method: str, curved: bool = True) -> Sides:
+    """With the curvature's part, GTD2 and TDC of a value function that is not linear are -1/2 grad MSPBE.
+
+    Negative control: without the curvature's part.
+    """
+    found = directions(c, smooth(c), _smooth_auxiliary(c))
+    slope = getattr(found, method)
+    right = -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c))
+    return Sides(slope + found.curvature if curved else slope, right)

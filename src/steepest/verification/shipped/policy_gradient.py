@@ -13,8 +13,9 @@ from steepest.exact import gradients
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.verification import random_problems
 from steepest.verification.random_problems import HORIZON, Process, episodic, undiscounted_episodic
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 # 1.2 to 1.6: the score function
 
@@ -54,13 +55,19 @@ def _here(c: Process, by_state: Tensor) -> Tensor:
     return by_state[c.paths.state[:-1]]
 
 
+@rows.equality("1.2", "full return", episodic, tested="losses.score_function_loss")
 def full_return(c: Process) -> Sides:
     """E[(sum_t grad log pi) R(tau)] = grad V."""
     return Sides(score_gradient(c, c.returns.expand_as(c.paths.reward)), c.gradient)
 
 
-def _two_trajectories(c: Process, divisor: float) -> Tensor:
-    """(S, A) minus the expected gradient of the loss of two independent trajectories, over every pair of them."""
+@rows.equality("1.2", "mean over two trajectories", episodic, tested="losses.score_function_loss", divisor=2.0)
+@rows.control("1.2", "trajectories summed, not averaged", episodic, tested="losses.score_function_loss", divisor=1.0)
+def mean_over_trajectories(c: Process, divisor: float) -> Sides:
+    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2; over every pair of two independent trajectories.
+
+    Negative control: trajectories summed, as in the box, so that the step grows with their number.
+    """
 
     def expected_loss(theta: Tensor) -> Tensor:
         policy = distributions.Categorical(torch.log_softmax(theta, -1)[c.paths.state[:-1]])
@@ -69,44 +76,44 @@ def _two_trajectories(c: Process, divisor: float) -> Tensor:
         pairs = (each.unsqueeze(0) + each.unsqueeze(1)) / divisor
         return c.paths.probability @ pairs @ c.paths.probability
 
-    return -gradient(expected_loss, c.theta)
+    return Sides(-gradient(expected_loss, c.theta), c.gradient)
 
 
-def mean_over_trajectories(c: Process) -> Sides:
-    """E[1/m sum_i (sum_t grad log pi) R(tau_i)] = grad V, m = 2."""
-    return Sides(_two_trajectories(c, 2.0), c.gradient)
+rows.equality("1.2", "gamma = 1", undiscounted_episodic, tested="losses.score_function_loss")(full_return)
 
 
-def sum_over_trajectories(c: Process) -> Sides:
-    """Negative control: trajectories summed, as in the box, so that the step grows with their number."""
-    return Sides(_two_trajectories(c, 1.0), c.gradient)
-
-
+@rows.equality("1.3", "reward-to-go with gamma^t", episodic, tested="returns.reward_to_go")
+@rows.equality("1.3", "reward-to-go at gamma = 1", undiscounted_episodic, tested="returns.reward_to_go")
 def reward_to_go(c: Process) -> Sides:
     """E[sum_t gamma^t grad log pi G_t] = grad V."""
     return Sides(score_gradient(c, _to_go(c), c.discounts), c.gradient)
 
 
+@rows.control("1.3", "rewards from t + 1", episodic, tested="returns.reward_to_go")
 def reward_to_go_of_the_next_step(c: Process) -> Sides:
     """Negative control: rewards counted from t + 1."""
     return Sides(score_gradient(c, _to_go(c) - c.paths.reward, c.discounts), c.gradient)
 
 
+@rows.equality("1.3", "states without gamma^t: their own sum", episodic, tested="losses.score_function_loss")
 def undiscounted_states(c: Process) -> Sides:
     """Without gamma^t on the states, the estimator has a mean of its own: plain visits in the theorem's sum."""
     return Sides(score_gradient(c, _to_go(c)), undiscounted_weighting(c))
 
 
+@rows.control("1.3", "states without gamma^t: the gradient", episodic, tested="losses.score_function_loss")
 def undiscounted_states_are_biased(c: Process) -> Sides:
     """Negative control: that mean is not the gradient of the discounted objective."""
     return Sides(score_gradient(c, _to_go(c)), c.gradient)
 
 
+@rows.equality("1.4", "baseline b(s_t), arbitrary", episodic, tested="losses.score_function_loss")
 def with_baseline(c: Process) -> Sides:
     """E[sum_t gamma^t grad log pi (G_t - b(s_t))] = grad V, b arbitrary."""
     return Sides(score_gradient(c, _to_go(c) - _here(c, c.baseline), c.discounts), c.gradient)
 
 
+@rows.control("1.4", "baseline b(s_t') inside the sum", episodic, tested="losses.score_function_loss")
 def baseline_inside_the_sum(c: Process) -> Sides:
     """Negative control: sum_{t' >= t} (r_t' - b(s_t')), as printed."""
     b = _here(c, c.baseline) * c.paths.valid
@@ -114,21 +121,14 @@ def baseline_inside_the_sum(c: Process) -> Sides:
     return Sides(score_gradient(c, _to_go(c) - inside, c.discounts), c.gradient)
 
 
-def standardised(c: Process) -> Sides:
-    """Standardised advantages at gamma = 1: the shift is a baseline, so the gradient is divided and nothing else."""
-    weight = c.paths.probability * c.paths.valid * len(c.paths.probability)
-    g = _to_go(c)
-    mean = (weight * g).sum() / weight.sum()
-    deviation = ((weight * (g - mean).square()).sum() / weight.sum()).sqrt()
-    return Sides(score_gradient(c, numerics.standardize(g, weight, epsilon=0.0)), c.gradient / deviation)
-
-
+@rows.equality("1.5", "advantage of step t", episodic, tested="losses.score_function_loss")
 def exact_advantage(c: Process) -> Sides:
     """E[sum_t gamma^t grad log pi A(s_t, a_t)] = grad V."""
     a = mdps.advantage(c.mdp, c.policy)[c.paths.state[:-1], c.paths.action]
     return Sides(score_gradient(c, a, c.discounts), c.gradient)
 
 
+@rows.control("1.5", "advantage of a later step t'", episodic, tested="losses.score_function_loss")
 def advantage_of_the_next_step(c: Process) -> Sides:
     """Negative control: the advantage at t', a later step than the score's."""
     a = mdps.advantage(c.mdp, c.policy)[c.paths.state[:-1], c.paths.action] * c.paths.valid
@@ -142,9 +142,20 @@ def _errors(c: Process, value: Tensor) -> Tensor:
     return returns.td_error(c.paths.reward, v[:-1], v[1:], c.paths.terminated, c.mdp.gamma)
 
 
+@rows.equality("1.5", "TD error as advantage, V exact", episodic, tested="returns.td_error")
 def td_error_as_advantage(c: Process) -> Sides:
     """E[sum_t gamma^t grad log pi delta_t] = grad V where V is exact."""
     return Sides(score_gradient(c, _errors(c, mdps.state_value(c.mdp, c.policy)), c.discounts), c.gradient)
+
+
+@rows.equality("1.5", "standardised advantages", undiscounted_episodic, tested="numerics.standardize")
+def standardised(c: Process) -> Sides:
+    """Standardised advantages at gamma = 1: the shift is a baseline, so the gradient is divided and nothing else."""
+    weight = c.paths.probability * c.paths.valid * len(c.paths.probability)
+    g = _to_go(c)
+    mean = (weight * g).sum() / weight.sum()
+    deviation = ((weight * (g - mean).square()).sum() / weight.sum()).sqrt()
+    return Sides(score_gradient(c, numerics.standardize(g, weight, epsilon=0.0)), c.gradient / deviation)
 
 
 def _critic_gradient(c: Process, target: Callable[[Tensor], Tensor]) -> Tensor:
@@ -166,6 +177,7 @@ def value_pull(c: Process) -> Tensor:
     return _visits(c) * (c.baseline - mdps.state_value(c.mdp, c.policy))
 
 
+@rows.equality("1.5", "Monte-Carlo critic", episodic, tested="losses.value_loss")
 def monte_carlo_critic(c: Process) -> Sides:
     """Regression on the reward-to-go pulls every state to its value, as hard as it is visited."""
     return Sides(_critic_gradient(c, lambda _: _to_go(c)), value_pull(c))
@@ -178,23 +190,27 @@ def bellman_pull(c: Process) -> Tensor:
     return _visits(c) * (v - backup)
 
 
+@rows.equality("1.5", "bootstrapped critic, target fixed", episodic, tested="losses.value_loss")
 def bootstrapped_critic(c: Process) -> Sides:
     """Regression on r + gamma (1 - terminated) V(s'), held fixed, pulls every state to its Bellman backup."""
     found = _critic_gradient(c, lambda v: _errors(c, v) + v[c.paths.state[:-1]])
     return Sides(found, bellman_pull(c))
 
 
+@rows.control("1.5", "target without gamma", episodic, tested="losses.value_loss")
 def bootstrapped_critic_without_gamma(c: Process) -> Sides:
     """Negative control: the target as printed, r + V(s'), without gamma or a terminal case."""
     return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), bellman_pull(c))
 
 
+@rows.control("1.5", "target past the end", episodic, tested="losses.value_loss")
 def bootstrapped_critic_past_the_end(c: Process) -> Sides:
     """Negative control: a target that goes on after termination."""
     found = _critic_gradient(c, lambda v: c.paths.reward + c.mdp.gamma * v[c.paths.state[1:]])
     return Sides(found, bellman_pull(c))
 
 
+@rows.control("1.5", "target not held fixed", episodic, tested="returns.td_error")
 def target_not_held_fixed(c: Process) -> Sides:
     """Negative control: the residual gradient, which differentiates the target too."""
 
@@ -204,11 +220,13 @@ def target_not_held_fixed(c: Process) -> Sides:
     return Sides(gradient(expected_loss, c.baseline), bellman_pull(c))
 
 
+@rows.equality("1.6", "Off-PAC's actor, V exact", episodic, tested="returns.td_error")
 def off_policy_actor(c: Process) -> Sides:
     """Off-PAC's actor: E_beta[gamma^t rho grad log pi delta] is the gradient with grad Q dropped, V being exact."""
     return Sides(_off_policy_actor(c, _off_policy_errors(c)), _off_policy_right(c))
 
 
+@rows.control("1.6", "reward of the next step", episodic, tested="returns.td_error")
 def off_policy_actor_with_the_next_reward(c: Process) -> Sides:
     """Negative control: delta_t with r_{t+1}, read in the indices of the other sections as the next step's reward."""
     paths = c.other_paths
@@ -230,37 +248,3 @@ def _off_policy_actor(c: Process, delta: Tensor) -> Tensor:
     paths = c.other_paths
     ratio = (c.policy / c.other)[paths.state[:-1], paths.action]
     return score_gradient(c, ratio * delta, c.discounts, paths)
-
-
-# The rows
-
-_SCORE = "losses.score_function_loss"
-_VALUE = "losses.value_loss"
-_TD = "returns.td_error"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.2", "full return", EQUALITY, episodic, full_return, _SCORE),
-    Statement("1.2", "mean over two trajectories", EQUALITY, episodic, mean_over_trajectories, _SCORE),
-    Statement("1.2", "trajectories summed, not averaged", CONTROL, episodic, sum_over_trajectories, _SCORE),
-    Statement("1.2", "gamma = 1", EQUALITY, undiscounted_episodic, full_return, _SCORE),
-    Statement("1.3", "reward-to-go with gamma^t", EQUALITY, episodic, reward_to_go, "returns.reward_to_go"),
-    Statement(
-        "1.3", "reward-to-go at gamma = 1", EQUALITY, undiscounted_episodic, reward_to_go, "returns.reward_to_go"
-    ),
-    Statement("1.3", "rewards from t + 1", CONTROL, episodic, reward_to_go_of_the_next_step, "returns.reward_to_go"),
-    Statement("1.3", "states without gamma^t: their own sum", EQUALITY, episodic, undiscounted_states, _SCORE),
-    Statement("1.3", "states without gamma^t: the gradient", CONTROL, episodic, undiscounted_states_are_biased, _SCORE),
-    Statement("1.4", "baseline b(s_t), arbitrary", EQUALITY, episodic, with_baseline, _SCORE),
-    Statement("1.4", "baseline b(s_t') inside the sum", CONTROL, episodic, baseline_inside_the_sum, _SCORE),
-    Statement("1.5", "advantage of step t", EQUALITY, episodic, exact_advantage, _SCORE),
-    Statement("1.5", "advantage of a later step t'", CONTROL, episodic, advantage_of_the_next_step, _SCORE),
-    Statement("1.5", "TD error as advantage, V exact", EQUALITY, episodic, td_error_as_advantage, _TD),
-    Statement("1.5", "standardised advantages", EQUALITY, undiscounted_episodic, standardised, "numerics.standardize"),
-    Statement("1.5", "Monte-Carlo critic", EQUALITY, episodic, monte_carlo_critic, _VALUE),
-    Statement("1.5", "bootstrapped critic, target fixed", EQUALITY, episodic, bootstrapped_critic, _VALUE),
-    Statement("1.5", "target without gamma", CONTROL, episodic, bootstrapped_critic_without_gamma, _VALUE),
-    Statement("1.5", "target past the end", CONTROL, episodic, bootstrapped_critic_past_the_end, _VALUE),
-    Statement("1.5", "target not held fixed", CONTROL, episodic, target_not_held_fixed, _TD),
-    Statement("1.6", "Off-PAC's actor, V exact", EQUALITY, episodic, off_policy_actor, _TD),
-    Statement("1.6", "reward of the next step", CONTROL, episodic, off_policy_actor_with_the_next_reward, _TD),
-)

@@ -12,9 +12,9 @@ from steepest import losses
 from steepest.exact import language as languages
 from steepest.exact import preferences as exact_preferences
 from steepest.verification.random_problems import Preferences, preferences
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import Rows, Sides, gradient
 
-F64 = torch.float64
+rows = Rows()
 
 
 def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,7 @@ def _value_and_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor
     return torch.cat([function(at).reshape(1), gradient(function, at).flatten()])
 
 
+@rows.equality("2.2.1", "L_R over all pairs, value and gradient", preferences, tested="losses.bradley_terry_loss")
 def reward_loss(p: Preferences) -> Sides:
     """Over all pairs, as they are drawn and labelled, the Bradley-Terry loss and its gradient are the population's."""
     preference = exact_preferences.preference_probs(p.score)
@@ -50,6 +51,7 @@ def reward_loss(p: Preferences) -> Sides:
     return Sides(_value_and_slope(shipped, model), _value_and_slope(exact, model))
 
 
+@rows.equality("2.2.1", "L_R of r + f(x)", preferences, tested="losses.bradley_terry_loss")
 def reward_loss_invariant(p: Preferences) -> Sides:
     """A function of the prompt added to the reward changes no loss."""
     one, other = (losses.bradley_terry_loss(*_pairs(r)) for r in (p.score + p.shift, p.score))
@@ -86,11 +88,13 @@ def _dpo(p: Preferences) -> Callable[[Tensor], Tensor]:
     return _over_pairs(p, lambda a, b, c, d: losses.dpo_loss(a, b, c, d, p.kl_coef), preference)
 
 
+@rows.equality("2.2.2", "L_DPO over all pairs, value and gradient", preferences, tested="losses.dpo_loss")
 def dpo_over_pairs(p: Preferences) -> Sides:
     """Over all pairs, as they are drawn and labelled, the DPO loss and its gradient are the population's."""
     return Sides(_value_and_slope(_dpo(p), p.logits), _value_and_slope(_population(p), p.logits))
 
 
+@rows.control("2.2.2", "L_DPO, chosen and rejected exchanged", preferences, tested="losses.dpo_loss")
 def dpo_swapped(p: Preferences) -> Sides:
     """Negative control: chosen and rejected exchanged."""
     preference = 1.0 - exact_preferences.preference_probs(p.score)
@@ -98,6 +102,7 @@ def dpo_swapped(p: Preferences) -> Sides:
     return Sides(gradient(wrong, p.logits), gradient(_population(p), p.logits))
 
 
+@rows.control("2.2.2", "L_DPO without the reference", preferences, tested="losses.dpo_loss")
 def dpo_without_the_reference(p: Preferences) -> Sides:
     """Negative control: log-probabilities taken for log-ratios."""
     preference = exact_preferences.preference_probs(p.score)
@@ -107,6 +112,7 @@ def dpo_without_the_reference(p: Preferences) -> Sides:
     return Sides(gradient(wrong, p.logits), gradient(_population(p), p.logits))
 
 
+@rows.equality("2.2.2", "L_DPO is at rest at pi*", preferences, tested="losses.dpo_loss")
 def dpo_at_rest(p: Preferences) -> Sides:
     """pi* of Lemma 7 is where DPO comes to rest."""
     optimum = languages.policy_logits(p.language, p.log_optimum)
@@ -114,6 +120,7 @@ def dpo_at_rest(p: Preferences) -> Sides:
     return Sides(slope, torch.zeros_like(slope), scale=float(gradient(_dpo(p), p.logits).norm()))
 
 
+@rows.equality("2.2.2", "L_DPO = ln 2 at the reference", preferences, tested="losses.dpo_loss")
 def dpo_at_the_reference(p: Preferences) -> Sides:
     """Where the policy is the reference every pair's loss is ln 2."""
     four = (*_pairs(p.log_reference), *_pairs(p.log_reference))
@@ -121,6 +128,7 @@ def dpo_at_the_reference(p: Preferences) -> Sides:
     return Sides(loss, torch.full_like(loss, math.log(2.0)))
 
 
+@rows.equality("2.2.2", "margins of pi* = differences of r + f(x)", preferences, tested="losses.preference_metrics")
 def dpo_margins(p: Preferences) -> Sides:
     """At pi* the margins that are reported are the differences of the true reward, whatever f(x) is added to it."""
     metrics = losses.preference_metrics(*_pairs(p.log_optimum), *_pairs(p.log_reference), p.kl_coef)
@@ -128,6 +136,7 @@ def dpo_margins(p: Preferences) -> Sides:
     return Sides(metrics["rewards/margins"], first - second)
 
 
+@rows.equality("2.2.2", "smoothed DPO with soft labels", preferences, tested="losses.smoothed_dpo_loss")
 def soft_labels(p: Preferences) -> Sides:
     """Smoothing by 1 - p(y1 > y2|x) of each pair is DPO on soft labels."""
     eps = 1.0 - exact_preferences.preference_probs(p.score)
@@ -142,24 +151,26 @@ def soft_labels(p: Preferences) -> Sides:
 _FLIPS = 0.2
 
 
-def _flipped(p: Preferences, loss: PairLoss) -> Sides:
-    """The gradient on labels of which a fifth are wrong, beside that of DPO on the true ones."""
+@rows.equality(
+    "2.2.2", "robust DPO undoes flipped labels", preferences, tested="losses.robust_dpo_loss", loss="robust_dpo_loss"
+)
+@rows.control(
+    "2.2.2",
+    "smoothed DPO undoes flipped labels",
+    preferences,
+    tested="losses.smoothed_dpo_loss",
+    loss="smoothed_dpo_loss",
+)
+def labels_flipped(p: Preferences, loss: str) -> Sides:
+    """The robust loss undoes wrong labels, of which a fifth are, on average. Negative control: the smoothed does not."""
     preference = exact_preferences.preference_probs(p.score)
     observed = (1.0 - _FLIPS) * preference + _FLIPS * (1.0 - preference)
-    found = gradient(_over_pairs(p, loss, observed), p.logits)
+    function = getattr(losses, loss)
+    found = gradient(_over_pairs(p, lambda a, b, c, d: function(a, b, c, d, p.kl_coef, _FLIPS), observed), p.logits)
     return Sides(found, gradient(_population(p), p.logits))
 
 
-def robust_undoes_flips(p: Preferences) -> Sides:
-    """The robust loss undoes wrong labels on average."""
-    return _flipped(p, lambda a, b, c, d: losses.robust_dpo_loss(a, b, c, d, p.kl_coef, _FLIPS))
-
-
-def smoothing_does_not(p: Preferences) -> Sides:
-    """Negative control: the smoothed loss does not."""
-    return _flipped(p, lambda a, b, c, d: losses.smoothed_dpo_loss(a, b, c, d, p.kl_coef, _FLIPS))
-
-
+@rows.equality("2.2.2", "IPO is at rest at (2p - 1)/(2 beta)", preferences, tested="losses.ipo_loss")
 def ipo_at_rest(p: Preferences) -> Sides:
     """A pair labelled with probability p is at rest for IPO where its margin is (2p - 1) / (2 beta)."""
     preference = exact_preferences.preference_probs(p.score)
@@ -174,34 +185,8 @@ def ipo_at_rest(p: Preferences) -> Sides:
     return Sides(slope, torch.zeros_like(slope), scale=float(gradient(expected, torch.zeros_like(best)).norm()))
 
 
+@rows.equality("2.2.2", "r = implicit reward + beta log Z", preferences, tested="losses.implicit_reward")
 def implicit_reward(p: Preferences) -> Sides:
     """The implicit reward of pi*, plus beta log Z(x), is the reward."""
     found = losses.implicit_reward(p.log_optimum, p.log_reference, p.kl_coef)
     return Sides(found + p.kl_coef * p.partition.log().unsqueeze(-1), p.score)
-
-
-# The rows
-
-_BT = "losses.bradley_terry_loss"
-_DPO = "losses.dpo_loss"
-_SMOOTHED = "losses.smoothed_dpo_loss"
-_ROBUST = "losses.robust_dpo_loss"
-_METRICS = "losses.preference_metrics"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("2.2.1", "L_R over all pairs, value and gradient", EQUALITY, preferences, reward_loss, _BT),
-    Statement("2.2.1", "L_R of r + f(x)", EQUALITY, preferences, reward_loss_invariant, _BT),
-    Statement("2.2.2", "L_DPO over all pairs, value and gradient", EQUALITY, preferences, dpo_over_pairs, _DPO),
-    Statement("2.2.2", "L_DPO, chosen and rejected exchanged", CONTROL, preferences, dpo_swapped, _DPO),
-    Statement("2.2.2", "L_DPO without the reference", CONTROL, preferences, dpo_without_the_reference, _DPO),
-    Statement("2.2.2", "L_DPO is at rest at pi*", EQUALITY, preferences, dpo_at_rest, _DPO),
-    Statement("2.2.2", "L_DPO = ln 2 at the reference", EQUALITY, preferences, dpo_at_the_reference, _DPO),
-    Statement("2.2.2", "margins of pi* = differences of r + f(x)", EQUALITY, preferences, dpo_margins, _METRICS),
-    Statement("2.2.2", "smoothed DPO with soft labels", EQUALITY, preferences, soft_labels, _SMOOTHED),
-    Statement("2.2.2", "robust DPO undoes flipped labels", EQUALITY, preferences, robust_undoes_flips, _ROBUST),
-    Statement("2.2.2", "smoothed DPO undoes flipped labels", CONTROL, preferences, smoothing_does_not, _SMOOTHED),
-    Statement("2.2.2", "IPO is at rest at (2p - 1)/(2 beta)", EQUALITY, preferences, ipo_at_rest, "losses.ipo_loss"),
-    Statement(
-        "2.2.2", "r = implicit reward + beta log Z", EQUALITY, preferences, implicit_reward, "losses.implicit_reward"
-    ),
-)

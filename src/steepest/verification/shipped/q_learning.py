@@ -17,8 +17,10 @@ from steepest.algorithms.dqn import DQN, DQNConfig
 from steepest.exact import optimal
 from steepest.types import ActionSpec, ObsField, ObsSpec
 from steepest.verification.random_problems import Process, episodic
-from steepest.verification.shipped.distributions import F64, normal_draws
-from steepest.verification.statement import CONTROL, EQUALITY, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.shipped.distributions import normal_draws
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 # The optimum of a finite process
 
@@ -53,38 +55,32 @@ def optimum(seed: int) -> Optimum:
     return Optimum(c, best, target, 3.0 + 2.0 * target, reward, c.mdp.absorbing.expand(reward.shape))
 
 
+@rows.equality("1.11", "DQN's target at Q*, finite", optimum, tested="losses.dqn_target")
 def fixed_point(c: Optimum) -> Sides:
     """E_{s'} of DQN's target is Q* where the target network is."""
     q = c.target.expand(*c.reward.shape, -1)
     return c.expected(losses.dqn_target(c.reward, q, c.terminated, c.process.mdp.gamma))
 
 
-def double_fixed_point(c: Optimum) -> Sides:
-    """So is double DQN's, whatever values the other network has, as long as its greedy actions are right."""
-    return c.expected(_double(c, c.target, c.online))
+@rows.equality("1.11", "double DQN's target at Q*, finite", optimum, tested="losses.double_dqn_target")
+@rows.control("1.11", "the same, networks exchanged", optimum, tested="losses.double_dqn_target", exchanged=True)
+def double_fixed_point(c: Optimum, exchanged: bool = False) -> Sides:
+    """So is double DQN's, whatever values the other network has, as long as its greedy actions are right.
+
+    Negative control: the network that learns values the action that the target network picks.
+    """
+    tables = (c.online, c.target) if exchanged else (c.target, c.online)
+    q, other = (x.expand(*c.reward.shape, -1) for x in tables)
+    return c.expected(losses.double_dqn_target(c.reward, q, other, c.terminated, c.process.mdp.gamma))
 
 
-def exchanged_fixed_point(c: Optimum) -> Sides:
-    """Negative control: the network that learns values the action that the target network picks."""
-    return c.expected(_double(c, c.online, c.target))
+@rows.equality("1.11", "DQN at rest at Q*, finite", optimum, tested="algorithms.dqn.DQN.loss")
+@rows.control("1.11", "DQN under another target network", optimum, tested="algorithms.dqn.DQN.loss", factor=1.1)
+def agent_at_rest(c: Optimum, factor: float = 1.0) -> Sides:
+    """DQN's own loss, over every transition weighted by its probability, has no slope at Q*.
 
-
-def _double(c: Optimum, target: Tensor, online: Tensor) -> Tensor:
-    q, other = (x.expand(*c.reward.shape, -1) for x in (target, online))
-    return losses.double_dqn_target(c.reward, q, other, c.terminated, c.process.mdp.gamma)
-
-
-def agent_at_rest(c: Optimum) -> Sides:
-    """DQN's own loss, over every transition weighted by its probability, has no slope at Q*."""
-    return _agent_slope(c, c.target)
-
-
-def agent_beside_rest(c: Optimum) -> Sides:
-    """Negative control: the target network says a tenth more."""
-    return _agent_slope(c, 1.1 * c.target)
-
-
-def _agent_slope(c: Optimum, target: Tensor) -> Sides:
+    Negative control: the target network says a tenth more.
+    """
     mdp = c.process.mdp
     live = (~mdp.absorbing).nonzero().squeeze(-1).tolist()
     rows = torch.tensor(list(itertools.product(live, range(mdp.num_actions), range(mdp.num_states))))
@@ -96,7 +92,9 @@ def _agent_slope(c: Optimum, target: Tensor) -> Sides:
     batch["discount"] = torch.full_like(batch["reward"], mdp.gamma)
     agent = _tabular(mdp.num_states, mdp.num_actions)
     bias = torch.zeros(mdp.num_actions, dtype=F64)
-    vector, other = (agent.layout.flatten({"head.weight": q.T, "head.bias": bias}) for q in (c.target, target))
+    vector, other = (
+        agent.layout.flatten({"head.weight": q.T, "head.bias": bias}) for q in (c.target, factor * c.target)
+    )
     held = {"params": vector, "target/params": other, "buffers/epsilon": torch.zeros((), dtype=F64)}
     hyper = {"huber_threshold": torch.tensor(torch.inf)}
     pull = agent.target(held, batch)
@@ -152,11 +150,13 @@ def regression(seed: int) -> Regression:
     return Regression(draw(4, 5), draw(32, 5), draw(32, 5), action, draw(32), torch.arange(32) // 4 % 4 == 0, 0.9)
 
 
+@rows.equality("1.11", "Q-network's loss: its semi-gradient", regression, tested="losses.chosen_q_value")
 def semi_gradient(c: Regression) -> Sides:
     """(Q(s, a) - y) grad Q(s, a), summed over the batch; y has none."""
     return Sides(_slope(c, None), _by_action(c, c.delta.unsqueeze(-1) * c.feature, c.action))
 
 
+@rows.control("1.11", "Q-network's loss: through the target too", regression, tested="losses.dqn_target")
 def residual_gradient(c: Regression) -> Sides:
     """Negative control: the gradient of the squared Bellman error, through its target too."""
     weighed = c.delta.unsqueeze(-1)
@@ -164,6 +164,7 @@ def residual_gradient(c: Regression) -> Sides:
     return Sides(_slope(c, None), whole)
 
 
+@rows.equality("1.11", "Q-network's loss beyond the Huber threshold", regression, tested="losses.huber_loss")
 def huber_gradient(c: Regression) -> Sides:
     """clip(Q(s, a) - y, -c, c) grad Q(s, a)."""
     return Sides(_slope(c, 0.5), _by_action(c, c.delta.clamp(-0.5, 0.5).unsqueeze(-1) * c.feature, c.action))
@@ -228,60 +229,32 @@ def noise(seed: int) -> Noise:
     return Noise(draw(), value, size, 0.9, q, online, draw(3))
 
 
-def double_is_unbiased(c: Noise) -> Sides:
-    """With errors of its own, the network that picks the action leaves the mean target where it belongs."""
-    return Sides(c.double(c.online).mean(), c.right)
-
-
-def double_with_one_network(c: Noise) -> Sides:
-    """Negative control: both networks make the same errors."""
-    return Sides(c.double(c.q_value).mean(), c.right)
-
-
-def dqn_is_unbiased(c: Noise) -> Sides:
-    """Negative control: DQN's mean target, where errors have mean 0."""
-    return Sides(c.dqn().mean(), c.right)
-
-
+@rows.equality("1.11", "DQN's overestimation, errors listed", noise, tested="losses.dqn_target")
 def overestimation(c: Noise) -> Sides:
     """DQN's is too high by gamma E[max of the errors]: the size, unless all three are down."""
     return Sides(c.dqn().mean(), c.right + c.gamma * c.size * (7.0 / 8.0 - 1.0 / 8.0))
 
 
+@rows.control("1.11", "no overestimation by DQN", noise, tested="losses.dqn_target")
+def dqn_is_unbiased(c: Noise) -> Sides:
+    """Negative control: DQN's mean target, where errors have mean 0."""
+    return Sides(c.dqn().mean(), c.right)
+
+
+@rows.equality("1.11", "no overestimation by double DQN", noise, tested="losses.double_dqn_target")
+def double_is_unbiased(c: Noise) -> Sides:
+    """With errors of its own, the network that picks the action leaves the mean target where it belongs."""
+    return Sides(c.double(c.online).mean(), c.right)
+
+
+@rows.control("1.11", "the same with one network", noise, tested="losses.double_dqn_target")
+def double_with_one_network(c: Noise) -> Sides:
+    """Negative control: both networks make the same errors."""
+    return Sides(c.double(c.q_value).mean(), c.right)
+
+
+@rows.inequality("1.11", "double DQN's target <= DQN's", noise, tested="losses.double_dqn_target")
 def double_is_no_higher(c: Noise) -> Sides:
     """Target by target, whatever the values are."""
     moved = c._replace(q_value=c.q_value + c.truth)
     return Sides(moved.double(c.online + c.truth), moved.dqn())
-
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.11", "DQN's target at Q*, finite", EQUALITY, optimum, fixed_point, "losses.dqn_target"),
-    Statement(
-        "1.11", "double DQN's target at Q*, finite", EQUALITY, optimum, double_fixed_point, "losses.double_dqn_target"
-    ),
-    Statement(
-        "1.11", "the same, networks exchanged", CONTROL, optimum, exchanged_fixed_point, "losses.double_dqn_target"
-    ),
-    Statement("1.11", "DQN at rest at Q*, finite", EQUALITY, optimum, agent_at_rest, "algorithms.dqn.DQN.loss"),
-    Statement(
-        "1.11", "DQN under another target network", CONTROL, optimum, agent_beside_rest, "algorithms.dqn.DQN.loss"
-    ),
-    Statement(
-        "1.11", "Q-network's loss: its semi-gradient", EQUALITY, regression, semi_gradient, "losses.chosen_q_value"
-    ),
-    Statement(
-        "1.11", "Q-network's loss: through the target too", CONTROL, regression, residual_gradient, "losses.dqn_target"
-    ),
-    Statement(
-        "1.11", "Q-network's loss beyond the Huber threshold", EQUALITY, regression, huber_gradient, "losses.huber_loss"
-    ),
-    Statement("1.11", "DQN's overestimation, errors listed", EQUALITY, noise, overestimation, "losses.dqn_target"),
-    Statement("1.11", "no overestimation by DQN", CONTROL, noise, dqn_is_unbiased, "losses.dqn_target"),
-    Statement(
-        "1.11", "no overestimation by double DQN", EQUALITY, noise, double_is_unbiased, "losses.double_dqn_target"
-    ),
-    Statement("1.11", "the same with one network", CONTROL, noise, double_with_one_network, "losses.double_dqn_target"),
-    Statement(
-        "1.11", "double DQN's target <= DQN's", INEQUALITY, noise, double_is_no_higher, "losses.double_dqn_target"
-    ),
-)

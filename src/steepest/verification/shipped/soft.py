@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from steepest import distributions
-from steepest.verification.shipped.distributions import F64, gauss_hermite, normal_draws
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, gradient
+from steepest.verification.shipped.distributions import gauss_hermite, normal_draws
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
+
+_SAMPLE = "distributions.DiagonalGaussian.sample"
 
 # 1.7: the reparametrised gradient
 
@@ -39,23 +43,20 @@ def soft_actor(seed: int) -> SoftActor:
     return SoftActor(mean_and_log_std, 0.3 * draw(3, 2), 0.5 + float(draw().abs()), *gauss_hermite(6, 2))
 
 
-def soft_actor_gradient(c: SoftActor) -> Sides:
-    """grad E[temperature log pi - Q] = E[temperature grad log pi + (temperature grad_a log pi - grad_a Q) grad f]."""
-    return Sides(_soft_actor_slope(c), soft_actor_formula(c, printed=False))
+@rows.equality("1.7", "reparametrised gradient", soft_actor, tested=_SAMPLE, printed=False)
+@rows.control("1.7", "the same with grad pi for grad log pi", soft_actor, tested=_SAMPLE, printed=True)
+def soft_actor_gradient(c: SoftActor, printed: bool) -> Sides:
+    """grad E[temperature log pi - Q] = E[temperature grad log pi + (temperature grad_a log pi - grad_a Q) grad f].
 
+    Negative control: the formula as printed begins with grad pi.
+    """
 
-def soft_actor_gradient_as_printed(c: SoftActor) -> Sides:
-    """Negative control: the formula as printed begins with grad pi."""
-    return Sides(_soft_actor_slope(c), soft_actor_formula(c, printed=True))
-
-
-def _soft_actor_slope(c: SoftActor) -> Tensor:
     def loss(x: Tensor) -> Tensor:
         policy = distributions.DiagonalGaussian(x[0].expand_as(c.noise), x[1].expand_as(c.noise))
         action = policy.sample(c.noise)
         return c.weight @ (c.temperature * policy.log_prob(action) - c.q(action))
 
-    return gradient(loss, c.parameters)
+    return Sides(gradient(loss, c.parameters), soft_actor_formula(c, printed=printed))
 
 
 def soft_actor_formula(c: SoftActor, *, printed: bool) -> Tensor:
@@ -78,26 +79,3 @@ def _density(noise: Tensor, std: Tensor) -> Tensor:
     """(n, 1) the density of N(mean, std^2) at mean + std noise."""
     log_density = -0.5 * noise.square() - torch.log(std) - 0.5 * math.log(2.0 * math.pi)
     return log_density.sum(-1, keepdim=True).exp()
-
-
-# The rows
-
-
-ROWS: tuple[Statement, ...] = (
-    Statement(
-        "1.7",
-        "reparametrised gradient",
-        EQUALITY,
-        soft_actor,
-        soft_actor_gradient,
-        "distributions.DiagonalGaussian.sample",
-    ),
-    Statement(
-        "1.7",
-        "the same with grad pi for grad log pi",
-        CONTROL,
-        soft_actor,
-        soft_actor_gradient_as_printed,
-        "distributions.DiagonalGaussian.sample",
-    ),
-)

@@ -17,9 +17,10 @@ from steepest.exact.finite_mdp import softmax_policy
 from steepest.types import ActionSpec, ObsField, ObsSpec
 from steepest.verification.random_problems import Process, continuing
 from steepest.verification.shipped.agents import differentiated
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import CONTROL, EQUALITY, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems import trust_region
+
+rows = Rows()
 
 MAX_KL = 0.01
 """Nats: the usual trust region."""
@@ -128,16 +129,19 @@ def _expected_surrogate(c: Process, theta: Tensor) -> Tensor:
     return (weight * losses.surrogate_objective(log_prob, c.policy.log(), mdps.advantage(c.mdp, c.policy))).sum()
 
 
+@rows.equality("1.10", "E[rho A]/(1 - gamma) = L(pi')", continuing, tested="losses.surrogate_objective")
 def surrogate(c: Process) -> Sides:
     """E_{s~d^pi, a~pi}[rho A] / (1 - gamma) = L_pi(pi')."""
     return Sides(_expected_surrogate(c, c.other_theta), trust_region.surrogate(c, c.other))
 
 
+@rows.equality("1.10", "grad E[rho A] at pi' = pi: grad V", continuing, tested="losses.surrogate_objective")
 def surrogate_at_the_old_policy(c: Process) -> Sides:
     """Its gradient at the old policy is that of the objective."""
     return Sides(gradient(lambda theta: _expected_surrogate(c, theta), c.theta), c.gradient)
 
 
+@rows.control("1.10", "grad E[rho A] elsewhere: grad V", continuing, tested="losses.surrogate_objective")
 def surrogate_away_from_it(c: Process) -> Sides:
     """Negative control: elsewhere it is not."""
     right = gradients.objective_gradient(c.mdp, softmax_policy, c.other_theta)
@@ -171,11 +175,13 @@ def _dense_product(c: Process) -> Tensor:
     return torch.cat([product, product.sum(0, keepdim=True)])
 
 
+@rows.equality("1.10", "Fisher-vector product = dense Fisher matrix", continuing, tested="algorithms.trpo.TRPO.fisher")
 def fisher_vector_product(c: Process) -> Sides:
     """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v."""
     return Sides(_product(c, c.theta), _dense_product(c))
 
 
+@rows.control("1.10", "Fisher matrix of another policy", continuing, tested="algorithms.trpo.TRPO.fisher")
 def fisher_of_another_policy(c: Process) -> Sides:
     """Negative control: at pi', the curvature of KL(pi' || .), which is another than that at pi."""
     return Sides(_product(c, c.other_theta), _dense_product(c))
@@ -184,12 +190,14 @@ def fisher_of_another_policy(c: Process) -> Sides:
 # The step
 
 
+@rows.equality("1.10", "TRPO's full step = exact natural step", continuing, tested="agents.natural_step.natural_step")
 def natural_step(c: Process) -> Sides:
     """The full step is the exact natural step, in log-probabilities: the Fisher matrix is singular, in logits."""
     at = setting(c, c.theta)
     return Sides(logits(at, updated(at, 1)), torch.log_softmax(c.theta + _exact_step(c), -1))
 
 
+@rows.control("1.10", "natural step = gradient step", continuing, tested="algorithms.trpo.TRPO.solve")
 def step_of_the_gradient(c: Process) -> Sides:
     """Negative control: the gradient itself, as long by the quadratic model, is another step."""
     at = setting(c, c.theta)
@@ -199,6 +207,7 @@ def step_of_the_gradient(c: Process) -> Sides:
     return Sides(logits(at, updated(at, 1)) - c.policy.log(), torch.log_softmax(c.theta + plain, -1) - c.policy.log())
 
 
+@rows.control("1.10", "step length without its root", continuing, tested="agents.natural_step.natural_step")
 def step_without_the_root(c: Process) -> Sides:
     """Negative control: 2 delta / x.F x instead of its root."""
     at = setting(c, c.theta)
@@ -212,12 +221,14 @@ def step_without_the_root(c: Process) -> Sides:
 # The search
 
 
+@rows.inequality("1.10", "KL(old||new) <= delta, searched", continuing, tested="algorithms.trpo.TRPO.search")
 def divergence_after_the_search(c: Process) -> Sides:
     """KL(pi_old || pi) <= delta after the search, however wrong the quadratic model is."""
     at = setting(c, c.theta, WIDE_KL, checked=True)
     return Sides(_divergence(c, logits(at, updated(at))), torch.tensor(WIDE_KL, dtype=F64))
 
 
+@rows.inequality("1.10", "L(new) >= 0, searched", continuing, tested="algorithms.trpo.TRPO.search")
 def improvement_after_the_search(c: Process) -> Sides:
     """L_pi(pi) = 0 <= L_pi(pi_new) after a search both ways along any line, one of which leads down at first.
 
@@ -229,6 +240,7 @@ def improvement_after_the_search(c: Process) -> Sides:
     return Sides(torch.ones_like(gains), 1.0 + gains)
 
 
+@rows.equality("1.10", "a step downhill is refused", continuing, tested="algorithms.trpo.TRPO.search")
 def downhill_search(c: Process) -> Sides:
     """Backwards along the natural step every trial lowers L, within the trust region too: the policy stays.
 
@@ -238,6 +250,7 @@ def downhill_search(c: Process) -> Sides:
     return Sides(logits(at, searched(at, -step(at))), c.policy.log())
 
 
+@rows.control("1.10", "a step downhill, by its KL alone", continuing, tested="algorithms.trpo.TRPO.search")
 def downhill_within_the_trust_region(c: Process) -> Sides:
     """Negative control: by its KL alone a trial on the way back would have been taken."""
     at = setting(c, c.theta, checked=True)
@@ -251,89 +264,16 @@ def _failing(c: Process) -> Setting:
     return at._replace(hyper={**at.hyper, "kl_limit": torch.tensor(-1.0, dtype=F64)})
 
 
+@rows.equality("1.10", "a failed search changes nothing", continuing, tested="algorithms.trpo.TRPO.search")
 def failed_search(c: Process) -> Sides:
     """A failed search leaves the policy as it was."""
     at = _failing(c)
     return Sides(logits(at, updated(at)), c.policy.log())
 
 
+@rows.control("1.10", "a failed search left at its last trial", continuing, tested="algorithms.trpo.TRPO.search")
 def failed_search_without_restoring(c: Process) -> Sides:
     """Negative control: the last trial, kept although it was refused."""
     at = _failing(c)
     last = at.state["params"] + 0.8**4 * step(at)
     return Sides(logits(at, last), logits(at, updated(at, 5)))
-
-
-# The rows
-
-_TRPO = "algorithms.trpo.TRPO"
-_STEP = "agents.natural_step.natural_step"
-_SURROGATE = "losses.surrogate_objective"
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.10", "E[rho A]/(1 - gamma) = L(pi')", EQUALITY, continuing, surrogate, _SURROGATE),
-    Statement(
-        "1.10", "grad E[rho A] at pi' = pi: grad V", EQUALITY, continuing, surrogate_at_the_old_policy, _SURROGATE
-    ),
-    Statement("1.10", "grad E[rho A] elsewhere: grad V", CONTROL, continuing, surrogate_away_from_it, _SURROGATE),
-    Statement(
-        "1.10",
-        "Fisher-vector product = dense Fisher matrix",
-        EQUALITY,
-        continuing,
-        fisher_vector_product,
-        f"{_TRPO}.fisher",
-    ),
-    Statement(
-        "1.10",
-        "Fisher matrix of another policy",
-        CONTROL,
-        continuing,
-        fisher_of_another_policy,
-        f"{_TRPO}.fisher",
-    ),
-    Statement(
-        "1.10",
-        "TRPO's full step = exact natural step",
-        EQUALITY,
-        continuing,
-        natural_step,
-        _STEP,
-    ),
-    Statement("1.10", "natural step = gradient step", CONTROL, continuing, step_of_the_gradient, f"{_TRPO}.solve"),
-    Statement(
-        "1.10",
-        "step length without its root",
-        CONTROL,
-        continuing,
-        step_without_the_root,
-        _STEP,
-    ),
-    Statement(
-        "1.10",
-        "KL(old||new) <= delta, searched",
-        INEQUALITY,
-        continuing,
-        divergence_after_the_search,
-        f"{_TRPO}.search",
-    ),
-    Statement("1.10", "L(new) >= 0, searched", INEQUALITY, continuing, improvement_after_the_search, f"{_TRPO}.search"),
-    Statement("1.10", "a step downhill is refused", EQUALITY, continuing, downhill_search, f"{_TRPO}.search"),
-    Statement(
-        "1.10",
-        "a step downhill, by its KL alone",
-        CONTROL,
-        continuing,
-        downhill_within_the_trust_region,
-        f"{_TRPO}.search",
-    ),
-    Statement("1.10", "a failed search changes nothing", EQUALITY, continuing, failed_search, f"{_TRPO}.search"),
-    Statement(
-        "1.10",
-        "a failed search left at its last trial",
-        CONTROL,
-        continuing,
-        failed_search_without_restoring,
-        f"{_TRPO}.search",
-    ),
-)

@@ -11,9 +11,10 @@ from torch import Tensor
 from steepest import losses, returns
 from steepest.exact import finite_mdp as mdps
 from steepest.verification.random_problems import Process, Recording, continuing, recording
-from steepest.verification.shipped.distributions import F64
-from steepest.verification.statement import CONTROL, EQUALITY, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems import trust_region
+
+rows = Rows()
 
 # 1.10: trust regions and advantages
 
@@ -29,11 +30,13 @@ def _expected_clipped_loss(c: Process, theta: Tensor, epsilon: float) -> Tensor:
 CLIP = 0.2
 
 
+@rows.equality("1.10", "clipped surrogate at ratio 1: grad V", continuing, tested="losses.clipped_surrogate_loss")
 def clipped_at_the_old_policy(c: Process) -> Sides:
     """At ratio 1 the clipped surrogate has the gradient of the objective."""
     return Sides(-gradient(lambda theta: _expected_clipped_loss(c, theta, CLIP), c.theta), c.gradient)
 
 
+@rows.equality("1.10", "clipped surrogate by cases", continuing, tested="losses.clipped_surrogate_loss")
 def clipped_at_a_distance(c: Process) -> Sides:
     """E[min(r A, clip(r, 1 - eps, 1 + eps) A)], by cases: the ratio is capped above where A > 0 and below elsewhere."""
     a = mdps.advantage(c.mdp, c.policy)
@@ -43,6 +46,8 @@ def clipped_at_a_distance(c: Process) -> Sides:
     return Sides(-_expected_clipped_loss(c, c.other_theta, CLIP), (weight * by_cases).sum())
 
 
+@rows.inequality("1.10", "clipped surrogate <= surrogate", continuing, tested="losses.clipped_surrogate_loss")
+@rows.control("1.10", "clipped surrogate = surrogate", continuing, tested="losses.clipped_surrogate_loss")
 def clipped_and_not(c: Process) -> Sides:
     """The clipped surrogate promises no more than the surrogate, and away from ratio 1 less (the negative control)."""
     return Sides(-_expected_clipped_loss(c, c.other_theta, CLIP), trust_region.surrogate(c, c.other))
@@ -52,11 +57,13 @@ def _expected_kl_estimate(c: Process) -> Tensor:
     return (c.policy * losses.kl_estimate(c.other.log(), c.policy.log())).sum(-1)
 
 
+@rows.equality("1.10", "E_old[k3] = KL(old||new)", continuing, tested="losses.kl_estimate")
 def kl_estimate(c: Process) -> Sides:
     """E_{a~old}[k3] = KL(old || new)."""
     return Sides(_expected_kl_estimate(c), (c.policy * (c.policy.log() - c.other.log())).sum(-1))
 
 
+@rows.control("1.10", "E_old[k3] = KL(new||old)", continuing, tested="losses.kl_estimate")
 def kl_estimate_the_wrong_way_round(c: Process) -> Sides:
     """Negative control: it estimates KL(new || old)."""
     return Sides(_expected_kl_estimate(c), (c.other * (c.other.log() - c.policy.log())).sum(-1))
@@ -71,6 +78,7 @@ def _gae(r: Recording, decay: float) -> Tensor:
     return returns.generalized_advantage(r.reward, r.value, *_no_flags(r), r.gamma, decay)
 
 
+@rows.equality("1.10", "TD errors telescope, every k", recording, tested="returns.td_error")
 def td_errors_telescope(r: Recording) -> Sides:
     """sum_{l<k} gamma^l delta_{t+l} = A^(k), for every k."""
     never = _no_flags(r)[0]
@@ -80,40 +88,35 @@ def td_errors_telescope(r: Recording) -> Sides:
     return Sides((r.gamma ** torch.arange(steps, dtype=F64) * delta).cumsum(0), right)
 
 
+@rows.equality("1.10", "GAE = mixture of A^(k)", recording, tested="returns.generalized_advantage")
 def gae_is_a_mixture(r: Recording) -> Sides:
     """GAE = (1 - lambda) sum_{k<n} lambda^(k-1) A^(k) + lambda^(n-1) A^(n)."""
     return Sides(_gae(r, r.trace_decay), trust_region.weighted_advantages(r))
 
 
+@rows.equality("1.10", "GAE = sum of TD errors", recording, tested="returns.generalized_advantage")
 def gae_is_a_sum(r: Recording) -> Sides:
     """GAE = sum_{l=0}^{T-t-1} (gamma lambda)^l delta_{t+l}."""
     return Sides(_gae(r, r.trace_decay), trust_region.summed_errors(r))
 
 
+@rows.equality("1.10", "GAE, lambda = 0: TD error", recording, tested="returns.generalized_advantage")
 def gae_at_lambda_0(r: Recording) -> Sides:
     """lambda = 0 is the TD error."""
     return Sides(_gae(r, 0.0), r.delta)
 
 
+@rows.equality("1.10", "GAE, lambda = 1: Monte Carlo", recording, tested="returns.generalized_advantage")
 def gae_at_lambda_1(r: Recording) -> Sides:
     """lambda = 1 is the reward-to-go, bootstrapped at the end, less the value."""
     steps = len(r.reward)
     return Sides(_gae(r, 1.0), torch.stack([trust_region.k_step_advantage(r, t, steps - t) for t in range(steps)]))
 
 
+@rows.control("1.10", "GAE, equal last weight", recording, tested="returns.generalized_advantage")
 def gae_with_equal_last_weight(r: Recording) -> Sides:
     """Negative control: a finite mixture whose last weight is (1 - lambda) lambda^(n-1)."""
     return Sides(_gae(r, r.trace_decay), trust_region.weighted_advantages(r, last_takes_the_rest=False))
-
-
-def lambda_return(r: Recording) -> Sides:
-    """G_t = r_t + gamma [(1 - lambda) V(s_{t+1}) + lambda G_{t+1}], G_T = V(s_T), by the recursion itself."""
-    found = returns.lambda_return(r.reward, r.value, *_no_flags(r), r.gamma, r.trace_decay)
-    following, rows = r.value[-1], list[Tensor]()
-    for t in reversed(range(len(r.reward))):
-        following = r.reward[t] + r.gamma * ((1.0 - r.trace_decay) * r.value[t + 1] + r.trace_decay * following)
-        rows.append(following)
-    return Sides(found, torch.stack(rows[::-1]))
 
 
 class Episodes(NamedTuple):
@@ -146,48 +149,32 @@ def _gae_of_episodes(e: Episodes, terminated: Tensor, truncated: Tensor) -> Tens
     return returns.generalized_advantage(r.reward, r.value, terminated, truncated, valid, r.gamma, r.trace_decay)
 
 
+@rows.equality("1.10", "GAE within episodes", episodes, tested="returns.generalized_advantage")
 def gae_within_episodes(e: Episodes) -> Sides:
     """Never across an episode's end; V = 0 after termination, the true next value at truncation."""
     return Sides(_gae_of_episodes(e, e.terminated, e.truncated), _episode_sums(e))
 
 
+@rows.control("1.10", "GAE across episodes", episodes, tested="returns.generalized_advantage")
 def gae_across_episodes(e: Episodes) -> Sides:
     """Negative control: the recursion taken across the ends of episodes."""
     never = torch.zeros_like(e.terminated)
     return Sides(_gae_of_episodes(e, never, never), _episode_sums(e))
 
 
+@rows.control("1.10", "truncation as termination", episodes, tested="returns.generalized_advantage")
 def truncation_as_termination(e: Episodes) -> Sides:
     """Negative control: a truncated episode treated as if it had ended."""
     never = torch.zeros_like(e.terminated)
     return Sides(_gae_of_episodes(e, e.terminated | e.truncated, never), _episode_sums(e))
 
 
-# The rows
-
-_CLIPPED = "losses.clipped_surrogate_loss"
-_GAE = "returns.generalized_advantage"
-_TD = "returns.td_error"
-
-ROWS: tuple[Statement, ...] = (
-    Statement(
-        "1.10", "clipped surrogate at ratio 1: grad V", EQUALITY, continuing, clipped_at_the_old_policy, _CLIPPED
-    ),
-    Statement("1.10", "clipped surrogate by cases", EQUALITY, continuing, clipped_at_a_distance, _CLIPPED),
-    Statement("1.10", "clipped surrogate <= surrogate", INEQUALITY, continuing, clipped_and_not, _CLIPPED),
-    Statement("1.10", "clipped surrogate = surrogate", CONTROL, continuing, clipped_and_not, _CLIPPED),
-    Statement("1.10", "E_old[k3] = KL(old||new)", EQUALITY, continuing, kl_estimate, "losses.kl_estimate"),
-    Statement(
-        "1.10", "E_old[k3] = KL(new||old)", CONTROL, continuing, kl_estimate_the_wrong_way_round, "losses.kl_estimate"
-    ),
-    Statement("1.10", "TD errors telescope, every k", EQUALITY, recording, td_errors_telescope, _TD),
-    Statement("1.10", "GAE = mixture of A^(k)", EQUALITY, recording, gae_is_a_mixture, _GAE),
-    Statement("1.10", "GAE = sum of TD errors", EQUALITY, recording, gae_is_a_sum, _GAE),
-    Statement("1.10", "GAE, lambda = 0: TD error", EQUALITY, recording, gae_at_lambda_0, _GAE),
-    Statement("1.10", "GAE, lambda = 1: Monte Carlo", EQUALITY, recording, gae_at_lambda_1, _GAE),
-    Statement("1.10", "GAE, equal last weight", CONTROL, recording, gae_with_equal_last_weight, _GAE),
-    Statement("1.10", "GAE within episodes", EQUALITY, episodes, gae_within_episodes, _GAE),
-    Statement("1.10", "GAE across episodes", CONTROL, episodes, gae_across_episodes, _GAE),
-    Statement("1.10", "truncation as termination", CONTROL, episodes, truncation_as_termination, _GAE),
-    Statement("1.10", "lambda-return by its recursion", EQUALITY, recording, lambda_return, "returns.lambda_return"),
-)
+@rows.equality("1.10", "lambda-return by its recursion", recording, tested="returns.lambda_return")
+def lambda_return(r: Recording) -> Sides:
+    """G_t = r_t + gamma [(1 - lambda) V(s_{t+1}) + lambda G_{t+1}], G_T = V(s_T), by the recursion itself."""
+    found = returns.lambda_return(r.reward, r.value, *_no_flags(r), r.gamma, r.trace_decay)
+    following, rows = r.value[-1], list[Tensor]()
+    for t in reversed(range(len(r.reward))):
+        following = r.reward[t] + r.gamma * ((1.0 - r.trace_decay) * r.value[t + 1] + r.trace_decay * following)
+        rows.append(following)
+    return Sides(found, torch.stack(rows[::-1]))

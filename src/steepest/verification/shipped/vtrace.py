@@ -12,9 +12,11 @@ from torch import Tensor
 from steepest import returns
 from steepest.exact import finite_mdp as mdps
 from steepest.verification.random_problems import HORIZON, Process, Recording, episodic, recording
-from steepest.verification.shipped.distributions import F64, normal_draws
-from steepest.verification.statement import CONTROL, EQUALITY, INEQUALITY, Sides, Statement
+from steepest.verification.shipped.distributions import normal_draws
+from steepest.verification.statement import F64, Rows, Sides
 from steepest.verification.theorems import trust_region
+
+rows = Rows()
 
 TRACE_DECAY = 0.7
 RHO_BAR, C_BAR = 1.2, 0.8
@@ -40,6 +42,7 @@ def _vtrace(r: Recording, log_ratio: Tensor) -> returns.VTrace:
     return returns.vtrace(*arguments, RHO_BAR, C_BAR)
 
 
+@rows.equality("1.10", "V-trace on-policy: lambda-return and GAE", recording, tested="returns.vtrace")
 def on_policy(r: Recording) -> Sides:
     """With ratios of 1 the target is the lambda-return, and both q - V and the advantage are GAE."""
     never = torch.zeros_like(r.reward, dtype=torch.bool)
@@ -60,11 +63,13 @@ def _defining_sum(o: OffPolicy) -> Tensor:
     return torch.stack([torch.as_tensor(x) for x in rows])
 
 
+@rows.equality("1.10", "V-trace = sum of clipped TD errors", off_policy, tested="returns.vtrace")
 def defining_sum(o: OffPolicy) -> Sides:
     """v_t = V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k}."""
     return Sides(_vtrace(o.recording, o.log_ratio).target, _defining_sum(o))
 
 
+@rows.control("1.10", "V-trace, ratios a step late", off_policy, tested="returns.vtrace")
 def ratio_of_the_next_step(o: OffPolicy) -> Sides:
     """Negative control: every step weighted by the ratio of the step after it."""
     return Sides(_vtrace(o.recording, o.log_ratio.roll(-1)).target, _defining_sum(o))
@@ -99,36 +104,28 @@ def _clipped_policy(c: Process, rho_bar: float) -> Tensor:
     return lower / lower.sum(-1, keepdim=True)
 
 
+@rows.equality("1.10", "V-trace's fixed point: V of pi_rho", episodic, tested="returns.vtrace")
 def fixed_point(c: Process) -> Sides:
     """E_mu[v_t | s] = V(s) for the value of pi_rho(a|s) ~ min(rho_bar mu(a|s), pi(a|s))."""
     value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
     return Sides(_expected(c, value, RHO_BAR)[0], value)
 
 
+@rows.equality("1.10", "V-trace's q at its fixed point: Q of pi_rho", episodic, tested="returns.vtrace")
 def fixed_point_of_q(c: Process) -> Sides:
     """There E_mu[q_t | s, a] is the action value of pi_rho."""
     policy = _clipped_policy(c, RHO_BAR)
     return Sides(_expected(c, mdps.state_value(c.mdp, policy), RHO_BAR)[1], mdps.action_value(c.mdp, policy))
 
 
+@rows.equality("1.10", "V-trace's fixed point, rho unclipped: V^pi", episodic, tested="returns.vtrace")
 def fixed_point_unclipped(c: Process) -> Sides:
     """Without a bound on rho the fixed point is V^pi, whatever bounds c."""
     value = mdps.state_value(c.mdp, c.policy)
     return Sides(_expected(c, value, math.inf)[0], value)
 
 
-def fixed_point_of_the_policy(c: Process) -> Sides:
-    """Negative control: with rho clipped it is not V^pi."""
-    value = mdps.state_value(c.mdp, c.policy)
-    return Sides(_expected(c, value, RHO_BAR)[0], value)
-
-
-def fixed_point_with_rho_unclipped(c: Process) -> Sides:
-    """Negative control: with rho not clipped it is not the value of pi_rho."""
-    value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
-    return Sides(_expected(c, value, math.inf)[0], value)
-
-
+@rows.inequality("1.10", "V-trace contracts to V of pi_rho", episodic, tested="returns.vtrace")
 def contraction(c: Process) -> Sides:
     """max |R V - V^pi_rho| <= (1 - (1 - gamma) min_s E_mu[rho | s]) max |V - V^pi_rho|, with rho and c clipped at 1."""
     exact = mdps.state_value(c.mdp, _clipped_policy(c, 1.0))
@@ -139,16 +136,15 @@ def contraction(c: Process) -> Sides:
     return Sides(after, factor * (value - exact).abs().max())
 
 
-_VTRACE = "returns.vtrace"
+@rows.control("1.10", "V-trace's fixed point: V^pi", episodic, tested="returns.vtrace")
+def fixed_point_of_the_policy(c: Process) -> Sides:
+    """Negative control: with rho clipped it is not V^pi."""
+    value = mdps.state_value(c.mdp, c.policy)
+    return Sides(_expected(c, value, RHO_BAR)[0], value)
 
-ROWS: tuple[Statement, ...] = (
-    Statement("1.10", "V-trace on-policy: lambda-return and GAE", EQUALITY, recording, on_policy, _VTRACE),
-    Statement("1.10", "V-trace = sum of clipped TD errors", EQUALITY, off_policy, defining_sum, _VTRACE),
-    Statement("1.10", "V-trace, ratios a step late", CONTROL, off_policy, ratio_of_the_next_step, _VTRACE),
-    Statement("1.10", "V-trace's fixed point: V of pi_rho", EQUALITY, episodic, fixed_point, _VTRACE),
-    Statement("1.10", "V-trace's q at its fixed point: Q of pi_rho", EQUALITY, episodic, fixed_point_of_q, _VTRACE),
-    Statement("1.10", "V-trace's fixed point, rho unclipped: V^pi", EQUALITY, episodic, fixed_point_unclipped, _VTRACE),
-    Statement("1.10", "V-trace contracts to V of pi_rho", INEQUALITY, episodic, contraction, _VTRACE),
-    Statement("1.10", "V-trace's fixed point: V^pi", CONTROL, episodic, fixed_point_of_the_policy, _VTRACE),
-    Statement("1.10", "V of pi_rho with rho unclipped", CONTROL, episodic, fixed_point_with_rho_unclipped, _VTRACE),
-)
+
+@rows.control("1.10", "V of pi_rho with rho unclipped", episodic, tested="returns.vtrace")
+def fixed_point_with_rho_unclipped(c: Process) -> Sides:
+    """Negative control: with rho not clipped it is not the value of pi_rho."""
+    value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
+    return Sides(_expected(c, value, math.inf)[0], value)

@@ -3,8 +3,10 @@
 A function takes a random problem (``Process``, ``Recording``, ``Dataset``, ``Control``, ``Preferences``) and computes
 left and right by different routes: a sum over every trajectory against a linear solve, a formula against automatic
 differentiation. Where the notes misprint a formula, the printed form stands beside it as a negative control, which has
-to fail. One file per chapter exports its ``ROWS``; ``STATEMENTS`` lists them all, and ``steepest verify`` runs them.
-Units are those of ``finite_mdp``.
+to fail. One file per chapter declares its ``rows``, each beside its function; ``STATEMENTS`` lists them all, and
+``steepest verify`` runs them. Units are those of ``finite_mdp``.
+
+Verified:  every function with a row, in tests/exact/test_theorems.py::test_every_statement
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from steepest.verification.theorems import (
 )
 
 STATEMENTS: tuple[Statement, ...] = (
-    *policy_gradient.ROWS,
-    *off_policy.ROWS,
-    *soft.ROWS,
-    *gain.ROWS,
-    *performance_difference.ROWS,
-    *trust_region.ROWS,
-    *deterministic.ROWS,
-    *offline.ROWS,
-    *language.ROWS,
+    *policy_gradient.rows,
+    *off_policy.rows,
+    *soft.rows,
+    *gain.rows,
+    *performance_difference.rows,
+    *trust_region.rows,
+    *deterministic.rows,
+    *offline.rows,
+    *language.rows,
 )
 """Every statement that needs nothing but the exact solutions, by section of the notes."""

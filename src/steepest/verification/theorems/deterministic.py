@@ -8,55 +8,58 @@ from torch import Tensor
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import lqr, lqr_gradients
 from steepest.verification.random_problems import Control, Process, continuing, control, normal, stream
-from steepest.verification.statement import CONTROL, EQUALITY, F64, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 
+@rows.equality("1.11", "J = sum p^pi pi r", continuing)
 def objective_over_visits(c: Process) -> Sides:
     """The objective is an integral of rewards over p^pi, whose sum starts at t = 0.
 
     Equation:  J(pi) = sum_s p^pi(s) sum_a pi(a|s) r(s, a),  p^pi(s) = sum_{t>=0} gamma^t P(s_t = s)
     Source:    notes 1.11.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     visits = mdps.discounted_visits(c.mdp, c.policy)
     return Sides(mdps.objective(c.mdp, c.policy), visits @ mdps.policy_reward(c.mdp, c.policy))
 
 
+@rows.control("1.11", "J with p^pi from t = 1", continuing)
 def objective_over_visits_from_step_1(c: Process) -> Sides:
     """Negative control: p^pi as printed, sum_{t>=1} gamma^(t-1) P(s_t = s), leaves the first state out."""
     visits = (mdps.discounted_visits(c.mdp, c.policy) - c.mdp.initial) / c.mdp.gamma
     return Sides(mdps.objective(c.mdp, c.policy), visits @ mdps.policy_reward(c.mdp, c.policy))
 
 
+@rows.equality("1.11", "J = integral of p^mu r(s, mu(s)), LQR", control)
 def control_objective_over_visits(c: Control) -> Sides:
     """The same for continuous states and actions, the integral of a quadratic reward being a trace.
 
     Equation:  J(mu) = integral of p^mu(s) r(s, mu(s)) ds = -tr((Q + K'R K) M)
     Source:    notes 1.11.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     cost = c.problem.Q + c.feedback.mT @ c.problem.R @ c.feedback
     moment = lqr.second_moment(c.problem, c.feedback)
     return Sides(lqr.objective(c.problem, c.feedback), -(cost * moment).sum())
 
 
+@rows.equality("1.11", "deterministic policy gradient theorem, LQR", control)
 def deterministic_policy_gradient(c: Control) -> Sides:
     """The deterministic policy gradient theorem.
 
     Equation:  grad J = integral of p^mu(s) grad_theta mu(s) grad_a Q^mu(s, a) at a = mu(s)
     Source:    notes 1.11, Eq. 1; Silver et al. 2014, Theorem 1. Left by differentiating the objective's closed form.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     left = gradient(lambda k: lqr.objective(c.problem, k), c.feedback)
     return Sides(left, lqr_gradients.deterministic_policy_gradient(c.problem, c.feedback))
 
 
+@rows.equality("1.11", "grad Q(s, mu(s)) = grad mu grad_a Q", control)
 def chain_rule(c: Control) -> Sides:
     """Moving a policy along Q is moving its action along grad_a Q; at one state, Q held fixed.
 
     Equation:  grad_theta Q^k(s, mu_theta(s)) = grad_theta mu_theta(s) grad_a Q^k(s, a) at a = mu_theta(s)
     Source:    notes 1.11. Left by automatic differentiation, right with the closed form of grad_a Q.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q, state = lqr.q_function(c.problem, c.feedback), c.problem.initial_mean
     left = gradient(lambda k: q(state, k @ state), c.feedback)
@@ -75,29 +78,30 @@ def _expected_critic_error(c: Control, following: Tensor) -> Tensor:
     return reward + c.problem.discount * (q(after, after @ following.mT) + noise) - q(state, action)
 
 
+@rows.equality("1.11", "E[delta] = 0 at Q^mu, any action", control)
 def critic_error(c: Control) -> Sides:
     """At Q^mu the critics' error has mean zero, whatever action was taken: on-policy, and off-policy with a' = mu(s').
 
     Equation:  E_{s'}[r(s, a) + gamma Q^mu(s', mu(s')) - Q^mu(s, a)] = 0 for every s and a
     Source:    notes 1.11, both algorithms; on-policy a_{t+1} is mu(s_{t+1}). Measured against Q^mu.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     error = _expected_critic_error(c, c.feedback)
     return Sides(error, torch.zeros_like(error), scale=float(lqr.q_function(c.problem, c.feedback).matrix.norm()))
 
 
+@rows.control("1.11", "the same with the behaviour's next action", control)
 def critic_error_of_the_behaviour(c: Control) -> Sides:
     """Negative control: off-policy with the behaviour's next action, where the on-policy algorithm has a_{t+1}."""
     error = _expected_critic_error(c, c.other)
     return Sides(error, torch.zeros_like(error), scale=float(lqr.q_function(c.problem, c.feedback).matrix.norm()))
 
 
+@rows.equality("1.11", "J_pi = integral of p^pi V = of p^pi Q", control)
 def off_policy_deterministic_objective(c: Control) -> Sides:
     """The off-policy objective in its two forms; the quadratic Q over p^pi is a trace and a constant.
 
     Equation:  J_pi(mu) = integral of p^pi(s) V^mu(s) ds = integral of p^pi(s) Q^mu(s, mu(s)) ds
     Source:    notes 1.11.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q = lqr.q_function(c.problem, c.feedback)
     lift = torch.cat([torch.eye(c.problem.n, dtype=F64), c.feedback])  # (s, mu(s)) from s
@@ -106,12 +110,12 @@ def off_policy_deterministic_objective(c: Control) -> Sides:
     return Sides(lqr_gradients.off_policy_objective(c.problem, c.feedback, c.other), right)
 
 
+@rows.equality("1.11", "off-policy update = grad mu grad_a Q", control)
 def off_policy_deterministic_gradient(c: Control) -> Sides:
     """The off-policy update is the gradient through the action alone, Q held fixed.
 
     Equation:  integral of p^pi(s) grad_theta mu(s) grad_a Q^mu(s, a) at a = mu(s), grad_theta Q^mu dropped
     Source:    notes 1.11; Silver et al. 2014, Eq. 15.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q = lqr.q_function(c.problem, c.feedback)
     moment = lqr.second_moment(c.problem, c.other)
@@ -125,18 +129,19 @@ def off_policy_deterministic_gradient(c: Control) -> Sides:
     )
 
 
+@rows.equality("1.11", "off-policy, the whole gradient", control)
 def off_policy_deterministic_whole_gradient(c: Control) -> Sides:
     """What brings the dropped term back: states weighted as mu meets them from where the other policy is.
 
     Equation:  grad J_pi(mu) = integral of m(s) grad_theta mu(s) grad_a Q^mu(s, a) at a = mu(s),
                m = sum_t gamma^t P(s_t = s; s_0 ~ p^pi, mu)
     Source:    derived as the emphatic gradient of 1.6. Left by differentiating the objective's closed form.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     left = gradient(lambda k: lqr_gradients.off_policy_objective(c.problem, k, c.other), c.feedback)
     return Sides(left, lqr_gradients.off_policy_gradient(c.problem, c.feedback, c.other))
 
 
+@rows.control("1.11", "off-policy, grad Q dropped", control)
 def off_policy_deterministic_is_approximate(c: Control) -> Sides:
     """Negative control: with grad_theta Q dropped it is not the gradient of J_pi."""
     return Sides(
@@ -145,6 +150,7 @@ def off_policy_deterministic_is_approximate(c: Control) -> Sides:
     )
 
 
+@rows.control("1.11", "off-policy, grad mu Q without grad_a", control)
 def off_policy_deterministic_middle_form(c: Control) -> Sides:
     """Negative control: the middle form as printed, grad mu times Q itself, lacks grad_a; at one state."""
     q, state = lqr.q_function(c.problem, c.feedback), c.problem.initial_mean
@@ -152,17 +158,18 @@ def off_policy_deterministic_middle_form(c: Control) -> Sides:
     return Sides(slope, q(state, c.feedback @ state) * state.expand_as(slope))
 
 
+@rows.equality("1.11", "compatible critic gives the gradient", control)
 def compatible_critic(c: Control) -> Sides:
     """With the compatible critic that fits grad_a Q best, the actor's gradient is exact, though the fit is not.
 
     Equation:  grad_theta_i J = E_{s~p^mu}[grad_theta_i mu(s)' grad_a Q^w(s, a)],  grad_a Q^w = grad_theta mu(s)' w
     Source:    notes 1.11; Silver et al. 2014, Theorem 3. Two directions D_i = dK/dtheta_i of six.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     directions = torch.stack([c.other, c.feedback])
     return _actor_gradients(c, directions, lqr_gradients.compatible_weights(c.problem, c.feedback, directions))
 
 
+@rows.control("1.11", "compatible critic of other states", control)
 def compatible_critic_of_other_states(c: Control) -> Sides:
     """Negative control: the same critic fitted over the states of another policy."""
     directions = torch.stack([c.other, c.feedback])
@@ -177,23 +184,3 @@ def _actor_gradients(c: Control, directions: Tensor, w: Tensor) -> Sides:
     left = torch.einsum("iab,ab->i", directions, gradient(lambda k: lqr.objective(c.problem, k), c.feedback))
     fitted = torch.einsum("jab,j->ab", directions, w)
     return Sides(left, torch.einsum("iab,ab->i", directions, fitted @ lqr.second_moment(c.problem, c.feedback)))
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.11", "J = sum p^pi pi r", EQUALITY, continuing, objective_over_visits),
-    Statement("1.11", "J with p^pi from t = 1", CONTROL, continuing, objective_over_visits_from_step_1),
-    Statement("1.11", "J = integral of p^mu r(s, mu(s)), LQR", EQUALITY, control, control_objective_over_visits),
-    Statement("1.11", "deterministic policy gradient theorem, LQR", EQUALITY, control, deterministic_policy_gradient),
-    Statement("1.11", "grad Q(s, mu(s)) = grad mu grad_a Q", EQUALITY, control, chain_rule),
-    Statement("1.11", "E[delta] = 0 at Q^mu, any action", EQUALITY, control, critic_error),
-    Statement("1.11", "the same with the behaviour's next action", CONTROL, control, critic_error_of_the_behaviour),
-    Statement("1.11", "J_pi = integral of p^pi V = of p^pi Q", EQUALITY, control, off_policy_deterministic_objective),
-    Statement("1.11", "off-policy update = grad mu grad_a Q", EQUALITY, control, off_policy_deterministic_gradient),
-    Statement("1.11", "off-policy, the whole gradient", EQUALITY, control, off_policy_deterministic_whole_gradient),
-    Statement("1.11", "off-policy, grad Q dropped", CONTROL, control, off_policy_deterministic_is_approximate),
-    Statement("1.11", "off-policy, grad mu Q without grad_a", CONTROL, control, off_policy_deterministic_middle_form),
-    Statement("1.11", "compatible critic gives the gradient", EQUALITY, control, compatible_critic),
-    Statement("1.11", "compatible critic of other states", CONTROL, control, compatible_critic_of_other_states),
-)

@@ -9,27 +9,29 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains, gradients
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.verification.random_problems import Process, continuing, weighted_gradient
-from steepest.verification.statement import CONTROL, EQUALITY, Sides, Statement, jacobian
+from steepest.verification.statement import Rows, Sides, jacobian
+
+rows = Rows()
 
 
+@rows.equality("1.8", "lim E[R_t] = sum_s mu(s) sum_a pi r", continuing)
 def average_reward(c: Process) -> Sides:
     """The average reward is what a step earns in the long run, wherever it began.
 
     Equation:  lim_t E[R_t] = sum_s mu(s) sum_a pi(a|s) r(s, a)
     Source:    notes 1.8. The limit at t = 512, from every state.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     late = torch.linalg.matrix_power(mdps.policy_transition(c.mdp, c.policy), 512)
     left = late @ mdps.policy_reward(c.mdp, c.policy)
     return Sides(left, gains.gain(c.mdp, c.policy).expand_as(left))
 
 
+@rows.equality("1.8", "V(s) = E[sum_t R_t - r(pi)]", continuing)
 def differential_values(c: Process) -> Sides:
     """The value beyond the gain is the sum of expected rewards less the gain.
 
     Equation:  V(s) = E[sum_t (R_t - r(pi)) | s_0 = s], which has mean zero under mu
     Source:    notes 1.8. The sum by doubling, over 2^10 steps.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     step = mdps.policy_transition(c.mdp, c.policy)
     total = mdps.policy_reward(c.mdp, c.policy) - gains.gain(c.mdp, c.policy)
@@ -45,29 +47,30 @@ def _expected_differential_error(c: Process, gain: Tensor | float) -> Tensor:
     return c.mdp.reward - gain + c.mdp.transition @ v - v.unsqueeze(-1)
 
 
+@rows.equality("1.8", "E[r - r(pi) + v(s') - v(s)] = 0", continuing)
 def differential_error(c: Process) -> Sides:
     """The differential TD error has mean zero in every state.
 
     Equation:  E_{a~pi, s'}[r - r(pi) + v(s') - v(s)] = 0
     Source:    notes 1.8, from its definition of G_t. Measured against v.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     error = (c.policy * _expected_differential_error(c, gains.gain(c.mdp, c.policy))).sum(-1)
     return Sides(error, torch.zeros_like(error), scale=float(gains.differential_value(c.mdp, c.policy).norm()))
 
 
+@rows.control("1.8", "TD error without the gain", continuing)
 def differential_error_without_the_gain(c: Process) -> Sides:
     """Negative control: the TD error of discounted problems at gamma = 1, which leaves the gain in."""
     error = (c.policy * _expected_differential_error(c, 0.0)).sum(-1)
     return Sides(error, torch.zeros_like(error), scale=float(gains.differential_value(c.mdp, c.policy).norm()))
 
 
+@rows.equality("1.8", "Theorem 4", continuing)
 def theorem_4(c: Process) -> Sides:
     """The policy-gradient theorem of continuing problems; the proof gives an equality.
 
     Equation:  grad r(pi) = sum_s mu(s) sum_a q(s, a) grad pi(a|s)
     Source:    notes 1.8, Theorem 4.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(
         gradients.gain_gradient(c.mdp, softmax_policy, c.theta),
@@ -75,21 +78,12 @@ def theorem_4(c: Process) -> Sides:
     )
 
 
-def theorem_4_with_discounted_values(c: Process) -> Sides:
-    """Negative control: discounted action values in the place of differential ones."""
-    mu = gains.stationary_distribution(c.mdp, c.policy)
-    return Sides(
-        gradients.gain_gradient(c.mdp, softmax_policy, c.theta),
-        weighted_gradient(c, mu, mdps.action_value(c.mdp, c.policy)),
-    )
-
-
+@rows.equality("1.8", "Theorem 4, its proof, state by state", continuing)
 def theorem_4_proof(c: Process) -> Sides:
     """What the proof sums over s: the gradient of the gain, seen from each state by itself.
 
     Equation:  grad r(pi) = sum_a [grad pi(a|s) q(s, a) + pi(a|s) sum_s' P(s'|s, a) grad v(s')] - grad v(s), every s
     Source:    notes 1.8, the proof of Theorem 4; grad v by automatic differentiation.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q = gains.differential_action_value(c.mdp, c.policy)
     direct = jacobian(lambda theta: (softmax_policy(theta) * q).sum(-1), c.theta)
@@ -99,14 +93,11 @@ def theorem_4_proof(c: Process) -> Sides:
     return Sides(left.expand_as(slope), direct + carried - slope)
 
 
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.8", "lim E[R_t] = sum_s mu(s) sum_a pi r", EQUALITY, continuing, average_reward),
-    Statement("1.8", "V(s) = E[sum_t R_t - r(pi)]", EQUALITY, continuing, differential_values),
-    Statement("1.8", "E[r - r(pi) + v(s') - v(s)] = 0", EQUALITY, continuing, differential_error),
-    Statement("1.8", "TD error without the gain", CONTROL, continuing, differential_error_without_the_gain),
-    Statement("1.8", "Theorem 4", EQUALITY, continuing, theorem_4),
-    Statement("1.8", "Theorem 4, its proof, state by state", EQUALITY, continuing, theorem_4_proof),
-    Statement("1.8", "Theorem 4 with discounted values", CONTROL, continuing, theorem_4_with_discounted_values),
-)
+@rows.control("1.8", "Theorem 4 with discounted values", continuing)
+def theorem_4_with_discounted_values(c: Process) -> Sides:
+    """Negative control: discounted action values in the place of differential ones."""
+    mu = gains.stationary_distribution(c.mdp, c.policy)
+    return Sides(
+        gradients.gain_gradient(c.mdp, softmax_policy, c.theta),
+        weighted_gradient(c, mu, mdps.action_value(c.mdp, c.policy)),
+    )

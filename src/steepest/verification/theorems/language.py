@@ -8,7 +8,9 @@ from torch import Tensor
 from steepest.exact import language as languages
 from steepest.exact import preferences as exact_preferences
 from steepest.verification.random_problems import Preferences, preferences
-from steepest.verification.statement import CONTROL, EQUALITY, F64, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 
 def _margins(score: Tensor) -> Tensor:
@@ -16,17 +18,18 @@ def _margins(score: Tensor) -> Tensor:
     return score.unsqueeze(-1) - score.unsqueeze(-2)
 
 
+@rows.equality("2.2.1", "Bradley-Terry = sigma(r1 - r2)", preferences)
 def bradley_terry(p: Preferences) -> Sides:
     """The Bradley-Terry model is a sigmoid of the difference in reward.
 
     Equation:  exp r(x, y1) / (exp r(x, y1) + exp r(x, y2)) = sigma(r(x, y1) - r(x, y2))
     Source:    notes 2.2.1, conditioned on the prompt x.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     e = p.score.exp()
     return Sides(e.unsqueeze(-1) / (e.unsqueeze(-1) + e.unsqueeze(-2)), exact_preferences.preference_probs(p.score))
 
 
+@rows.control("2.2.1", "preferences across prompts", preferences)
 def bradley_terry_across_prompts(p: Preferences) -> Sides:
     """Negative control: compared across prompts, a reward's shift f(x) changes the preference."""
     first, second = (r[0] - r[1] for r in (p.score, p.score + p.shift))
@@ -39,23 +42,23 @@ def _preference_loss(p: Preferences, score: Tensor) -> Tensor:
     return exact_preferences.preference_loss(p.language, score, exact_preferences.preference_probs(p.score), weight)
 
 
+@rows.inequality("2.2.1", "L_R(r*) <= L_R(r)", preferences)
 def reward_model(p: Preferences) -> Sides:
     """The reward model's loss is smallest at the reward that made the preferences.
 
     Equation:  L_R(r*) <= L_R(r), r = log pi_theta being as good as any, and r* + log pi_theta / 10 near
     Source:    notes 2.2.1 (Gibbs).
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     others = torch.stack([_preference_loss(p, r) for r in (p.log_policy, p.score + 0.1 * p.log_policy)])
     return Sides(_preference_loss(p, p.score).expand_as(others), others)
 
 
+@rows.equality("2.2.1", "gradient of L_R", preferences)
 def reward_model_gradient(p: Preferences) -> Sides:
     """The gradient of the reward model's loss is the error of its preferences.
 
     Equation:  dL_R/dr(x, y1) = -2 p(x) sum_{y2} w(y1, y2|x) (p*(y1 > y2|x) - sigma(r(x, y1) - r(x, y2)))
     Source:    notes 2.2.1. Twice, since every pair is met in both orders.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     error = torch.sigmoid(_margins(p.score)) - torch.sigmoid(_margins(p.log_policy))
     reference = p.log_reference.exp()
@@ -68,39 +71,22 @@ def _token_rewards(p: Preferences) -> Tensor:
     return languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
 
 
+@rows.equality("2.2.1", "per-token rewards sum to the printed one", preferences)
 def shaped_reward_per_token(p: Preferences) -> Sides:
     """Per-token rewards, with the score on the last token, sum to the printed reward of the response.
 
     Equation:  sum_t [-beta (log pi(y_t|y_<t) - log pi_ref(y_t|y_<t))] + r(x, y) = r - beta (log pi(y) - log pi_ref(y))
     Source:    notes 2.2.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(_token_rewards(p).sum(-1), p.score - p.kl_coef * (p.log_policy - p.log_reference))
 
 
-def shaped_reward_by_token_id(p: Preferences) -> Sides:
-    """Negative control: real tokens told from padding by their id lose the EOS, and with it the score."""
-    real = (p.language.tokens != p.language.eos).to(F64)
-    return Sides((_token_rewards(p) * real).sum(-1), p.score - p.kl_coef * (p.log_policy - p.log_reference))
-
-
-def score_function_of_rlhf(p: Preferences) -> Sides:
-    """The gradient through the samples exists: the score times the shaped reward, held fixed.
-
-    Equation:  grad (E_pi[r] - beta KL(pi || pi_ref)) = E_{x, y~pi}[grad log pi (r - beta (log pi - log pi_ref))]
-    Source:    notes 2.2.1; the gradient of the reward's own log pi has mean zero.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
-    """
-    given = (p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
-    return Sides(languages.rlhf_gradient(*given), languages.rlhf_score_gradient(*given))
-
-
+@rows.equality("2.2.1", "KL of responses = E[sum of KLs of tokens]", preferences)
 def divergence_per_token(p: Preferences) -> Sides:
     """The divergence of responses is the expected sum of the divergences of their tokens.
 
     Equation:  KL(pi(.|x) || pi_ref(.|x)) = E_{y~pi}[sum_t KL(pi(.|x, y_<t) || pi_ref(.|x, y_<t))]
     Source:    notes 2.2.1, Eq. 2: why the shaped reward may be paid token by token.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(
         languages.kl_divergence(p.log_policy, p.log_reference),
@@ -108,12 +94,30 @@ def divergence_per_token(p: Preferences) -> Sides:
     )
 
 
+@rows.control("2.2.1", "tokens told from padding by id", preferences)
+def shaped_reward_by_token_id(p: Preferences) -> Sides:
+    """Negative control: real tokens told from padding by their id lose the EOS, and with it the score."""
+    real = (p.language.tokens != p.language.eos).to(F64)
+    return Sides((_token_rewards(p) * real).sum(-1), p.score - p.kl_coef * (p.log_policy - p.log_reference))
+
+
+@rows.equality("2.2.1", "gradient of (2) by scores", preferences)
+def score_function_of_rlhf(p: Preferences) -> Sides:
+    """The gradient through the samples exists: the score times the shaped reward, held fixed.
+
+    Equation:  grad (E_pi[r] - beta KL(pi || pi_ref)) = E_{x, y~pi}[grad log pi (r - beta (log pi - log pi_ref))]
+    Source:    notes 2.2.1; the gradient of the reward's own log pi has mean zero.
+    """
+    given = (p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
+    return Sides(languages.rlhf_gradient(*given), languages.rlhf_score_gradient(*given))
+
+
+@rows.equality("2.2.2", "Lemma 7: optimum and its value", preferences)
 def lemma_7(p: Preferences) -> Sides:
     """The optimum of the KL-constrained objective reaches beta E_x log Z(x), and the gradient vanishes there.
 
     Equation:  max_pi E[r] - beta KL(pi || pi_ref) = beta E_x[log Z(x)], at pi_r = pi_ref exp(r / beta) / Z(x)
     Source:    notes 2.2.2, Lemma 7. The gradient is that of the tabular policy of tokens which pi_r is.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     optimum = p.log_reference + p.score / p.kl_coef - p.partition.log().unsqueeze(-1)
     logits = languages.policy_logits(p.language, optimum)
@@ -137,28 +141,29 @@ def _near_the_optimum(p: Preferences) -> Tensor:
     return torch.log_softmax(p.log_optimum + 0.1 * p.log_policy, -1)
 
 
+@rows.inequality("2.2.2", "Lemma 7: no policy is better", preferences)
 def lemma_7_is_a_maximum(p: Preferences) -> Sides:
     """No policy does better than the optimum, at any prompt: neither a random one nor one nearby.
 
     Equation:  exp((E_pi[r] - beta KL(pi || pi_ref)) / beta) <= Z(x)
     Source:    notes 2.2.2, Lemma 7. Exponentials make both sides positive.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     found = torch.stack([_objective_by_prompt(p, log_pi) for log_pi in (p.log_policy, _near_the_optimum(p))])
     return Sides((found / p.kl_coef).exp(), p.partition.expand_as(found))
 
 
+@rows.equality("2.2.2", "Lemma 7: the gap is beta KL(pi||pi*)", preferences)
 def lemma_7_gap(p: Preferences) -> Sides:
     """What a policy misses of the optimum is its divergence from it.
 
     Equation:  E_pi[r] - beta KL(pi || pi_ref) = beta log Z(x) - beta KL(pi || pi*), for every x
     Source:    notes 2.2.2, the proof of Lemma 7.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     right = p.kl_coef * (p.partition.log() - languages.kl_divergence(p.log_policy, p.log_optimum))
     return Sides(_objective_by_prompt(p, p.log_policy), right, scale=float(p.score.norm()))
 
 
+@rows.control("2.2.2", "Lemma 7: the chain's value, without log Z", preferences)
 def lemma_7_chain_as_printed(p: Preferences) -> Sides:
     """Negative control: the chain's last line for the value, its sign and factor put back: it has lost log Z(x)."""
     return Sides(
@@ -166,29 +171,30 @@ def lemma_7_chain_as_printed(p: Preferences) -> Sides:
     )
 
 
+@rows.equality("2.2.2", "r = beta log(pi*/pi_ref) + beta log Z", preferences)
 def reparametrised_reward(p: Preferences) -> Sides:
     """The reward in terms of its optimal policy.
 
     Equation:  r(x, y) = beta log(pi*(y|x) / pi_ref(y|x)) + beta log Z(x)
     Source:    notes 2.2.2, with pi*.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     implied = exact_preferences.implied_reward(p.log_optimum, p.log_reference, p.kl_coef)
     return Sides(p.score, implied + p.kl_coef * p.partition.log().unsqueeze(-1))
 
 
+@rows.control("2.2.2", "the same with pi_theta", preferences)
 def reparametrised_reward_of_another_policy(p: Preferences) -> Sides:
     """Negative control: with pi_theta, as printed, in the place of pi*."""
     implied = exact_preferences.implied_reward(p.log_policy, p.log_reference, p.kl_coef)
     return Sides(p.score, implied + p.kl_coef * p.partition.log().unsqueeze(-1))
 
 
+@rows.equality("2.2.2", "invariance to f(x)", preferences)
 def invariant_to_a_shift(p: Preferences) -> Sides:
     """A function of the prompt added to the reward changes neither the optimal policy nor the preferences.
 
     Equation:  pi_{r + f(x)} = pi_r,  p*_{r + f(x)} = p*_r
     Source:    notes 2.2.2; Rafailov et al. 2023, Lemmas 1 and 2.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     shifted = p._replace(score=p.score + p.shift)
     left, right = (
@@ -198,12 +204,12 @@ def invariant_to_a_shift(p: Preferences) -> Sides:
     return Sides(left, right)
 
 
+@rows.equality("2.2.2", "preferences of pi*", preferences)
 def preferences_of_the_optimum(p: Preferences) -> Sides:
     """The preferences in terms of the optimal policy alone: Z(x) cancels.
 
     Equation:  p*(y1 > y2|x) = 1 / (1 + exp(beta log pi*(y2)/pi_ref(y2) - beta log pi*(y1)/pi_ref(y1)))
     Source:    notes 2.2.2.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     ratio = p.kl_coef * (p.log_optimum - p.log_reference)
     return Sides(exact_preferences.preference_probs(p.score), 1.0 / (1.0 + torch.exp(-_margins(ratio))))
@@ -215,48 +221,24 @@ def _dpo_loss(p: Preferences, log_policy: Tensor) -> Tensor:
     )
 
 
+@rows.equality("2.2.2", "L_DPO(pi*) = L_R(r), stationary", preferences)
 def dpo_loss_is_the_reward_loss(p: Preferences) -> Sides:
     """The DPO loss of the optimal policy is the reward model's loss at its reward, and stationary there.
 
     Equation:  L_DPO(pi*; pi_ref) = L_R(r),  grad L_DPO at pi* = 0
     Source:    notes 2.2.2.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     slope = gradient(lambda logits: _dpo_loss(p, torch.log_softmax(logits, -1)), p.log_optimum)
     left = torch.cat([_dpo_loss(p, p.log_optimum).view(1), slope.flatten()])
     return Sides(left, torch.cat([_preference_loss(p, p.score).view(1), torch.zeros(slope.numel(), dtype=F64)]))
 
 
+@rows.inequality("2.2.2", "L_DPO(pi*) <= L_DPO(pi)", preferences)
 def dpo_is_smallest_at_the_optimum(p: Preferences) -> Sides:
     """No policy has a smaller DPO loss than the optimal one: neither a random one nor one nearby.
 
     Equation:  L_DPO(pi*; pi_ref) <= L_DPO(pi; pi_ref)
     Source:    notes 2.2.2.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     others = torch.stack([_dpo_loss(p, log_pi) for log_pi in (p.log_policy, _near_the_optimum(p))])
     return Sides(_dpo_loss(p, p.log_optimum).expand_as(others), others)
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("2.2.1", "Bradley-Terry = sigma(r1 - r2)", EQUALITY, preferences, bradley_terry),
-    Statement("2.2.1", "preferences across prompts", CONTROL, preferences, bradley_terry_across_prompts),
-    Statement("2.2.1", "L_R(r*) <= L_R(r)", INEQUALITY, preferences, reward_model),
-    Statement("2.2.1", "gradient of L_R", EQUALITY, preferences, reward_model_gradient),
-    Statement("2.2.1", "per-token rewards sum to the printed one", EQUALITY, preferences, shaped_reward_per_token),
-    Statement("2.2.1", "KL of responses = E[sum of KLs of tokens]", EQUALITY, preferences, divergence_per_token),
-    Statement("2.2.1", "tokens told from padding by id", CONTROL, preferences, shaped_reward_by_token_id),
-    Statement("2.2.1", "gradient of (2) by scores", EQUALITY, preferences, score_function_of_rlhf),
-    Statement("2.2.2", "Lemma 7: optimum and its value", EQUALITY, preferences, lemma_7),
-    Statement("2.2.2", "Lemma 7: no policy is better", INEQUALITY, preferences, lemma_7_is_a_maximum),
-    Statement("2.2.2", "Lemma 7: the gap is beta KL(pi||pi*)", EQUALITY, preferences, lemma_7_gap),
-    Statement("2.2.2", "Lemma 7: the chain's value, without log Z", CONTROL, preferences, lemma_7_chain_as_printed),
-    Statement("2.2.2", "r = beta log(pi*/pi_ref) + beta log Z", EQUALITY, preferences, reparametrised_reward),
-    Statement("2.2.2", "the same with pi_theta", CONTROL, preferences, reparametrised_reward_of_another_policy),
-    Statement("2.2.2", "invariance to f(x)", EQUALITY, preferences, invariant_to_a_shift),
-    Statement("2.2.2", "preferences of pi*", EQUALITY, preferences, preferences_of_the_optimum),
-    Statement("2.2.2", "L_DPO(pi*) = L_R(r), stationary", EQUALITY, preferences, dpo_loss_is_the_reward_loss),
-    Statement("2.2.2", "L_DPO(pi*) <= L_DPO(pi)", INEQUALITY, preferences, dpo_is_smallest_at_the_optimum),
-)

@@ -9,28 +9,30 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gradients
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.verification.random_problems import HORIZON, Process, continuing, episodic, weighted_gradient
-from steepest.verification.statement import CONTROL, EQUALITY, F64, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 
+@rows.equality("1.6", "J_beta = sum p^beta V = sum p^beta pi Q", episodic)
 def off_policy_objective(c: Process) -> Sides:
     """The off-policy objective in its two forms.
 
     Equation:  J_beta = sum_s p^beta(s) V^pi(s) = sum_s p^beta(s) sum_a pi(a|s) Q^pi(s, a)
     Source:    notes 1.6. The right side over every trajectory of the behaviour.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     value = (c.policy * mdps.action_value(c.mdp, c.policy)).sum(-1)[c.other_paths.state[:-1]]
     met = c.discounts * c.other_paths.valid * c.other_paths.probability
     return Sides(gradients.off_policy_objective(c.mdp, c.other, c.policy, "discounted"), (met * value).sum())
 
 
+@rows.equality("1.6", "E_beta[rho grad log pi Q] = sum p^beta grad pi Q", episodic)
 def off_policy_gradient(c: Process) -> Sides:
     """The printed expectation under the behaviour is the gradient with grad Q dropped.
 
     Equation:  E_{s~p^beta, a~beta}[pi/beta grad log pi(a|s) Q^pi(s, a)] = sum_s p^beta(s) sum_a grad pi(a|s) Q^pi(s, a)
     Source:    notes 1.6; Degris, White & Sutton 2012, whose approximation this is. Left over every trajectory of the
                behaviour.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     at = (c.other_paths.state[:-1], c.other_paths.action)
     met = c.discounts * c.other_paths.valid * c.other_paths.probability
@@ -40,6 +42,7 @@ def off_policy_gradient(c: Process) -> Sides:
     return Sides(left, right)
 
 
+@rows.control("1.6", "grad Q dropped", continuing)
 def off_policy_gradient_is_approximate(c: Process) -> Sides:
     """Negative control: with grad Q dropped it is not the gradient of J_beta."""
     return Sides(
@@ -48,12 +51,12 @@ def off_policy_gradient_is_approximate(c: Process) -> Sides:
     )
 
 
+@rows.equality("1.6", "emphasis gives the gradient, d^beta", continuing)
 def emphatic_gradient(c: Process) -> Sides:
     """Emphasis brings the dropped term back, with states weighted as they are met in the long run.
 
     Equation:  grad J_beta = sum_s m(s) sum_a grad pi(a|s) Q^pi(s, a),  m = (I - gamma P_pi^T)^-1 d^beta
     Source:    Imani, Graves & White 2018, whose theorem it is, for the objective of notes 1.6.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(
         gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "stationary"),
@@ -61,12 +64,12 @@ def emphatic_gradient(c: Process) -> Sides:
     )
 
 
+@rows.equality("1.6", "emphasis gives the gradient, p^beta", continuing)
 def emphatic_gradient_discounted(c: Process) -> Sides:
     """The same with the discounted weighting of the notes, the interest then being p^beta.
 
     Equation:  grad J_beta = sum_s m(s) sum_a grad pi(a|s) Q^pi(s, a),  m = (I - gamma P_pi^T)^-1 p^beta
     Source:    notes 1.6; Imani, Graves & White 2018.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(
         gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
@@ -87,18 +90,19 @@ def followed_trace(c: Process, *, discounted_interest: bool = True) -> Tensor:
     return total
 
 
+@rows.equality("1.6", "emphasis = E_beta[sum_t F_t]", episodic)
 def emphasis_is_followed(c: Process) -> Sides:
     """The emphasis is what a trace along the behaviour's trajectories gathers.
 
     Equation:  m(s) = E_beta[sum_t F_t 1(s_t = s)],  F_t = gamma rho_{t-1} F_{t-1} + gamma^t
     Source:    the follow-on trace of Sutton, Mahmood & White 2016 in Imani, Graves & White 2018, here with the interest
                gamma^t that p^beta asks for; derived by unrolling m = p^beta + gamma P_pi' m.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     m = gradients.emphasis(c.mdp, c.other, c.policy, "discounted")
     return Sides(followed_trace(c), torch.where(c.mdp.absorbing, 0.0, m))
 
 
+@rows.control("1.6", "emphasis with interest 1 and p^beta", episodic)
 def emphasis_with_interest_1(c: Process) -> Sides:
     """Negative control: with p^beta, a trace whose interest is 1 at every step does not give the gradient."""
     trace = followed_trace(c, discounted_interest=False)
@@ -106,16 +110,3 @@ def emphasis_with_interest_1(c: Process) -> Sides:
         gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
         weighted_gradient(c, trace, mdps.action_value(c.mdp, c.policy)),
     )
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.6", "J_beta = sum p^beta V = sum p^beta pi Q", EQUALITY, episodic, off_policy_objective),
-    Statement("1.6", "E_beta[rho grad log pi Q] = sum p^beta grad pi Q", EQUALITY, episodic, off_policy_gradient),
-    Statement("1.6", "grad Q dropped", CONTROL, continuing, off_policy_gradient_is_approximate),
-    Statement("1.6", "emphasis gives the gradient, d^beta", EQUALITY, continuing, emphatic_gradient),
-    Statement("1.6", "emphasis gives the gradient, p^beta", EQUALITY, continuing, emphatic_gradient_discounted),
-    Statement("1.6", "emphasis = E_beta[sum_t F_t]", EQUALITY, episodic, emphasis_is_followed),
-    Statement("1.6", "emphasis with interest 1 and p^beta", CONTROL, episodic, emphasis_with_interest_1),
-)

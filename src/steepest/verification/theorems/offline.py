@@ -25,28 +25,9 @@ from steepest.verification.random_problems import (
     stream,
     uniform,
 )
-from steepest.verification.statement import CONTROL, EQUALITY, F64, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 
-
-def policy_improvement(c: Process) -> Sides:
-    """Policy improvement climbs E_{a~pi}[Q], whose gradient is the score times Q.
-
-    Equation:  grad_theta E_{a~pi_theta}[Q(s, a)] = E_{a~pi_theta}[grad log pi_theta(a|s) Q(s, a)]
-    Source:    notes 2.1, with the expectation under the policy that is optimised.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
-    """
-    left = gradient(lambda theta: (softmax_policy(theta) * c.function).sum(), c.theta)
-    centred = c.function - (c.policy * c.function).sum(-1, keepdim=True)
-    return Sides(left, c.policy * centred)
-
-
-def policy_improvement_as_printed(c: Process) -> Sides:
-    """Negative control: with a ~ pi^k, as printed, the score of another policy is weighted by the wrong actions.
-
-    Taken literally, E_{a~pi^k}[Q] does not depend on the new policy at all; this is its score-function estimate.
-    """
-    left = gradient(lambda theta: (softmax_policy(theta) * c.function).sum(), c.theta)
-    return Sides(left, gradient(lambda theta: (c.other * c.function * torch.log_softmax(theta, -1)).sum(), c.theta))
+rows = Rows()
 
 
 def _argmin(d: Dataset, q_k: Tensor, penalty: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -66,15 +47,37 @@ def _argmin(d: Dataset, q_k: Tensor, penalty: Callable[[Tensor], Tensor] | None 
     return -gradient(loss, torch.zeros_like(q_k)) / weight.sum(-1)
 
 
+@rows.equality("2.1", "policy evaluation: argmin = B-hat Q", dataset)
 def policy_evaluation(d: Dataset) -> Sides:
     """The minimiser of the Bellman error on a dataset is the empirical backup.
 
     Equation:  argmin_Q E_D[(r + gamma E_{a'~pi}[Q^k(s', a')] - Q(s, a))^2] = B-hat Q^k,  Q^k the third iterate
     Source:    notes 2.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q_k, following = _third_and_fourth(d, offline.conservative_evaluation, weight=0.0)
     return Sides(_argmin(d, q_k), following)
+
+
+@rows.equality("2.1", "policy improvement under the new policy", continuing)
+def policy_improvement(c: Process) -> Sides:
+    """Policy improvement climbs E_{a~pi}[Q], whose gradient is the score times Q.
+
+    Equation:  grad_theta E_{a~pi_theta}[Q(s, a)] = E_{a~pi_theta}[grad log pi_theta(a|s) Q(s, a)]
+    Source:    notes 2.1, with the expectation under the policy that is optimised.
+    """
+    left = gradient(lambda theta: (softmax_policy(theta) * c.function).sum(), c.theta)
+    centred = c.function - (c.policy * c.function).sum(-1, keepdim=True)
+    return Sides(left, c.policy * centred)
+
+
+@rows.control("2.1", "policy improvement under pi^k", continuing)
+def policy_improvement_as_printed(c: Process) -> Sides:
+    """Negative control: with a ~ pi^k, as printed, the score of another policy is weighted by the wrong actions.
+
+    Taken literally, E_{a~pi^k}[Q] does not depend on the new policy at all; this is its score-function estimate.
+    """
+    left = gradient(lambda theta: (softmax_policy(theta) * c.function).sum(), c.theta)
+    return Sides(left, gradient(lambda theta: (c.other * c.function * torch.log_softmax(theta, -1)).sum(), c.theta))
 
 
 _EVALUATIONS = (offline.conservative_evaluation, offline.conservative_evaluation_in_expectation)
@@ -88,34 +91,34 @@ def _third_and_fourth(
     return evaluation(*given, iterations=3), evaluation(*given, iterations=4)
 
 
+@rows.equality("2.1.1", "argmin = B Q - alpha mu/pi_beta", dataset)
 def conservative_update(d: Dataset) -> Sides:
     """The minimiser of the first update, with mu = pi, is the backup less alpha mu / pi_beta: one iteration.
 
     Equation:  argmin_Q alpha E_{s~D, a~mu}[Q] + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha mu / pi_beta
     Source:    notes 2.1.1; Kumar et al. 2020, Eq. 1. pi_beta and B are empirical, Q^k the third iterate.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q_k, following = _third_and_fourth(d, offline.conservative_evaluation)
     return Sides(_argmin(d, q_k, lambda q: (d.policy * q).sum()), following)
 
 
+@rows.equality("2.1.1", "argmin = B Q - alpha (mu/pi_beta - 1)", dataset)
 def conservative_update_in_expectation(d: Dataset) -> Sides:
     """The minimiser of the second update is the backup less alpha (mu / pi_beta - 1): one iteration.
 
     Equation:  argmin_Q alpha (E_mu[Q] - E_{pi_beta}[Q]) + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha (mu / pi_beta - 1)
     Source:    notes 2.1.1; Kumar et al. 2020, Eq. 2.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q_k, following = _third_and_fourth(d, offline.conservative_evaluation_in_expectation)
     return Sides(_argmin(d, q_k, lambda q: ((d.policy - d.behaviour) * q).sum()), following)
 
 
+@rows.equality("2.1.1", "both fixed points by iteration", dataset)
 def conservative_fixed_points(d: Dataset) -> Sides:
     """Iterating either update arrives where the linear solve says.
 
     Equation:  Q <- B Q - alpha mu / pi_beta,  Q <- B Q - alpha (mu / pi_beta - 1), 500 times from zero
     Source:    notes 2.1.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     given = (d.model, d.policy, d.behaviour, d.policy, CONSERVATIVE_WEIGHT)
     iterated = [f(*given, iterations=500) for f in _EVALUATIONS]
@@ -130,13 +133,13 @@ def _resolved(d: Dataset, x: Tensor) -> Tensor:
     return total
 
 
+@rows.equality("2.1.1", "Q-hat - Q = (I - gamma P)^-1 [error - penalty]", dataset)
 def conservative_gap(d: Dataset) -> Sides:
     """What both theorems follow from: how far either evaluation is from the truth, to the last term.
 
     Equation:  Q-hat_alpha - Q^pi = (I - gamma P-hat^pi)^-1 [(B-hat - B) Q^pi - alpha mu / pi_beta], mu = pi;
                with mu / pi_beta - 1 for the second update
     Source:    notes 2.1.1; derived: Q-hat = B-hat Q-hat - penalty and Q^pi = B Q^pi, subtracted.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q = mdps.action_value(d.process.mdp, d.policy)
     ratio = d.policy / d.behaviour
@@ -156,12 +159,12 @@ def expectation_threshold(d: Dataset) -> float:
     return float((error / (d.policy * (d.policy / d.behaviour - 1.0)).sum(-1)).max())
 
 
+@rows.inequality("2.1.1", "Q-hat <= Q at the threshold", dataset)
 def conservative_pointwise_bound(d: Dataset) -> Sides:
     """From the threshold on, the penalty takes off at least what sampling error put on, at every state and action.
 
     Equation:  Q-hat_0 - Q^pi <= Q-hat_0 - Q-hat_alpha, which is Q-hat_alpha <= Q^pi
     Source:    notes 2.1.1; Kumar et al. 2020, Theorem 3.1, with the realised sampling error.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     alpha = pointwise_threshold(d)
     q = mdps.action_value(d.process.mdp, d.policy)
@@ -171,12 +174,12 @@ def conservative_pointwise_bound(d: Dataset) -> Sides:
     return Sides(free - q, free - bound)
 
 
+@rows.inequality("2.1.1", "E_pi[Q-hat] <= V at the threshold", dataset)
 def conservative_bound_in_expectation(d: Dataset) -> Sides:
     """The same for the mean under the policy, at every state.
 
     Equation:  V-hat_0 - V^pi <= V-hat_0 - V-hat_alpha, which is E_pi[Q-hat_alpha] <= V^pi
     Source:    notes 2.1.1; Kumar et al. 2020, Theorem 3.2, mu = pi, with the realised sampling error.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     alpha = expectation_threshold(d)
     value = mdps.state_value(d.process.mdp, d.policy)
@@ -189,12 +192,14 @@ def conservative_bound_in_expectation(d: Dataset) -> Sides:
     return Sides(free - value, free - bound)
 
 
+@rows.control("2.1.1", "B-hat Q <= Q with alpha = 0", dataset)
 def unpenalised_is_no_bound(d: Dataset) -> Sides:
     """Negative control: without a penalty sampling error overestimates; Q = max(Q, B-hat Q) says that it never does."""
     q = mdps.action_value(d.process.mdp, d.policy)
     return Sides(q, torch.maximum(q, q + d.sampling_error))
 
 
+@rows.control("2.1.1", "second update bounds pointwise", continuing)
 def expectation_bound_is_not_pointwise(c: Process) -> Sides:
     """Negative control: the second update bounds the mean only; Q = max(Q, Q-hat) would bound every action value.
 
@@ -206,12 +211,12 @@ def expectation_bound_is_not_pointwise(c: Process) -> Sides:
     return Sides(q, torch.maximum(q, found))
 
 
+@rows.inequality("2.1.1", "the threshold falls with the data", datasets)
 def threshold_falls_with_data(pair: tuple[Dataset, Dataset]) -> Sides:
     """With more data a smaller alpha is enough for the pointwise bound.
 
     Equation:  alpha(20,000 transitions of every state) <= alpha(60)
     Source:    notes 2.1.1 (Note). The second bound's alpha also depends on how near pi is to the empirical pi_beta.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     small, large = pair
     return Sides(
@@ -219,30 +224,31 @@ def threshold_falls_with_data(pair: tuple[Dataset, Dataset]) -> Sides:
     )
 
 
+@rows.equality("2.1.2", "CQL(H): max = alpha log-sum-exp", continuing)
 def entropy_regulariser(c: Process) -> Sides:
     """CQL(H): the inner maximum over mu, with R scaled by alpha like the rest, is a log-sum-exp.
 
     Equation:  max_mu alpha (E_mu[Q] + H(mu)) = alpha log sum_a exp Q(s, a), attained at mu = softmax(Q)
     Source:    notes 2.1.2; Kumar et al. 2020, Eq. 4.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     mu = torch.softmax(c.function, -1)
     attained = CONSERVATIVE_WEIGHT * (mu * (c.function - mu.log())).sum(-1)
     return Sides(attained, CONSERVATIVE_WEIGHT * torch.logsumexp(c.function, -1))
 
 
+@rows.inequality("2.1.2", "CQL(H): no other mu is better", continuing)
 def entropy_regulariser_is_a_maximum(c: Process) -> Sides:
     """No other mu reaches it.
 
     Equation:  exp(E_mu[Q] + H(mu)) <= sum_a exp Q(s, a) for mu = pi, and mu = softmax(Q + theta / 10) near
     Source:    notes 2.1.2. Exponentials make both sides positive.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     mu = torch.stack([c.policy, torch.softmax(c.function + 0.1 * c.theta, -1)])
     left = (mu * (c.function - mu.log())).sum(-1).exp()
     return Sides(left, c.function.exp().sum(-1).expand_as(left))
 
 
+@rows.control("2.1.2", "CQL(H) with R outside alpha", continuing)
 def entropy_regulariser_outside(c: Process) -> Sides:
     """Negative control: with R outside alpha, as printed, the maximum is another: log sum_a exp(alpha Q)."""
     mu = torch.softmax(CONSERVATIVE_WEIGHT * c.function, -1)
@@ -250,25 +256,25 @@ def entropy_regulariser_outside(c: Process) -> Sides:
     return Sides(attained, CONSERVATIVE_WEIGHT * torch.logsumexp(c.function, -1))
 
 
+@rows.equality("2.1.2", "CQL(rho): max = log E_rho exp Q", continuing)
 def divergence_regulariser(c: Process) -> Sides:
     """CQL(rho): with a divergence from rho in the place of the entropy, the maximum is log E_rho exp Q.
 
     Equation:  max_mu E_mu[Q] - KL(mu || rho) = log E_{a~rho}[exp Q(s, a)], attained at mu = rho exp Q / E_rho exp Q
     Source:    notes 2.1.2; Kumar et al. 2020, Appendix A.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     log_rho = c.policy.log()
     mu = torch.softmax(log_rho + c.function, -1)
     return Sides((mu * (c.function - mu.log() + log_rho)).sum(-1), torch.logsumexp(log_rho + c.function, -1))
 
 
+@rows.inequality("2.1.2", "CQL(rho): no other mu is better", continuing)
 def divergence_regulariser_is_a_maximum(c: Process) -> Sides:
     """No other mu reaches it.
 
     Equation:  exp(E_mu[Q] - KL(mu || rho)) <= E_rho[exp Q(s, a)] for mu = pi', and mu ~ rho exp(Q + theta' / 10) near;
                rho = pi
     Source:    notes 2.1.2. Exponentials make both sides positive.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     rho = c.policy
     mu = torch.stack([c.other, torch.softmax(rho.log() + c.function + 0.1 * c.other_theta, -1)])
@@ -276,6 +282,7 @@ def divergence_regulariser_is_a_maximum(c: Process) -> Sides:
     return Sides(left, (rho * c.function.exp()).sum(-1).expand_as(left))
 
 
+@rows.control("2.1.2", "CQL(rho): every action alike", continuing)
 def divergence_regulariser_without_rho(c: Process) -> Sides:
     """Negative control: log E_rho exp Q with every action counted alike, the log-sum-exp of CQL(H) less log |A|."""
     log_rho = c.policy.log()
@@ -338,18 +345,19 @@ def _sampled_log_sum_exp(b: Box, *proposals: tuple[Tensor, Tensor], weight: Tens
     return torch.stack(parts).mean().log().view(1)
 
 
+@rows.equality("2.1.2", "log int exp Q da = log E[exp(Q) / q]", box)
 def sampled_log_sum_exp(b: Box) -> Sides:
     """With continuous actions the log-sum-exp is an integral, which weighted samples estimate, averaged.
 
     Equation:  log integral of exp Q(s, a) da = log E[1/N sum_i exp(Q(s, a_i)) / q_i(a_i)],  a_i ~ q_i
     Source:    notes 2.1.2 for continuous actions; derived: each term has the mean integral of q_i exp(Q) / q_i.
                Kumar et al. 2020 draw from the uniform and from the learned policy.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     first, second, weight = _proposals(b)
     return Sides(_log_integral(b), _sampled_log_sum_exp(b, first, second, weight=weight))
 
 
+@rows.control("2.1.2", "log int exp Q da, density 0.5^d", box)
 def sampled_log_sum_exp_on_another_box(b: Box) -> Sides:
     """Negative control: the uniform density of [-1, 1]^d, 0.5^d, in a box of another size."""
     (action, log_density), second, weight = _proposals(b)
@@ -357,12 +365,14 @@ def sampled_log_sum_exp_on_another_box(b: Box) -> Sides:
     return Sides(_log_integral(b), _sampled_log_sum_exp(b, (action, other), second, weight=weight))
 
 
+@rows.control("2.1.2", "log int exp Q da, summed over proposals", box)
 def sampled_log_sum_exp_not_averaged(b: Box) -> Sides:
     """Negative control: both proposals' weighted samples added up, without the division by N."""
     first, second, weight = _proposals(b)
     return Sides(_log_integral(b), _sampled_log_sum_exp(b, first, second, weight=2.0 * weight))
 
 
+@rows.control("2.1.2", "log int exp Q da, without densities", box)
 def sampled_log_sum_exp_without_densities(b: Box) -> Sides:
     """Negative control: samples taken as if they were all the actions, log 1/N sum_i exp Q(s, a_i)."""
     first, second, weight = _proposals(b)
@@ -370,16 +380,17 @@ def sampled_log_sum_exp_without_densities(b: Box) -> Sides:
     return Sides(_log_integral(b), _sampled_log_sum_exp(b, (first[0], alike), (second[0], alike), weight=weight))
 
 
+@rows.equality("2.1.2", "CQL(rho): weighted average, weights fixed", continuing)
 def weighted_average_gradient(c: Process) -> Sides:
     """The exponentially weighted average of CQL(rho) has the gradient of log E_rho exp Q, its weights held fixed.
 
     Equation:  grad_Q log E_rho[exp Q] = grad_Q E_rho[w Q],  w = exp Q / E_rho[exp Q] held fixed
     Source:    notes 2.1.2; Kumar et al. 2020, Appendix A.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(_log_mean_slope(c), _weighted_average_slope(c, fixed=True))
 
 
+@rows.control("2.1.2", "CQL(rho): weights not fixed", continuing)
 def weighted_average_with_moving_weights(c: Process) -> Sides:
     """Negative control: differentiating the weights too gives another gradient."""
     return Sides(_log_mean_slope(c), _weighted_average_slope(c, fixed=False))
@@ -395,33 +406,3 @@ def _weighted_average_slope(c: Process, *, fixed: bool) -> Tensor:
         return ((weight.detach() if fixed else weight) * q).sum()
 
     return gradient(average, c.function)
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("2.1", "policy evaluation: argmin = B-hat Q", EQUALITY, dataset, policy_evaluation),
-    Statement("2.1", "policy improvement under the new policy", EQUALITY, continuing, policy_improvement),
-    Statement("2.1", "policy improvement under pi^k", CONTROL, continuing, policy_improvement_as_printed),
-    Statement("2.1.1", "argmin = B Q - alpha mu/pi_beta", EQUALITY, dataset, conservative_update),
-    Statement("2.1.1", "argmin = B Q - alpha (mu/pi_beta - 1)", EQUALITY, dataset, conservative_update_in_expectation),
-    Statement("2.1.1", "both fixed points by iteration", EQUALITY, dataset, conservative_fixed_points),
-    Statement("2.1.1", "Q-hat - Q = (I - gamma P)^-1 [error - penalty]", EQUALITY, dataset, conservative_gap),
-    Statement("2.1.1", "Q-hat <= Q at the threshold", INEQUALITY, dataset, conservative_pointwise_bound),
-    Statement("2.1.1", "E_pi[Q-hat] <= V at the threshold", INEQUALITY, dataset, conservative_bound_in_expectation),
-    Statement("2.1.1", "B-hat Q <= Q with alpha = 0", CONTROL, dataset, unpenalised_is_no_bound),
-    Statement("2.1.1", "second update bounds pointwise", CONTROL, continuing, expectation_bound_is_not_pointwise),
-    Statement("2.1.1", "the threshold falls with the data", INEQUALITY, datasets, threshold_falls_with_data),
-    Statement("2.1.2", "CQL(H): max = alpha log-sum-exp", EQUALITY, continuing, entropy_regulariser),
-    Statement("2.1.2", "CQL(H): no other mu is better", INEQUALITY, continuing, entropy_regulariser_is_a_maximum),
-    Statement("2.1.2", "CQL(H) with R outside alpha", CONTROL, continuing, entropy_regulariser_outside),
-    Statement("2.1.2", "CQL(rho): max = log E_rho exp Q", EQUALITY, continuing, divergence_regulariser),
-    Statement("2.1.2", "CQL(rho): no other mu is better", INEQUALITY, continuing, divergence_regulariser_is_a_maximum),
-    Statement("2.1.2", "CQL(rho): every action alike", CONTROL, continuing, divergence_regulariser_without_rho),
-    Statement("2.1.2", "log int exp Q da = log E[exp(Q) / q]", EQUALITY, box, sampled_log_sum_exp),
-    Statement("2.1.2", "log int exp Q da, density 0.5^d", CONTROL, box, sampled_log_sum_exp_on_another_box),
-    Statement("2.1.2", "log int exp Q da, summed over proposals", CONTROL, box, sampled_log_sum_exp_not_averaged),
-    Statement("2.1.2", "log int exp Q da, without densities", CONTROL, box, sampled_log_sum_exp_without_densities),
-    Statement("2.1.2", "CQL(rho): weighted average, weights fixed", EQUALITY, continuing, weighted_average_gradient),
-    Statement("2.1.2", "CQL(rho): weights not fixed", CONTROL, continuing, weighted_average_with_moving_weights),
-)

@@ -7,21 +7,24 @@ from torch import Tensor
 
 from steepest.exact import finite_mdp as mdps
 from steepest.verification.random_problems import HORIZON, Process, continuing, episodic
-from steepest.verification.statement import CONTROL, EQUALITY, F64, Sides, Statement
+from steepest.verification.statement import F64, Rows, Sides
+
+rows = Rows()
 
 
+@rows.equality("1.9", "P(s_t = s), the product from i = 0", episodic)
 def probability_of_a_state(c: Process) -> Sides:
     """The probability of a state after two steps is a sum over what came before.
 
     Equation:  P(s_t = s) = sum_{s_0, a_0, ...} mu_0(s_0) prod_{i=0}^{t-1} pi(a_i|s_i) P(s_{i+1}|s_i, a_i),  t = 2
     Source:    notes 1.9; left, counted over every trajectory.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     counted = torch.zeros(c.mdp.num_states, dtype=F64).index_add(0, c.paths.state[2], c.paths.probability)
     step = c.policy.unsqueeze(-1) * c.mdp.transition
     return Sides(counted, torch.einsum("s,sat,tbu->u", c.mdp.initial, step, step))
 
 
+@rows.control("1.9", "P(s_t = s), the product from i = 1", episodic)
 def probability_of_a_state_from_step_1(c: Process) -> Sides:
     """Negative control: the product as printed starts at i = 1 and leaves the first step out."""
     step = c.policy.unsqueeze(-1) * c.mdp.transition
@@ -29,12 +32,12 @@ def probability_of_a_state_from_step_1(c: Process) -> Sides:
     return Sides(probability_of_a_state(c).left, torch.einsum("s,sat,tbu->u", c.mdp.initial, unweighted, step))
 
 
+@rows.equality("1.9", "Lemma 5, arbitrary f", episodic)
 def lemma_5(c: Process) -> Sides:
     """Discounted sums along trajectories are expectations under d^pi; for an arbitrary f, absorbing states included.
 
     Equation:  E_tau[sum_t gamma^t f(s_t, a_t)] = 1/(1 - gamma) E_{s~d^pi} E_{a~pi}[f(s, a)]
     Source:    notes 1.9, Lemma 5; left over every trajectory, whose stay in the end is a geometric sum.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     paths, gamma = c.paths, c.mdp.gamma
     expected = (c.policy * c.function).sum(-1)
@@ -44,12 +47,12 @@ def lemma_5(c: Process) -> Sides:
     return Sides(left, mdps.state_distribution(c.mdp, c.policy) @ expected / (1.0 - gamma))
 
 
+@rows.equality("1.9", "Theorem 6: performance difference", continuing)
 def theorem_6(c: Process) -> Sides:
     """The performance difference lemma.
 
     Equation:  V_pi(s_0) - V_pi'(s_0) = 1/(1 - gamma) E_{s~d^pi} E_{a~pi}[A^pi'(s, a)]
     Source:    notes 1.9, Theorem 6; Kakade & Langford 2002.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     gained = (c.policy * mdps.advantage(c.mdp, c.other)).sum(-1)
     right = mdps.state_distribution(c.mdp, c.policy) @ gained / (1.0 - c.mdp.gamma)
@@ -61,24 +64,24 @@ def difference(c: Process) -> Tensor:
     return mdps.objective(c.mdp, c.policy) - mdps.objective(c.mdp, c.other)
 
 
+@rows.equality("1.9", "Theorem 6 along trajectories", episodic)
 def theorem_6_over_trajectories(c: Process) -> Sides:
     """The lemma's last step but one: the advantages of the other policy, summed along this one's trajectories.
 
     Equation:  V^pi(s_0) - V^pi'(s_0) = E_{tau~P^pi}[sum_t gamma^t A^pi'(s_t, a_t)]
     Source:    notes 1.9.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     a = mdps.advantage(c.mdp, c.other)[c.paths.state[:-1], c.paths.action] * c.paths.valid
     return Sides(difference(c), c.paths.probability @ (c.discounts * a).sum(0))
 
 
+@rows.equality("1.9", "Theorem 6, its proof's two steps", episodic)
 def theorem_6_proof(c: Process) -> Sides:
     """The proof's two rewritings: the other policy's values telescope, and a step of reward and value is Q.
 
     Equation:  V_pi(s_0) - V_pi'(s_0) = E[sum_t gamma^t (R_t + gamma V_pi'(s_{t+1})) - sum_t gamma^{t+1} V_pi'(s_{t+1})
                - V_pi'(s_0)],  E[sum_t gamma^t (R_t + gamma V_pi'(s_{t+1}))] = E[sum_t gamma^t Q^pi'(s_t, a_t)]
     Source:    notes 1.9, the proof of Theorem 6.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     paths, gamma = c.paths, c.mdp.gamma
     value = mdps.state_value(c.mdp, c.other)[paths.state]
@@ -92,21 +95,9 @@ def theorem_6_proof(c: Process) -> Sides:
     return Sides(torch.stack([difference(c), backed_up]), torch.stack([telescoped, mean(q)]))
 
 
+@rows.control("1.9", "Theorem 6 at the other policy's states", continuing)
 def theorem_6_at_the_other_states(c: Process) -> Sides:
     """Negative control: states met by the policy whose advantages are summed, not by the one that acts."""
     gained = (c.policy * mdps.advantage(c.mdp, c.other)).sum(-1)
     right = mdps.state_distribution(c.mdp, c.other) @ gained / (1.0 - c.mdp.gamma)
     return Sides(difference(c), right)
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.9", "P(s_t = s), the product from i = 0", EQUALITY, episodic, probability_of_a_state),
-    Statement("1.9", "P(s_t = s), the product from i = 1", CONTROL, episodic, probability_of_a_state_from_step_1),
-    Statement("1.9", "Lemma 5, arbitrary f", EQUALITY, episodic, lemma_5),
-    Statement("1.9", "Theorem 6: performance difference", EQUALITY, continuing, theorem_6),
-    Statement("1.9", "Theorem 6 along trajectories", EQUALITY, episodic, theorem_6_over_trajectories),
-    Statement("1.9", "Theorem 6, its proof's two steps", EQUALITY, episodic, theorem_6_proof),
-    Statement("1.9", "Theorem 6 at the other policy's states", CONTROL, continuing, theorem_6_at_the_other_states),
-)

@@ -17,17 +17,19 @@ from steepest.verification.random_problems import (
     undiscounted_episodic,
     weighted_gradient,
 )
-from steepest.verification.statement import CONTROL, EQUALITY, F64, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
+
+rows = Rows()
 
 # 1, 1.1: notation, the policy-gradient theorem
 
 
+@rows.equality("1", "p^pi(s) = sum_k gamma^k P(s_0 -> s, k)", continuing)
 def discounted_visits(c: Process) -> Sides:
     """The improper discounted state distribution is the sum that defines it.
 
     Equation:  p^pi(s) = sum_k gamma^k P(s_0 -> s, k)
     Source:    notes 1 (Notation). The sum by doubling: terms 0 .. 2^12 - 1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     step = c.mdp.gamma * mdps.policy_transition(c.mdp, c.policy).T
     total = c.mdp.initial
@@ -37,40 +39,41 @@ def discounted_visits(c: Process) -> Sides:
     return Sides(total, mdps.discounted_visits(c.mdp, c.policy))
 
 
+@rows.equality("1", "d^pi = (1 - gamma) p^pi, sums to 1 with the absorbing state", episodic)
 def state_distribution(c: Process) -> Sides:
     """d^pi is p^pi times 1 - gamma, and with the absorbing state it sums to 1.
 
     Equation:  d^pi(s) = (1 - gamma) sum_t gamma^t P(s_0 -> s, t),  sum_s d^pi(s) = 1
     Source:    notes 1 (Notation), 1.9.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     d = mdps.state_distribution(c.mdp, c.policy)
     expected = (1.0 - c.mdp.gamma) * discounted_visits(c).left
     return Sides(torch.cat([d, d.sum().view(1)]), torch.cat([expected, torch.ones(1, dtype=F64)]))
 
 
+@rows.control("1", "d^pi without the absorbing state", episodic)
 def state_distribution_without_the_end(c: Process) -> Sides:
     """Negative control: d^pi over the states in which something is decided does not sum to 1."""
     d = mdps.state_distribution(c.mdp, c.policy)
     return Sides(d[~c.mdp.absorbing].sum(), torch.ones((), dtype=F64))
 
 
+@rows.equality("1.1", "V(s) = sum_a pi(a|s) Q(s, a)", continuing)
 def value_over_actions(c: Process) -> Sides:
     """A state is worth what its actions are worth.
 
     Equation:  V(s, theta) = sum_a pi(a|s) Q(s, a; theta)
     Source:    notes 1.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(mdps.state_value(c.mdp, c.policy), (c.policy * mdps.action_value(c.mdp, c.policy)).sum(-1))
 
 
+@rows.equality("1.1", "V = sum_tau P(tau) R(tau)", episodic)
 def value_over_trajectories(c: Process) -> Sides:
     """The objective is the mean return over every trajectory.
 
     Equation:  V(theta) = sum_tau P_theta(tau) R(tau)
     Source:    notes 1.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(mdps.objective(c.mdp, c.policy), c.paths.probability @ c.returns)
 
@@ -84,27 +87,28 @@ def _scores(c: Process) -> Tensor:
     return score * c.paths.valid[..., None, None]
 
 
+@rows.equality("1.1", "Lemma 1: grad V = sum_tau R P grad log P", episodic)
 def lemma_1(c: Process) -> Sides:
     """The gradient of the objective is an expectation of returns times scores of trajectories.
 
     Equation:  grad V(theta) = sum_tau R(tau) P_theta(tau) grad log P_theta(tau)
     Source:    notes 1.1, Lemma 1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     weight = c.paths.probability * c.returns
     return Sides(c.gradient, gradient(lambda theta: weight @ c.log_probability(theta), c.theta))
 
 
+@rows.equality("1.1", "Lemma 2: grad log P(tau) = sum_t grad log pi", episodic)
 def lemma_2(c: Process) -> Sides:
     """The score of a trajectory is the sum of its actions' scores; checked for every trajectory.
 
     Equation:  grad log P_theta(tau) = sum_{t=0}^{T-1} grad log pi(a_t|s_t)
     Source:    notes 1.1, Lemma 2.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(c.trajectory_scores, _scores(c).sum(0))
 
 
+@rows.control("1.1", "Lemma 2 with grad pi for grad log pi", episodic)
 def lemma_2_without_the_logarithm(c: Process) -> Sides:
     """Negative control: gradients of probabilities summed, where those of their logarithms belong.
 
@@ -115,17 +119,18 @@ def lemma_2_without_the_logarithm(c: Process) -> Sides:
     return Sides(c.trajectory_scores, (chosen[..., None, None] * _scores(c)).sum(0))
 
 
+@rows.control("1.1", "Lemma 2 with steps from 1", episodic)
 def lemma_2_from_step_1(c: Process) -> Sides:
     """Negative control: with indices 1..T on a trajectory that starts at s_0, the first action's score is lost."""
     return Sides(c.trajectory_scores, _scores(c)[1:].sum(0))
 
 
+@rows.equality("1.1", "grad V = E[(sum_t grad log pi) (sum_t gamma^t r)]", episodic)
 def likelihood_ratio_gradient(c: Process) -> Sides:
     """Lemmas 1 and 2 together: the update rule.
 
     Equation:  grad V = E_tau[(sum_t grad log pi(a_t|s_t)) (sum_t gamma^t r(s_t, a_t))]
     Source:    notes 1.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(c.gradient, torch.einsum("k,tksa->sa", c.paths.probability * c.returns, _scores(c)))
 
@@ -137,55 +142,57 @@ def _counted_visits(c: Process) -> Tensor:
     return torch.einsum("tk,tks->s", weight, here)
 
 
+@rows.equality("1.1", "recursion of eta", episodic)
 def eta_recursion(c: Process) -> Sides:
     """The visits of an episode, counted over every trajectory, solve their recursion.
 
     Equation:  eta(s) = mu_0(s) + sum_s' eta(s') sum_a gamma pi(a|s') p(s|s', a), s not absorbing
     Source:    notes 1.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     eta = _counted_visits(c)
     arriving = c.mdp.initial + c.mdp.gamma * eta @ mdps.policy_transition(c.mdp, c.policy)
     return Sides(eta, torch.where(c.mdp.absorbing, 0.0, arriving))
 
 
+@rows.equality("1.1", "eta = p^pi", episodic)
+@rows.equality("1.1", "eta counts visits at gamma = 1", undiscounted_episodic)
 def eta_is_discounted_visits(c: Process) -> Sides:
     """eta as printed contains gamma, so it is p^pi; with gamma = 1 it counts visits.
 
     Equation:  eta(s) = p^pi(s), s not absorbing
     Source:    notes 1.1.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(_counted_visits(c), mdps.expected_visits(c.mdp, c.policy))
 
 
+@rows.equality("1.1", "Theorem 3, p^pi", continuing)
+@rows.equality("1.1", "Theorem 3 at gamma = 1", undiscounted_episodic)
 def theorem_3(c: Process) -> Sides:
     """The policy-gradient theorem, with p^pi an equality.
 
     Equation:  grad V = sum_s p^pi(s) sum_a grad pi(a|s) q(s, a)
     Source:    notes 1.1, Theorem 3.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(c.gradient, gradients.policy_gradient(c.mdp, softmax_policy, c.theta))
 
 
+@rows.equality("1.1", "Theorem 3 as an expectation of scores", continuing)
 def theorem_3_as_expectation(c: Process) -> Sides:
     """The same as an expectation of scores, the softmax's in closed form.
 
     Equation:  grad V = E_{s~p^pi, a~pi}[grad log pi(a|s) q(s, a)]; for a softmax, p^pi(s) pi(a|s) A(s, a)
     Source:    notes 1.1, Theorem 3.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     visits = mdps.discounted_visits(c.mdp, c.policy).unsqueeze(-1)
     return Sides(c.gradient, visits * c.policy * mdps.advantage(c.mdp, c.policy))
 
 
+@rows.equality("1.1", "Theorem 3 for a Gaussian policy, LQR", control)
 def theorem_3_of_a_gaussian(c: Control) -> Sides:
     """The same for continuous states and actions: a Gaussian policy of a linear-quadratic problem, in both parameters.
 
     Equation:  dJ/dK = G M,  dJ/dSigma = -(R + gamma B'P B) / (1 - gamma) for u ~ N(K x, Sigma), here Sigma = R^-1
     Source:    notes 1.1, Theorem 3, in closed form. Left by differentiating the objective's closed form.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     covariance = torch.linalg.inv(c.problem.R)
     covariance = 0.5 * (covariance + covariance.mT)
@@ -200,21 +207,23 @@ def _theorem_3_under_mu(c: Process, q: Tensor) -> Tensor:
     return weighted_gradient(c, mdps.on_policy_distribution(c.mdp, c.policy), q)
 
 
+@rows.equality("1.1", "Theorem 3, the constant of proportionality", episodic)
 def theorem_3_constant(c: Process) -> Sides:
     """What "proportional to" hides: the constant is the expected (discounted) length of an episode.
 
     Equation:  grad V = (sum_s' eta(s')) sum_s mu(s) sum_a q(s, a) grad pi(a|s)
     Source:    notes 1.1, Theorem 3. The length is counted over every trajectory.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(c.gradient, _counted_visits(c).sum() * _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy)))
 
 
+@rows.control("1.1", "Theorem 3 without the constant", episodic)
 def theorem_3_without_the_constant(c: Process) -> Sides:
     """Negative control: "proportional to" read as an equality."""
     return Sides(c.gradient, _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy)))
 
 
+@rows.control("1.1", "Theorem 3, states weighted without gamma^t", episodic)
 def theorem_3_undiscounted_states(c: Process) -> Sides:
     """Negative control: states weighted without gamma^t do not give the gradient of the discounted objective."""
     return Sides(c.gradient, gradients.undiscounted_weighting_gradient(c.mdp, softmax_policy, c.theta))
@@ -225,62 +234,30 @@ def _baseline_term(c: Process, baseline: Tensor) -> Tensor:
     return weighted_gradient(c, mdps.discounted_visits(c.mdp, c.policy), baseline)
 
 
+@rows.equality("1.4", "E[b(s) grad log pi] = 0", continuing)
 def baseline_has_zero_mean(c: Process) -> Sides:
     """A function of the state alone adds nothing to the gradient.
 
     Equation:  E_{s~p^pi, a~pi}[b(s) grad log pi(a|s)] = sum_s p^pi(s) b(s) grad sum_a pi(a|s) = 0
     Source:    notes 1.4. Measured against the gradient.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     term = _baseline_term(c, c.baseline.unsqueeze(-1))
     return Sides(term, torch.zeros_like(term), scale=float(c.gradient.norm()))
 
 
+@rows.control("1.4", "a baseline that sees the action", continuing)
 def baseline_of_the_action(c: Process) -> Sides:
     """Negative control: a baseline that has seen the action has no zero mean."""
     term = _baseline_term(c, c.function)
     return Sides(term, torch.zeros_like(term), scale=float(c.gradient.norm()))
 
 
+@rows.equality("1.4", "Theorem 3 with a baseline", episodic)
 def theorem_3_with_baseline(c: Process) -> Sides:
     """The policy-gradient theorem less a baseline.
 
     Equation:  grad V = (sum_s' eta(s')) sum_s mu(s) sum_a (q(s, a) - b(s)) grad pi(a|s)
     Source:    notes 1.4.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     q = mdps.action_value(c.mdp, c.policy) - c.baseline.unsqueeze(-1)
     return Sides(c.gradient, _counted_visits(c).sum() * _theorem_3_under_mu(c, q))
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1", "p^pi(s) = sum_k gamma^k P(s_0 -> s, k)", EQUALITY, continuing, discounted_visits),
-    Statement(
-        "1", "d^pi = (1 - gamma) p^pi, sums to 1 with the absorbing state", EQUALITY, episodic, state_distribution
-    ),
-    Statement("1", "d^pi without the absorbing state", CONTROL, episodic, state_distribution_without_the_end),
-    Statement("1.1", "V(s) = sum_a pi(a|s) Q(s, a)", EQUALITY, continuing, value_over_actions),
-    Statement("1.1", "V = sum_tau P(tau) R(tau)", EQUALITY, episodic, value_over_trajectories),
-    Statement("1.1", "Lemma 1: grad V = sum_tau R P grad log P", EQUALITY, episodic, lemma_1),
-    Statement("1.1", "Lemma 2: grad log P(tau) = sum_t grad log pi", EQUALITY, episodic, lemma_2),
-    Statement("1.1", "Lemma 2 with grad pi for grad log pi", CONTROL, episodic, lemma_2_without_the_logarithm),
-    Statement("1.1", "Lemma 2 with steps from 1", CONTROL, episodic, lemma_2_from_step_1),
-    Statement(
-        "1.1", "grad V = E[(sum_t grad log pi) (sum_t gamma^t r)]", EQUALITY, episodic, likelihood_ratio_gradient
-    ),
-    Statement("1.1", "recursion of eta", EQUALITY, episodic, eta_recursion),
-    Statement("1.1", "eta = p^pi", EQUALITY, episodic, eta_is_discounted_visits),
-    Statement("1.1", "eta counts visits at gamma = 1", EQUALITY, undiscounted_episodic, eta_is_discounted_visits),
-    Statement("1.1", "Theorem 3, p^pi", EQUALITY, continuing, theorem_3),
-    Statement("1.1", "Theorem 3 at gamma = 1", EQUALITY, undiscounted_episodic, theorem_3),
-    Statement("1.1", "Theorem 3 as an expectation of scores", EQUALITY, continuing, theorem_3_as_expectation),
-    Statement("1.1", "Theorem 3 for a Gaussian policy, LQR", EQUALITY, control, theorem_3_of_a_gaussian),
-    Statement("1.1", "Theorem 3, the constant of proportionality", EQUALITY, episodic, theorem_3_constant),
-    Statement("1.1", "Theorem 3 without the constant", CONTROL, episodic, theorem_3_without_the_constant),
-    Statement("1.1", "Theorem 3, states weighted without gamma^t", CONTROL, episodic, theorem_3_undiscounted_states),
-    Statement("1.4", "E[b(s) grad log pi] = 0", EQUALITY, continuing, baseline_has_zero_mean),
-    Statement("1.4", "a baseline that sees the action", CONTROL, continuing, baseline_of_the_action),
-    Statement("1.4", "Theorem 3 with a baseline", EQUALITY, episodic, theorem_3_with_baseline),
-)

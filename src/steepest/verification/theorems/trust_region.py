@@ -13,8 +13,10 @@ from torch import Tensor
 from steepest.exact import finite_mdp as mdps
 from steepest.exact.finite_mdp import FiniteMDP, softmax_policy
 from steepest.verification.random_problems import Process, Recording, continuing, recording, stream, uniform
-from steepest.verification.statement import CONTROL, EQUALITY, F64, INEQUALITY, Sides, Statement, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems.performance_difference import difference
+
+rows = Rows()
 
 
 def surrogate(c: Process, new: Tensor) -> Tensor:
@@ -23,12 +25,12 @@ def surrogate(c: Process, new: Tensor) -> Tensor:
     return (d * c.policy * (new / c.policy) * mdps.advantage(c.mdp, c.policy)).sum() / (1.0 - c.mdp.gamma)
 
 
+@rows.equality("1.10", "V' - V = E_{d'} E_pi[ratio A]/(1 - gamma)", continuing)
 def surrogate_identity(c: Process) -> Sides:
     """The step that TRPO's derivation takes exactly: actions reweighted, states still those of pi'.
 
     Equation:  V_pi' - V_pi = 1/(1 - gamma) E_{s~d^pi'} E_{a~pi}[pi'(a|s)/pi(a|s) A^pi(s, a)]
     Source:    notes 1.10.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     d = mdps.state_distribution(c.mdp, c.other).unsqueeze(-1)
     ratio = c.other / c.policy
@@ -36,18 +38,19 @@ def surrogate_identity(c: Process) -> Sides:
     return Sides(-difference(c), right)
 
 
+@rows.equality("1.10", "L(pi) = 0, grad L(pi) = grad V", continuing)
 def surrogate_to_first_order(c: Process) -> Sides:
     """The surrogate has the objective's gradient at the old policy, where it is zero.
 
     Equation:  L_pi(pi) = 0,  grad L_pi(pi') at pi' = pi  =  grad V
     Source:    notes 1.10.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     slope = gradient(lambda theta: surrogate(c, softmax_policy(theta)), c.theta)
     at_old = surrogate(c, c.policy).view(1)
     return Sides(torch.cat([slope.flatten(), at_old]), torch.cat([c.gradient.flatten(), torch.zeros(1, dtype=F64)]))
 
 
+@rows.control("1.10", "V' - V = L", continuing)
 def surrogate_is_not_the_difference(c: Process) -> Sides:
     """Negative control: away from the old policy the surrogate is an approximation."""
     return Sides(-difference(c), surrogate(c, c.other))
@@ -64,24 +67,24 @@ def trpo_constant(c: Process) -> float:
     return math.sqrt(2.0) * c.mdp.gamma * eps / (1.0 - c.mdp.gamma) ** 2
 
 
+@rows.inequality("1.10", "|V' - V - L| <= C sqrt(E KL)", continuing)
 def trpo_bound(c: Process) -> Sides:
     """How far the surrogate may be off; a theorem, not a condition.
 
     Equation:  |V_pi' - V_pi - L_pi(pi')| <= C sqrt(E_{s~d^pi} KL(pi || pi')),  C = sqrt(2) gamma eps / (1 - gamma)^2
     Source:    notes 1.10; Achiam et al. 2017, Corollary 1, by Pinsker and Jensen.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     kl = mdps.state_distribution(c.mdp, c.policy) @ _policy_kl(c.policy, c.other)
     return Sides((-difference(c) - surrogate(c, c.other)).abs(), trpo_constant(c) * kl.sqrt())
 
 
+@rows.inequality("1.10", "|V' - V - L| <= sqrt(2) C E D_TV", continuing)
 def total_variation_bound(c: Process) -> Sides:
     """The bound before Pinsker and Jensen.
 
     Equation:  |V_pi' - V_pi - L_pi(pi')| <= 2 gamma eps / (1 - gamma)^2 E_{s~d^pi} D_TV(pi' || pi)
     Source:    Achiam et al. 2017, Corollary 1; also from Theorem 6, ||d^pi' - d^pi||_1 <= 2 gamma / (1 - gamma)
                E_{d^pi} D_TV and |E_{a~pi'} A^pi| <= eps.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     distance = 0.5 * (c.other - c.policy).abs().sum(-1)
     mean = mdps.state_distribution(c.mdp, c.policy) @ distance
@@ -112,6 +115,10 @@ def attaining(seed: int) -> Process:
     return Process(mdp, theta, torch.stack([first, 1.0 - first], -1).log(), theta, theta[:, 0])
 
 
+rows.inequality("1.10", "|V' - V - L| <= C sqrt(E KL), near its bound", attaining)(trpo_bound)
+
+
+@rows.equality("1.10", "sqrt(2) C E D_TV is attained", attaining)
 def bound_is_attained(c: Process) -> Sides:
     """On ``attaining`` the bound in total variation is reached: its constant could not be smaller.
 
@@ -119,13 +126,13 @@ def bound_is_attained(c: Process) -> Sides:
                k = 1 + gamma TILT / ((1 - gamma) delta), which is as near to 1 as TILT is small
     Source:    derived: ||d^pi' - d^pi||_1 = 2 gamma delta, half where the advantage is eps, half where it is -eps, and
                E D_TV = (1 - gamma) delta + gamma TILT.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     sides = total_variation_bound(c)
     delta = float(c.other[0, 0]) - 0.5
     return Sides(sides.left, sides.right / (1.0 + c.mdp.gamma * TILT / ((1.0 - c.mdp.gamma) * delta)))
 
 
+@rows.control("1.10", "|V' - V - L| <= (1 - gamma) sqrt(2) C E D_TV", attaining)
 def bound_with_one_horizon(c: Process) -> Sides:
     """Negative control: 1/(1 - gamma) once, where the constant has it twice; left = min(left, bound) would say so."""
     sides = total_variation_bound(c)
@@ -141,46 +148,6 @@ def _penalised(c: Process, theta: Tensor, *, printed: bool) -> Tensor:
     new = softmax_policy(theta)
     kl = _policy_kl(new, c.policy) if printed else _policy_kl(c.policy, new)
     return surrogate(c, new) - KL_WEIGHT * mdps.discounted_visits(c.mdp, c.policy) @ kl
-
-
-def penalised_surrogate_to_first_order(c: Process) -> Sides:
-    """PPO's penalty costs nothing to first order, whichever way round its divergence is taken.
-
-    Equation:  grad E_{s~d^pi, a~pi}[pi'/pi A^pi - beta KL] / (1 - gamma) = grad V at pi' = pi,
-               KL(pi || pi') as in Schulman et al. 2017, and KL(pi' || pi) as printed
-    Source:    notes 1.10.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
-    """
-    slopes = [gradient(lambda theta, p=p: _penalised(c, theta, printed=p), c.theta) for p in (False, True)]
-    return Sides(torch.stack(slopes), torch.stack([c.gradient, c.gradient]))
-
-
-def printed_penalty_maximum(c: Process) -> Sides:
-    """Where the penalty as printed leads: to pi exp(A / beta) / Z, at which its objective has no slope left.
-
-    Equation:  max_pi' E_{s~d^pi}[E_{a~pi'} A^pi - beta KL(pi' || pi)] = E_{s~d^pi}[beta log Z(s)],
-               at pi'(a|s) = pi(a|s) exp(A^pi(s, a) / beta) / Z(s); both over 1 - gamma
-    Source:    notes 1.10; derived as Lemma 7 of the notes, state by state. The slope is measured against the gradient.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
-    """
-    a = mdps.advantage(c.mdp, c.policy)
-    theta = c.theta + a / KL_WEIGHT
-    slope = gradient(lambda x: _penalised(c, x, printed=True), theta)
-    log_z = torch.log((c.policy * torch.exp(a / KL_WEIGHT)).sum(-1))
-    best = KL_WEIGHT * (mdps.discounted_visits(c.mdp, c.policy) @ log_z)
-    left = torch.cat([slope.flatten(), _penalised(c, theta, printed=True).view(1)])
-    right = torch.cat([torch.zeros(slope.numel(), dtype=F64), best.view(1)])
-    return Sides(left, right, scale=float(c.gradient.norm()))
-
-
-def kl_directions(c: Process) -> Sides:
-    """Negative control: the maximum of the printed penalty, KL(pi' || pi), taken for that of KL(pi || pi').
-
-    Measured against the gradient of the objective, which both have at the old policy.
-    """
-    theta = c.theta + mdps.advantage(c.mdp, c.policy) / KL_WEIGHT
-    slope = gradient(lambda x: _penalised(c, x, printed=False), theta)
-    return Sides(slope, torch.zeros_like(slope), scale=float(c.gradient.norm()))
 
 
 TRUST_REGION = 0.01
@@ -223,6 +190,30 @@ def shared_step(seed: int) -> SharedStep:
     return SharedStep(mdp, policy(first), policy(low))
 
 
+@rows.inequality("1.10", "L <= V' - V + C sqrt(E KL), a natural step", continuing)
+def improvement_bound(c: Process) -> Sides:
+    """What is guaranteed: a short step along the natural gradient gains the surrogate, less at most the bound.
+
+    Equation:  L_pi(pi') <= V_pi' - V_pi + C sqrt(E_{s~d^pi} KL(pi || pi')),  pi' = softmax(theta + A^pi / 10)
+    Source:    notes 1.10; Kakade 2001 for the natural gradient of a tabular softmax, which is A^pi up to a factor.
+    """
+    step = replace(c, other_theta=c.theta + 0.1 * mdps.advantage(c.mdp, c.policy))
+    return Sides(surrogate(step, step.other), trpo_bound(step).right - difference(step))
+
+
+@rows.equality("1.10", "PPO's KL penalty: grad V at the old policy", continuing)
+def penalised_surrogate_to_first_order(c: Process) -> Sides:
+    """PPO's penalty costs nothing to first order, whichever way round its divergence is taken.
+
+    Equation:  grad E_{s~d^pi, a~pi}[pi'/pi A^pi - beta KL] / (1 - gamma) = grad V at pi' = pi,
+               KL(pi || pi') as in Schulman et al. 2017, and KL(pi' || pi) as printed
+    Source:    notes 1.10.
+    """
+    slopes = [gradient(lambda theta, p=p: _penalised(c, theta, printed=p), c.theta) for p in (False, True)]
+    return Sides(torch.stack(slopes), torch.stack([c.gradient, c.gradient]))
+
+
+@rows.control("1.10", "L > 0 and KL <= 0.01 mean improvement", shared_step)
 def improvement_is_not_guaranteed(c: SharedStep) -> Sides:
     """Negative control: a step that the surrogate likes, within the trust region, improves the policy.
 
@@ -234,15 +225,33 @@ def improvement_is_not_guaranteed(c: SharedStep) -> Sides:
     return Sides(after, torch.maximum(after, before) if float(liked) > 0.0 else after)
 
 
-def improvement_bound(c: Process) -> Sides:
-    """What is guaranteed: a short step along the natural gradient gains the surrogate, less at most the bound.
+@rows.equality("1.10", "KL(pi'||pi): maximum at pi exp(A/beta)/Z", continuing)
+def printed_penalty_maximum(c: Process) -> Sides:
+    """Where the penalty as printed leads: to pi exp(A / beta) / Z, at which its objective has no slope left.
 
-    Equation:  L_pi(pi') <= V_pi' - V_pi + C sqrt(E_{s~d^pi} KL(pi || pi')),  pi' = softmax(theta + A^pi / 10)
-    Source:    notes 1.10; Kakade 2001 for the natural gradient of a tabular softmax, which is A^pi up to a factor.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
+    Equation:  max_pi' E_{s~d^pi}[E_{a~pi'} A^pi - beta KL(pi' || pi)] = E_{s~d^pi}[beta log Z(s)],
+               at pi'(a|s) = pi(a|s) exp(A^pi(s, a) / beta) / Z(s); both over 1 - gamma
+    Source:    notes 1.10; derived as Lemma 7 of the notes, state by state. The slope is measured against the gradient.
     """
-    step = replace(c, other_theta=c.theta + 0.1 * mdps.advantage(c.mdp, c.policy))
-    return Sides(surrogate(step, step.other), trpo_bound(step).right - difference(step))
+    a = mdps.advantage(c.mdp, c.policy)
+    theta = c.theta + a / KL_WEIGHT
+    slope = gradient(lambda x: _penalised(c, x, printed=True), theta)
+    log_z = torch.log((c.policy * torch.exp(a / KL_WEIGHT)).sum(-1))
+    best = KL_WEIGHT * (mdps.discounted_visits(c.mdp, c.policy) @ log_z)
+    left = torch.cat([slope.flatten(), _penalised(c, theta, printed=True).view(1)])
+    right = torch.cat([torch.zeros(slope.numel(), dtype=F64), best.view(1)])
+    return Sides(left, right, scale=float(c.gradient.norm()))
+
+
+@rows.control("1.10", "KL(pi||pi'): maximum at pi exp(A/beta)/Z", continuing)
+def kl_directions(c: Process) -> Sides:
+    """Negative control: the maximum of the printed penalty, KL(pi' || pi), taken for that of KL(pi || pi').
+
+    Measured against the gradient of the objective, which both have at the old policy.
+    """
+    theta = c.theta + mdps.advantage(c.mdp, c.policy) / KL_WEIGHT
+    slope = gradient(lambda x: _penalised(c, x, printed=False), theta)
+    return Sides(slope, torch.zeros_like(slope), scale=float(c.gradient.norm()))
 
 
 def k_step_advantage(r: Recording, t: int, k: int) -> Tensor:
@@ -251,24 +260,24 @@ def k_step_advantage(r: Recording, t: int, k: int) -> Tensor:
     return weight @ r.reward[t : t + k] + r.gamma**k * r.value[t + k] - r.value[t]
 
 
+@rows.equality("1.10", "A^(k) = sum_l gamma^l delta, every k", recording)
 def k_step_telescopes(r: Recording) -> Sides:
     """The k-step advantage is a discounted sum of TD errors; for every k.
 
     Equation:  sum_{l<k} gamma^l r_{t+l} + gamma^k V(s_{t+k}) - V(s_t) = sum_{l<k} gamma^l delta_{t+l}
     Source:    notes 1.10.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     steps = len(r.reward)
     weighted = r.gamma ** torch.arange(steps, dtype=F64) * r.delta
     return Sides(torch.stack([k_step_advantage(r, 0, k) for k in range(1, steps + 1)]), weighted.cumsum(0))
 
 
+@rows.equality("1.10", "A^(inf) = sum_l gamma^l delta", recording)
 def unlimited_advantage(r: Recording) -> Sides:
     """The advantage of unlimited length needs no value but its own: the recording, followed by states worth nothing.
 
     Equation:  A^(inf) = sum_l gamma^l r_{t+l} - V(s_t) = sum_l gamma^l delta_{t+l};  for every t
     Source:    notes 1.10.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     ending = r._replace(value=torch.cat([r.value[:-1], torch.zeros(1, dtype=F64)]))
     steps = len(r.reward)
@@ -278,6 +287,7 @@ def unlimited_advantage(r: Recording) -> Sides:
     return Sides(torch.stack(left), torch.stack(right))
 
 
+@rows.control("1.10", "A^(2) with gamma V(s_{t+2})", recording)
 def two_step_advantage_as_printed(r: Recording) -> Sides:
     """Negative control: A^(2) with gamma V(s_{t+2}), which should be gamma^2 V(s_{t+2})."""
     printed = r.reward[0] + r.gamma * r.reward[1] + r.gamma * r.value[2] - r.value[0]
@@ -303,22 +313,22 @@ def summed_errors(r: Recording) -> Tensor:
     return torch.stack([weight[: len(r.reward) - t] @ r.delta[t:] for t in range(len(r.reward))])
 
 
+@rows.equality("1.10", "GAE, its two forms, finite", recording)
 def gae_two_forms(r: Recording) -> Sides:
     """GAE is a mixture of k-step advantages and a sum of TD errors; finite, at every step.
 
     Equation:  (1 - lambda) sum_{k=1}^{n-1} lambda^(k-1) A^(k) + lambda^(n-1) A^(n) = sum_{l<n} (gamma lambda)^l delta_l
     Source:    notes 1.10, with the last weight that a finite mixture needs.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     return Sides(weighted_advantages(r), summed_errors(r))
 
 
+@rows.equality("1.10", "GAE, its two forms, infinite", recording)
 def gae_infinite(r: Recording) -> Sides:
     """The same for an infinite trajectory: this one, followed by states of value 0 that pay nothing.
 
     Equation:  (1 - lambda) (A^(1) + lambda A^(2) + lambda^2 A^(3) + ...) = sum_l (gamma lambda)^l delta_l
     Source:    notes 1.10. 800 terms, of which the last weighs less than 1e-17.
-    Verified:  tests/exact/test_theorems.py::test_every_statement
     """
     terms = torch.arange(800, dtype=F64)
     tail = torch.zeros(800 - len(r.reward), dtype=F64)
@@ -329,40 +339,14 @@ def gae_infinite(r: Recording) -> Sides:
     return Sides(left, ((r.gamma * r.trace_decay) ** terms) @ delta)
 
 
+@rows.control("1.10", "GAE, last weight (1 - lambda) lambda^(n-1)", recording)
 def gae_with_equal_last_weight(r: Recording) -> Sides:
     """Negative control: a finite mixture whose last weight is (1 - lambda) lambda^(n-1) like the others."""
     return Sides(weighted_advantages(r, last_takes_the_rest=False), summed_errors(r))
 
 
+@rows.control("1.10", "GAE, second line as printed", recording)
 def gae_second_line_as_printed(r: Recording) -> Sides:
     """Negative control: the second line as printed, with gamma^2 delta_{t+2} in the term of lambda^1."""
     extra = (1.0 - r.trace_decay) * r.trace_decay * r.gamma**2 * r.delta[2]
     return Sides(weighted_advantages(r)[0] + extra, summed_errors(r)[0])
-
-
-# The rows
-
-ROWS: tuple[Statement, ...] = (
-    Statement("1.10", "V' - V = E_{d'} E_pi[ratio A]/(1 - gamma)", EQUALITY, continuing, surrogate_identity),
-    Statement("1.10", "L(pi) = 0, grad L(pi) = grad V", EQUALITY, continuing, surrogate_to_first_order),
-    Statement("1.10", "V' - V = L", CONTROL, continuing, surrogate_is_not_the_difference),
-    Statement("1.10", "|V' - V - L| <= C sqrt(E KL)", INEQUALITY, continuing, trpo_bound),
-    Statement("1.10", "|V' - V - L| <= sqrt(2) C E D_TV", INEQUALITY, continuing, total_variation_bound),
-    Statement("1.10", "|V' - V - L| <= C sqrt(E KL), near its bound", INEQUALITY, attaining, trpo_bound),
-    Statement("1.10", "sqrt(2) C E D_TV is attained", EQUALITY, attaining, bound_is_attained),
-    Statement("1.10", "|V' - V - L| <= (1 - gamma) sqrt(2) C E D_TV", CONTROL, attaining, bound_with_one_horizon),
-    Statement("1.10", "L <= V' - V + C sqrt(E KL), a natural step", INEQUALITY, continuing, improvement_bound),
-    Statement(
-        "1.10", "PPO's KL penalty: grad V at the old policy", EQUALITY, continuing, penalised_surrogate_to_first_order
-    ),
-    Statement("1.10", "L > 0 and KL <= 0.01 mean improvement", CONTROL, shared_step, improvement_is_not_guaranteed),
-    Statement("1.10", "KL(pi'||pi): maximum at pi exp(A/beta)/Z", EQUALITY, continuing, printed_penalty_maximum),
-    Statement("1.10", "KL(pi||pi'): maximum at pi exp(A/beta)/Z", CONTROL, continuing, kl_directions),
-    Statement("1.10", "A^(k) = sum_l gamma^l delta, every k", EQUALITY, recording, k_step_telescopes),
-    Statement("1.10", "A^(inf) = sum_l gamma^l delta", EQUALITY, recording, unlimited_advantage),
-    Statement("1.10", "A^(2) with gamma V(s_{t+2})", CONTROL, recording, two_step_advantage_as_printed),
-    Statement("1.10", "GAE, its two forms, finite", EQUALITY, recording, gae_two_forms),
-    Statement("1.10", "GAE, its two forms, infinite", EQUALITY, recording, gae_infinite),
-    Statement("1.10", "GAE, last weight (1 - lambda) lambda^(n-1)", CONTROL, recording, gae_with_equal_last_weight),
-    Statement("1.10", "GAE, second line as printed", CONTROL, recording, gae_second_line_as_printed),
-)
