@@ -17,6 +17,7 @@ import steepest.networks.actor_critic
 from helpers import box, discrete, vector
 from steepest import Run, UsageError
 from steepest.agents.agent import Agent
+from steepest.agents.behaviour import scored_by
 from steepest.algorithms.off_pac import OffPAC, OffPACConfig
 from steepest.algorithms.sac import SAC, SACConfig
 from steepest.exact import lqr
@@ -53,36 +54,76 @@ def uniform_log(steps: int) -> LoggedExperience:
     return LoggedExperience(obs, action, context == action, obs, end, ~end, np.full(steps, np.log(0.5)))
 
 
-def log_agent(**options: Any) -> OffPAC:
-    config = OffPACConfig(rollout_steps=16, hidden_sizes=(16,), policy_learning_rate=0.2, **options)
-    return OffPAC(config, vector(2), discrete(2), num_envs=16)
+def log_run(data: Any, steps: int, **options: Any) -> Run:
+    settings = {**QUICK, "hidden_sizes": (16,), "policy_learning_rate": 0.2, "total_steps": steps, **options}
+    return Run("off_pac", Contexts, data=data, **settings)
 
 
 def test_learns_from_a_log(tmp_path: Path) -> None:
-    """Logged by the uniform policy, read back from a file; the logged probabilities are what it learns by."""
+    """Logged by the uniform policy, read from a file; the logged probabilities are what it learns by."""
     np.savez(tmp_path / "log.npz", **uniform_log(4096)._asdict())
-    data = LoggedExperience(**np.load(tmp_path / "log.npz"))
-    agent = log_agent()
-    assert abs(score(agent) - 0.5) < 0.15
-    figures = agent.fit(data, passes=2)
-    assert len(figures) == 2 * (2 * 4096 // 256)
-    assert score(agent) > 0.9
+    with log_run(tmp_path / "log.npz", 2 * 4096) as run:
+        assert abs(score(run.agent) - 0.5) < 0.15
+        rows = list(run)
+    assert len(rows) == 2 * (2 * 4096 // 256)
+    assert rows[-1]["step"] == 2 * 4096
+    assert "train/return_mean" not in rows[-1]
+    assert score(run.agent) > 0.9
 
 
 def test_a_log_of_other_rewards_teaches_the_opposite() -> None:
-    agent = log_agent()
     data = uniform_log(4096)
-    agent.fit(data._replace(reward=-1.0 * data.reward), passes=2)
-    assert score(agent) < 0.1
+    with log_run(data._replace(reward=-1.0 * data.reward), 2 * 4096) as run:
+        assert len(list(run)) == 64
+    assert score(run.agent) < 0.1
 
 
-def test_a_population_takes_no_log() -> None:
-    config = OffPACConfig(hidden_sizes=(4,))
-    population = OffPAC(config, vector(2), discrete(2), num_envs=2, seeds=(0, 1))
-    with pytest.raises(UsageError, match="holds 2 members"):
-        population.fit(uniform_log(64))
-    with pytest.raises(UsageError, match="passes is 0"):
-        log_agent().fit(uniform_log(4096), passes=0)
+def test_a_run_on_a_log_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    np.savez(tmp_path / "log.npz", **uniform_log(1024)._asdict())
+    options = {"checkpoint_every": 512, "tensorboard": False, "learning_rate_schedule": "linear"}
+    with log_run(tmp_path / "log.npz", 2048, out=tmp_path / "whole", **options) as run:
+        assert len(list(run)) == 16
+    with log_run(tmp_path / "log.npz", 2048, out=tmp_path / "stopped", **options) as stopped:
+        for row in stopped:
+            if row["step"] >= 640:
+                break
+    with Run.resume(tmp_path / "stopped", env=Contexts) as resumed:
+        assert 0 < resumed.step <= 640
+        assert list(resumed)[-1]["step"] == 2048
+    for name, tensor in run.agent.tensors().items():
+        assert torch.equal(tensor, resumed.agent.tensors()[name]), name
+
+
+def test_a_log_in_memory_is_asked_for_again(tmp_path: Path) -> None:
+    data = uniform_log(1024)
+    options = {"checkpoint_every": 256, "tensorboard": False, "out": tmp_path / "run"}
+    with log_run(data, 1024, **options) as run:
+        run.iterate()
+    with pytest.raises(UsageError, match=r"on a log made in Python; pass it again: data=\.\.\."):
+        Run.resume(tmp_path / "run", env=Contexts)
+    with Run.resume(tmp_path / "run", env=Contexts, data=data) as run:
+        assert run.iterate()["step"] == 128
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "message"),
+    [
+        ("ppo", {}, "ppo does not learn from a log"),
+        ("off_pac", {"seeds": 2}, "seeds is 2; a log is for one seed"),
+        ("off_pac", {"num_envs": 2048}, "too few for 2048 environments"),
+    ],
+)
+def test_what_a_log_cannot_teach_is_refused(algorithm: str, options: dict[str, Any], message: str) -> None:
+    settings = {k: v for k, v in QUICK.items() if k != "rollout_steps"} | options
+    with pytest.raises(UsageError, match=message):
+        Run(algorithm, Contexts, data=uniform_log(64), **settings)
+
+
+def test_a_log_of_other_observations_is_refused() -> None:
+    data = uniform_log(1024)
+    wider = np.zeros((1024, 3), dtype=np.float32)
+    with pytest.raises(UsageError, match=r"have the shape \(3,\); those of the environment are of shape \(2,\)"):
+        log_run(data._replace(obs=wider, next_obs=wider), 1024)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -98,7 +139,7 @@ def test_learns_from_a_saved_agent(seeds: int, tmp_path: Path) -> None:
     }
     with Run("off_pac", Contexts, seeds=seeds, total_steps=10**6, **options, **QUICK) as run:
         rollout, _ = run.training.loop.collector.collect()
-        scored = run.agent._scored_by_other(run.agent.other, rollout)
+        scored = scored_by(run.agent.other, rollout)
         obs = rollout.obs["obs"][:, :-1].reshape(1, -1, 2)
         wanted = other.forward(
             other.state["params"][0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from steepest.errors import UsageError
-from steepest.experience.logs import LoggedExperience, logged_rollouts
+from steepest.experience.logs import LoggedExperience, logged_rollouts, read_log
 
 
 def log(lengths: tuple[int, ...], ends: str) -> LoggedExperience:
@@ -81,3 +82,17 @@ def test_what_is_no_log_is_refused(change: dict[str, Any], said: str) -> None:
 def test_a_short_log_is_refused() -> None:
     with pytest.raises(UsageError, match="too few for 4 environments x 8"):
         list(logged_rollouts(log((3, 7), "tt"), 4, 8))
+
+
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "part.npz", obs=np.zeros((2, 1)))
+    with pytest.raises(UsageError, match=r"part.npz lacks action, reward, .*; a log has obs, action"):
+        read_log(tmp_path / "part.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    for name in ("text.npz", "absent.npz"):
+        with pytest.raises(UsageError, match=rf"{name} cannot be read as a log"):
+            read_log(tmp_path / name)
+    objects = {name: np.array([None], dtype=object) for name in LoggedExperience._fields}
+    np.savez(tmp_path / "objects.npz", **objects)
+    with pytest.raises(UsageError, match=r"objects.npz cannot be read as a log"):
+        read_log(tmp_path / "objects.npz")

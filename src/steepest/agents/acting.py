@@ -16,6 +16,12 @@ from steepest.learner.trees import tree_map
 from steepest.networks.inputs import PolicyInput, PolicyOutput
 from steepest.types import ActionSpec, Obs, ObsSpec
 
+Actor = Callable[
+    [Obs, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    tuple[Tensor, Tensor | None],
+]
+"""(obs, noise, action_mask, episode_start, memory) -> (action, memory), see ``Agent.actor``."""
+
 
 class Given(NamedTuple):
     """Observations and a mask (1, N, ...) as a policy takes them."""

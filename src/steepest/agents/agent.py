@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steepest.agents.acting import act_once, first_member, read_observation
+from steepest.agents.acting import Actor, act_once, first_member, read_observation
 from steepest.agents.config import config_from_json, scheduled
 from steepest.agents.initial import build, initial_parameters, refusal
 from steepest.agents.statistics import initial_observation_statistics, initial_return_statistics
@@ -44,12 +44,6 @@ from steepest.types import (
     obs_spec_from_json,
     spec_to_json,
 )
-
-Actor = Callable[
-    [Obs, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    tuple[Tensor, Tensor | None],
-]
-"""(obs, noise, action_mask, episode_start, memory) -> (action, memory), see ``Agent.actor``."""
 
 VECTORS = ("params", "adam_mean", "adam_square")
 """State entries that are parameter-shaped vectors; they are saved under the parameters' names."""
@@ -76,6 +70,8 @@ class Agent(ABC):
     """Whether a box of actions needs finite bounds."""
     squash: ClassVar[Squash | None] = None
     """How the algorithm's actions meet the bounds of a box; None leaves it to the config."""
+    learns_from_logs: ClassVar[bool] = False
+    """Whether it can learn from actions that another policy took, given their log-probabilities."""
     per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
     """State entries (M, N, ...) that start afresh where the number of environments differs."""
 
@@ -313,11 +309,11 @@ class Agent(ABC):
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Learn; changes ``self.state``. What from depends on the regime.
+        """Learn from a rollout or from minibatches, as ``rollout_updates``, ``replay_updates`` or ``stepwise`` say."""
 
-        From a rollout: ``agents.rollout_updates.RolloutAgent``; from a replay buffer:
-        ``agents.replay_updates.ReplayAgent``; time step by time step: ``agents.stepwise.StepwiseAgent``.
-        """
+    def begin_pass(self) -> None:
+        """Forget what led to the step at hand, where a pass over a log begins; most agents remember nothing."""
+        return
 
     def lifted(self) -> dict[str, Lifted]:
         """Every function that the learner runs for this agent, by name."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.agents.agent import Actor, Agent
+from steepest.agents.acting import Actor
+from steepest.agents.agent import Agent
 from steepest.agents.stepwise import acting_inputs
 from steepest.errors import UsageError
 from steepest.types import Obs, Rollout

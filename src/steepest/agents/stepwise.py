@@ -50,6 +50,10 @@ class StepwiseAgent(Agent):
         """Return the state after one time step of N environments, and its metrics summed; pure, one member."""
         raise NotImplementedError
 
+    def value(self, vector: Tensor, state: State, obs: Obs) -> Tensor:
+        """Return V of one observation, a scalar; pure, one member."""
+        return cast(Tensor, self.forward(vector, state, one_input(obs)).value).squeeze(0)
+
     def time_steps(self, state: State, batch: Batch, hyper: Hyper) -> tuple[State, Metrics]:
         """Take several time steps in order, unrolled so that they cost one call; pure, one member."""
         totals: Metrics = {}

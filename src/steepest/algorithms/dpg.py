@@ -93,10 +93,6 @@ class DPG(StepwiseAgent):
         """Return mu (D,) of one observation, before the action meets its bounds; pure."""
         return self.forward(vector, state, one_input(obs), False).distribution.mode().squeeze(0)
 
-    def value(self, vector: Tensor, state: State, obs: Obs) -> Tensor:
-        """Return V of one observation, a scalar; pure."""
-        return cast(Tensor, self.forward(vector, state, one_input(obs)).value).squeeze(0)
-
     def time_step(self, state: State, step: Batch, hyper: Hyper) -> tuple[State, Metrics]:
         """Take one time step of N environments; return the state and metrics summed; pure, one member."""
         vector, w, gamma = state["params"], state["advantage"], hyper["gamma"]

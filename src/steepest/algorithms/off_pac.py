@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad, grad_and_value, vmap  # pyright: ignore[reportUnknownVariableType]
 
-from steepest.agents.agent import Actor, Agent
+from steepest.agents.acting import Actor
+from steepest.agents.agent import Agent
 from steepest.agents.behaviour import act_as, read_behaviour, scored_by
 from steepest.agents.config import StateWeighting, StepwiseConfig
 from steepest.agents.replay_updates import batch_obs
@@ -44,7 +45,6 @@ from steepest.agents.statistics import scale_rewards
 from steepest.agents.stepwise import Batch, StepwiseAgent, acting_inputs, one_input, shortened, step_batch
 from steepest.distributions import softened
 from steepest.errors import UsageError
-from steepest.experience.logs import LoggedExperience, logged_rollouts
 from steepest.fields import NonNegative, Positive, Share
 from steepest.learner.step import Hyper, Metrics, State
 from steepest.losses import (
@@ -91,6 +91,7 @@ class OffPAC(StepwiseAgent):
 
     algorithm = "off_pac"
     Config = OffPACConfig
+    learns_from_logs = True
     config: OffPACConfig
     hyper_fields = (*StepwiseAgent.hyper_fields, "trace_decay", "emphasis_decay", "max_ratio")
     per_environment = ("return_carry", CRITIC, CURVATURE, ACTOR, FOLLOWON, RATIO)
@@ -152,11 +153,6 @@ class OffPAC(StepwiseAgent):
             log_prob = softened(policy, self.config.behaviour_epsilon).log_prob(rollout.action)
         batch = {**step_batch(rollout, reward), "behaviour_log_prob": log_prob}
         return statistics, batch
-
-    def value(self, vector: Tensor, state: State, obs: Obs) -> Tensor:
-        """Return V of one observation, a scalar; pure."""
-        value = self.forward(vector, state, one_input(obs)).value
-        return cast(Tensor, value).squeeze(0)
 
     def log_prob(self, vector: Tensor, state: State, obs: Obs, action: Tensor, mask: Tensor | None) -> Tensor:
         """Return log pi of one action, a scalar; pure."""
@@ -224,20 +220,6 @@ class OffPAC(StepwiseAgent):
             rollout = rollout if other is None else scored_by(other, rollout)
         return super().update(rollout, progress)
 
-    def fit(self, data: LoggedExperience, passes: int = 1) -> list[dict[str, NDArray[np.float64]]]:
-        """Learn from a log instead of an environment: every rollout's figures, pass after pass.
-
-        Raises:    UsageError for a population, for what ``logged_rollouts`` refuses, or passes < 1
-        Verified:  tests/integration/test_off_pac_logged.py::test_learns_from_a_log
-        """
-        if self.members != 1:
-            raise UsageError(f"this agent holds {self.members} members; a log is for one")
-        if passes < 1:
-            raise UsageError(f"passes is {passes}; expected at least 1")
-        rollouts = list(logged_rollouts(data, self.num_envs, self.config.rollout_steps))
-        figures: list[dict[str, NDArray[np.float64]]] = []
-        for i in range(passes):
-            for name in (CRITIC, CURVATURE, ACTOR, FOLLOWON):  # parts of the log begin in the middle of an episode
-                self.state[name] = torch.zeros_like(self.state[name])
-            figures += [self.update(rollout, i / passes) for rollout in rollouts]
-        return figures
+    def begin_pass(self) -> None:
+        for name in (CRITIC, CURVATURE, ACTOR, FOLLOWON):  # parts of the log begin in the middle of an episode
+            self.state[name] = torch.zeros_like(self.state[name])

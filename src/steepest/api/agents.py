@@ -36,6 +36,7 @@ def train(
     agent: Agent | None = None,
     eval_env: Any = None,
     env_kwargs: dict[str, Any] | None = None,
+    data: Any = None,
     quiet: bool = True,
     **options: Any,
 ) -> Agent:
@@ -46,7 +47,8 @@ def train(
         env: a Gymnasium or EnvPool id, a factory of environments, an environment, or a vector environment.
         out: folder for metrics, checkpoints and the learning curve; None writes nothing.
         network: a custom torso, ``ObsSpec -> nn.Module`` (see ``networks.config.NetworkFactory``).
-        agent: go on training this one.
+        agent: train this one further.
+        data: a log to learn from instead of playing (off_pac): ``LoggedExperience`` or an .npz file.
         quiet: whether to leave out the progress display.
         options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...
     Raises:
@@ -63,6 +65,7 @@ def train(
         agent=agent,
         eval_env=eval_env,
         env_kwargs=env_kwargs,
+        data=data,
         quiet=quiet,
         **{k: v for k, v in options.items() if k != "seeds"},
     )[0]
@@ -78,6 +81,7 @@ def train_seeds(
     agent: Agent | None = None,
     eval_env: Any = None,
     env_kwargs: dict[str, Any] | None = None,
+    data: Any = None,
     quiet: bool = True,
     **options: Any,
 ) -> list[Agent]:
@@ -91,6 +95,7 @@ def train_seeds(
             agent=agent,
             eval_env=eval_env,
             env_kwargs=env_kwargs,
+            data=data,
             note=note,
             seeds=seeds,
             **options,
@@ -107,6 +112,7 @@ def resume(
     env: Any = None,
     network: NetworkFactory | None = None,
     eval_env: Any = None,
+    data: Any = None,
     quiet: bool = True,
 ) -> Agent:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
@@ -114,7 +120,7 @@ def resume(
         raise UsageError(f"{path} is a run of a language model; resume it with steepest.resume_language")
     run = drive(
         lambda note: Run.resume(
-            Path(path), total_steps=total_steps, env=env, network=network, eval_env=eval_env, note=note
+            Path(path), total_steps=total_steps, env=env, network=network, eval_env=eval_env, data=data, note=note
         ),
         quiet=quiet,
     )

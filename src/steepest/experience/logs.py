@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,25 @@ class LoggedExperience(NamedTuple):
     terminated: NDArray[np.bool_]  # (K,)
     truncated: NDArray[np.bool_]  # (K,)
     log_prob: NDArray[Any]  # (K,) nats, of the action under the policy that took it
+
+
+def read_log(source: Any) -> LoggedExperience:
+    """Return a log: as it is given, or from an .npz file of arrays with the names of its fields.
+
+    Raises:    UsageError if the file cannot be read, or lacks a field
+    Verified:  tests/unit/test_logged.py::test_a_file_that_is_no_log_is_refused
+    """
+    if isinstance(source, LoggedExperience):
+        return source
+    try:
+        with np.load(Path(source), allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{source} cannot be read as a log, an .npz file of arrays: {error}") from error
+    missing = [name for name in LoggedExperience._fields if name not in arrays]
+    if missing:
+        raise UsageError(f"{source} lacks {', '.join(missing)}; a log has {', '.join(LoggedExperience._fields)}")
+    return LoggedExperience(**{name: arrays[name] for name in LoggedExperience._fields})
 
 
 def logged_rollouts(data: LoggedExperience, num_envs: int, steps: int) -> Iterator[Rollout]:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agents.agent import Actor, Agent
+from steepest.agents.acting import Actor
+from steepest.agents.agent import Agent
 from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
 

@@ -48,6 +48,7 @@ class Run:
         network: custom torso, see ``networks.config.NetworkFactory``.
         agent: train this one further, with its parameters, optimiser and statistics.
         eval_env: where to evaluate, if a second environment cannot be made from ``env``.
+        data: a log to learn from instead, see ``experience.logs.read_log``; the environment then serves evaluation.
         note: takes lines of text that a user should see.
         render: show an episode in a window at every evaluation.
         options: fields of ``RunConfig`` and of the algorithm's config; what is not given comes from the preset of the
@@ -74,6 +75,7 @@ class Run:
         agent: Agent | None = None,
         eval_env: Any = None,
         env_kwargs: dict[str, Any] | None = None,
+        data: Any = None,
         note: Note | None = None,
         render: bool = False,
         **options: Any,
@@ -90,6 +92,7 @@ class Run:
                 env_kwargs=env_kwargs,
                 render=render,
                 saved=out is not None,
+                data=data,
             )
 
         self._begin(make, out)

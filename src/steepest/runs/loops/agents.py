@@ -13,7 +13,6 @@ from typing import Any, Self, cast
 
 import gymnasium as gym
 import numpy as np
-import torch
 from torch import Tensor
 
 from steepest.agents.agent import Agent
@@ -22,9 +21,12 @@ from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import find
 from steepest.environments import make_env
 from steepest.errors import RunError, SteepestError, UsageError
+from steepest.experience.logs import read_log
 from steepest.experience.rollout import Episode
+from steepest.learner.trees import all_finite
 from steepest.networks.config import NetworkConfig, NetworkFactory
 from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs.loops.logs import LogLoop
 from steepest.runs.loops.loop import Iteration, Loop
 from steepest.runs.loops.off_policy import OffPolicyLoop
 from steepest.runs.loops.on_policy import OnPolicyLoop
@@ -36,6 +38,7 @@ from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.folder import RunDirectory
 from steepest.seeding import stream_seed
 
+IN_MEMORY = "(made in Python)"
 WINDOW = 100
 """Training returns are means over this many latest episodes."""
 
@@ -44,7 +47,7 @@ class AgentTraining(Training[RunConfig]):
     """Train one agent, or several seeds of it together, in the loop of its data regime."""
 
     what = "agent"
-    again = ("total_steps", "env", "network", "eval_env")
+    again = ("total_steps", "env", "network", "eval_env", "data")
     extends = "; --total-steps MORE trains further"
 
     def __init__(
@@ -58,8 +61,10 @@ class AgentTraining(Training[RunConfig]):
         eval_env: Any,
         env_kwargs: dict[str, Any] | None,
         note: Callable[[str], None],
+        data: Any = None,
     ) -> None:
         self.note = note
+        self.data = str(Path(data).resolve()) if isinstance(data, (str, Path)) else data and IN_MEMORY
         self.algorithm = agent_class.algorithm
         self.name = name
         self.label = f"{self.algorithm}-{name}-seed{settings.seed}"
@@ -102,8 +107,10 @@ class AgentTraining(Training[RunConfig]):
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        if isinstance(self.agent, ReplayAgent):
-            self.loop: Loop = OffPolicyLoop(self.env, self.agent, self.settings)
+        if data is not None:
+            self.loop: Loop = LogLoop(read_log(data), self.agent)
+        elif isinstance(self.agent, ReplayAgent):
+            self.loop = OffPolicyLoop(self.env, self.agent, self.settings)
         else:
             self.loop = OnPolicyLoop(self.env, self.agent)
         self.steps = np.zeros(len(self.seeds), dtype=np.int64)
@@ -132,11 +139,12 @@ class AgentTraining(Training[RunConfig]):
         env_kwargs: dict[str, Any] | None,
         render: bool,
         saved: bool,
+        data: Any = None,
     ) -> Self:
         """Make the training of a new run from options that a user gave; ``saved``: a folder will describe it."""
         agent_class = find(algorithm)
         settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
-        made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note)
+        made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
         try:
             made.render = render
             if agent is not None:
@@ -173,7 +181,10 @@ class AgentTraining(Training[RunConfig]):
         config = config_from_json(agent_class.Config, saved["config"])
         where = saved["env"] if env is None else env
         kwargs, eval_env = saved["env_kwargs"], given.get("eval_env")
-        made = cls(agent_class, where, saved["name"], settings, config, network, eval_env, kwargs, note)
+        data = given.get("data", saved.get("data"))
+        if isinstance(data, str) and data == IN_MEMORY:
+            raise UsageError(f"{directory.path} was trained on a log made in Python; pass it again: data=...")
+        made = cls(agent_class, where, saved["name"], settings, config, network, eval_env, kwargs, note, data)
         made.extended = total_steps is not None
         return made
 
@@ -257,7 +268,7 @@ class AgentTraining(Training[RunConfig]):
         bad = [k for k, v in health.items() if not np.isfinite(v).all()]
         # A user's own buffers may hold infinities, such as a mask to add to logits.
         own = {k: v for k, v in self.agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
-        bad += [k for k, v in own.items() if not _all_finite(v)]
+        bad += [k for k, v in own.items() if not all_finite(v)]
         if bad:
             raise RunError(
                 f"training stopped at step {self.step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
@@ -405,6 +416,7 @@ class AgentTraining(Training[RunConfig]):
             "custom_network": self.agent.custom_network,
             "config": dataclasses.asdict(self.agent.config),
             "run": dataclasses.asdict(self.settings),
+            "data": self.data,
         }
 
     def summary(self, wall_seconds: float, evaluated_at: int) -> dict[str, Any]:
@@ -436,9 +448,3 @@ def _check_json(env_kwargs: dict[str, Any]) -> None:
             f"env_kwargs cannot be saved with the run: {error}. Pass a factory of environments instead, such "
             "as lambda: gym.make(...)"
         ) from error
-
-
-def _all_finite(x: torch.Tensor) -> bool:
-    # A sum is finite only if every term is, and costs a fifth of the elementwise test. It may overflow on finite terms,
-    # hence the second look.
-    return math.isfinite(x.sum()) or bool(torch.isfinite(x).all())

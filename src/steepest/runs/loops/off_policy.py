@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steepest.agents.agent import Actor, Agent
+from steepest.agents.acting import Actor
+from steepest.agents.agent import Agent
 from steepest.agents.config import OffPolicyConfig
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.agents.statistics import update_observations
