@@ -162,7 +162,7 @@ _FLIPS = 0.2
     loss="smoothed_dpo_loss",
 )
 def labels_flipped(p: Preferences, loss: str) -> Sides:
-    """The robust loss undoes wrong labels, of which a fifth are, on average. Negative control: the smoothed does not."""
+    """The robust loss undoes wrong labels, a fifth of all, on average. Negative control: the smoothed does not."""
     preference = exact_preferences.preference_probs(p.score)
     observed = (1.0 - _FLIPS) * preference + _FLIPS * (1.0 - preference)
     function = getattr(losses, loss)
