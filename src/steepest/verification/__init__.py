@@ -1,4 +1,4 @@
-"""Every formula of the notes against exact solutions: the statements of ``exact.theorems``, and the shipped functions.
+"""Every formula of the notes against exact solutions: the statements of ``theorems``, and the shipped functions.
 
 A row that names a shipped function goes through that function and would fail if it were wrong; the other side is
 exact. ``steepest verify`` prints the table. How a row passes, over N random problems:

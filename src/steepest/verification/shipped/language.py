@@ -302,22 +302,26 @@ def k1_slope(p: Preferences) -> Sides:
     return Sides(slope, torch.zeros_like(slope), scale=float(_kl_slope(p).norm()))
 
 
-@rows.equality("2.2.1", "E[grad k2] = grad KL(pi||ref)", preferences, tested="losses.k2_estimate")
-def k2_slope(p: Preferences) -> Sides:
-    """As a loss of whole responses, k2 has the gradient of KL(pi || ref)."""
-    return Sides(_estimate_slope(p, losses.k2_estimate), _kl_slope(p))
+@rows.equality(
+    "2.2.1", "E[grad k2] = grad KL(pi||ref)", preferences, tested="losses.k2_estimate", estimate="k2_estimate"
+)
+@rows.equality(
+    "2.2.1",
+    "E[grad k3] = grad KL(ref||pi)",
+    preferences,
+    tested="losses.k3_estimate",
+    estimate="k3_estimate",
+    other=True,
+)
+@rows.control(
+    "2.2.1", "E[grad k3] = grad KL(pi||ref)", preferences, tested="losses.k3_estimate", estimate="k3_estimate"
+)
+def slope_of_an_estimate(p: Preferences, estimate: str, other: bool = False) -> Sides:
+    """As a loss of whole responses, k2 has the gradient of KL(pi || ref), and k3 that of KL(ref || pi).
 
-
-@rows.equality("2.2.1", "E[grad k3] = grad KL(ref||pi)", preferences, tested="losses.k3_estimate")
-def k3_slope(p: Preferences) -> Sides:
-    """As a loss of whole responses, k3 has the gradient of KL(ref || pi)."""
-    return Sides(_estimate_slope(p, losses.k3_estimate), _other_kl_slope(p))
-
-
-@rows.control("2.2.1", "E[grad k3] = grad KL(pi||ref)", preferences, tested="losses.k3_estimate")
-def k3_slope_of_the_wrong_kl(p: Preferences) -> Sides:
-    """Negative control: k3 as a loss for KL(pi || ref)."""
-    return Sides(_estimate_slope(p, losses.k3_estimate), _kl_slope(p))
+    Negative control: k3 as a loss for KL(pi || ref).
+    """
+    return Sides(_estimate_slope(p, getattr(losses, estimate)), _other_kl_slope(p) if other else _kl_slope(p))
 
 
 @rows.control("2.2.1", "grad k2 summed over tokens = grad KL", preferences, tested="losses.k2_estimate")

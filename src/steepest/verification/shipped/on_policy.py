@@ -48,13 +48,18 @@ def any_values(c: Process) -> Tensor:
     return c.baseline
 
 
-_REINFORCE = "algorithms.reinforce.REINFORCE.loss"
+_REINFORCE: dict[str, Any] = {
+    "tested": "algorithms.reinforce.REINFORCE.loss",
+    "algorithm": "reinforce",
+    "values": any_values,
+}
 _ACTOR_CRITIC = "algorithms.actor_critic.ActorCritic.loss"
+_CRITIC: dict[str, Any] = {"tested": _ACTOR_CRITIC, "algorithm": "actor_critic"}
 _WEIGHTED: dict[str, Any] = {"state_weighting": "discounted"}
-_TO_GO: dict[str, Any] = {"algorithm": "reinforce", "values": any_values, **_WEIGHTED}
-_FULL: dict[str, Any] = {"algorithm": "reinforce", "values": any_values, "estimator": "full_return", "baseline": "none"}
-_EXACT: dict[str, Any] = {"algorithm": "actor_critic", "values": exact_values, **_WEIGHTED}
-_ANY: dict[str, Any] = {"algorithm": "actor_critic", "values": any_values, **_WEIGHTED}
+_FULL: dict[str, Any] = {**_REINFORCE, "estimator": "full_return", "baseline": "none"}
+_TO_GO: dict[str, Any] = {**_REINFORCE, **_WEIGHTED}
+_EXACT: dict[str, Any] = {**_CRITIC, "values": exact_values, **_WEIGHTED}
+_ANY: dict[str, Any] = {**_CRITIC, "values": any_values, **_WEIGHTED}
 _ONE_STEP: dict[str, Any] = {"advantage": "n_step", "n_steps": 1}
 _TWO_STEPS: dict[str, Any] = {"advantage": "n_step", "n_steps": 2}
 
@@ -69,39 +74,23 @@ def full_return_is_that_of_the_trajectory(c: Process) -> Sides:
     return Sides(found * paths.valid, c.returns * paths.valid)
 
 
-@rows.equality("1.2", "REINFORCE, full return", episodic, tested=_REINFORCE, **_FULL)
-@rows.equality(
-    "1.2", "REINFORCE, full return, from the episode's first step", episodic, tested=_REINFORCE, **_FULL, **_WEIGHTED
-)
-@rows.equality("1.2", "REINFORCE, full return, gamma = 1", undiscounted_episodic, tested=_REINFORCE, **_FULL)
-@rows.equality("1.3", "REINFORCE, reward-to-go, gamma^t", episodic, tested=_REINFORCE, **_TO_GO, baseline="none")
-@rows.equality(
-    "1.4",
-    "REINFORCE less the average return, gamma^t",
-    episodic,
-    tested=_REINFORCE,
-    **_TO_GO,
-    baseline="average_return",
-)
-@rows.equality("1.4", "REINFORCE less v, gamma^t", episodic, tested=_REINFORCE, **_TO_GO, baseline="value")
-@rows.equality("1.5", "actor-critic, GAE, V exact", episodic, tested=_ACTOR_CRITIC, **_EXACT)
-@rows.equality("1.5", "actor-critic, one step, V exact", episodic, tested=_ACTOR_CRITIC, **_EXACT, **_ONE_STEP)
-@rows.equality("1.5", "actor-critic, two steps, V exact", episodic, tested=_ACTOR_CRITIC, **_EXACT, **_TWO_STEPS)
-@rows.equality("1.5", "actor-critic, lambda = 1, any V", episodic, tested=_ACTOR_CRITIC, **_ANY, gae_lambda=1.0)
-@rows.control("1.5", "actor-critic, one step, any V", episodic, tested=_ACTOR_CRITIC, **_ANY, **_ONE_STEP)
+@rows.equality("1.2", "REINFORCE, full return", episodic, **_FULL)
+@rows.equality("1.2", "REINFORCE, full return, from the episode's first step", episodic, **_FULL, **_WEIGHTED)
+@rows.equality("1.2", "REINFORCE, full return, gamma = 1", undiscounted_episodic, **_FULL)
+@rows.equality("1.3", "REINFORCE, reward-to-go, gamma^t", episodic, **_TO_GO, baseline="none")
+@rows.equality("1.4", "REINFORCE less the average return, gamma^t", episodic, **_TO_GO, baseline="average_return")
+@rows.equality("1.4", "REINFORCE less v, gamma^t", episodic, **_TO_GO, baseline="value")
+@rows.equality("1.5", "actor-critic, GAE, V exact", episodic, **_EXACT)
+@rows.equality("1.5", "actor-critic, one step, V exact", episodic, **_EXACT, **_ONE_STEP)
+@rows.equality("1.5", "actor-critic, two steps, V exact", episodic, **_EXACT, **_TWO_STEPS)
+@rows.equality("1.5", "actor-critic, lambda = 1, any V", episodic, **_ANY, gae_lambda=1.0)
+@rows.control("1.5", "actor-critic, one step, any V", episodic, **_ANY, **_ONE_STEP)
 def climbs_the_objective(c: Process, algorithm: str, values: Values, **options: Any) -> Sides:
     """With gamma^t on the states (or gamma = 1), minus the loss's gradient is the gradient of the objective."""
     return Sides(-expected_gradient(algorithm, c, episodes(c), values(c), **options)[0], c.gradient)
 
 
-@rows.equality(
-    "1.5",
-    "actor-critic with a discount: its own sum",
-    episodic,
-    tested=_ACTOR_CRITIC,
-    algorithm="actor_critic",
-    values=exact_values,
-)
+@rows.equality("1.5", "actor-critic with a discount: its own sum", episodic, **_CRITIC, values=exact_values)
 def climbs_its_own_sum(c: Process, algorithm: str, values: Values, **options: Any) -> Sides:
     """Without it, minus the loss's gradient is the theorem's sum with states weighted by plain visits."""
     return Sides(-expected_gradient(algorithm, c, episodes(c), values(c), **options)[0], undiscounted_weighting(c))
@@ -138,6 +127,7 @@ def n_step_is_a_sum_of_errors(r: Recording) -> Sides:
 # 1.8: the average reward
 
 _TRPO = "algorithms.trpo.TRPO.policy_gradient"
+_PPO_KL = "algorithms.ppo_kl.PPOKL.loss"
 _DISCOUNTED: dict[str, Any] = {"objective": "discounted", "gamma": 0.5}
 
 
@@ -168,31 +158,13 @@ def differential_gae(r: Recording) -> Sides:
     return Sides(found, torch.stack([(powers[: len(delta) - t] * delta[t:]).sum() for t in range(len(delta))]))
 
 
-@rows.equality(
-    "1.8", "actor-critic, average reward: grad r(pi)", continuing, tested=_ACTOR_CRITIC, algorithm="actor_critic"
-)
-@rows.equality(
-    "1.8",
-    "actor-critic, average reward, n steps: grad r(pi)",
-    continuing,
-    tested=_ACTOR_CRITIC,
-    algorithm="actor_critic",
-    **_TWO_STEPS,
-)
+@rows.equality("1.8", "actor-critic, average reward: grad r(pi)", continuing, **_CRITIC)
+@rows.equality("1.8", "actor-critic, average reward, n steps: grad r(pi)", continuing, **_CRITIC, **_TWO_STEPS)
 @rows.equality("1.8", "PPO, average reward: grad r(pi)", continuing, tested="algorithms.ppo.PPO.loss", algorithm="ppo")
-@rows.equality(
-    "1.8", "PPO-KL, average reward: grad r(pi)", continuing, tested="algorithms.ppo_kl.PPOKL.loss", algorithm="ppo_kl"
-)
+@rows.equality("1.8", "PPO-KL, average reward: grad r(pi)", continuing, tested=_PPO_KL, algorithm="ppo_kl")
 @rows.equality("1.8", "TRPO, average reward: grad r(pi)", continuing, tested=_TRPO, algorithm="trpo")
 @rows.control("1.8", "TRPO, discount kept: grad r(pi)", continuing, tested=_TRPO, algorithm="trpo", **_DISCOUNTED)
-@rows.control(
-    "1.8",
-    "actor-critic, discount kept: grad r(pi)",
-    continuing,
-    tested=_ACTOR_CRITIC,
-    algorithm="actor_critic",
-    **_DISCOUNTED,
-)
+@rows.control("1.8", "actor-critic, discount kept: grad r(pi)", continuing, **_CRITIC, **_DISCOUNTED)
 def climbs_the_gain(c: Process, algorithm: str, **options: Any) -> Sides:
     """Theorem 4: with exact differential values, minus the loss's gradient per step is the gradient of the gain."""
     value, gain = gains.differential_value(c.mdp, c.policy), gains.gain(c.mdp, c.policy)

@@ -122,18 +122,15 @@ def baseline_inside_the_sum(c: Process) -> Sides:
 
 
 @rows.equality("1.5", "advantage of step t", episodic, tested="losses.score_function_loss")
-def exact_advantage(c: Process) -> Sides:
-    """E[sum_t gamma^t grad log pi A(s_t, a_t)] = grad V."""
-    a = mdps.advantage(c.mdp, c.policy)[c.paths.state[:-1], c.paths.action]
-    return Sides(score_gradient(c, a, c.discounts), c.gradient)
+@rows.control("1.5", "advantage of a later step t'", episodic, tested="losses.score_function_loss", later=True)
+def exact_advantage(c: Process, later: bool = False) -> Sides:
+    """E[sum_t gamma^t grad log pi A(s_t, a_t)] = grad V.
 
-
-@rows.control("1.5", "advantage of a later step t'", episodic, tested="losses.score_function_loss")
-def advantage_of_the_next_step(c: Process) -> Sides:
-    """Negative control: the advantage at t', a later step than the score's."""
+    Negative control: the advantage at t', a later step than the score's.
+    """
     a = mdps.advantage(c.mdp, c.policy)[c.paths.state[:-1], c.paths.action] * c.paths.valid
-    later = torch.cat([a[1:], torch.zeros_like(a[:1])])
-    return Sides(score_gradient(c, later, c.discounts), c.gradient)
+    advantage = torch.cat([a[1:], torch.zeros_like(a[:1])]) if later else a
+    return Sides(score_gradient(c, advantage, c.discounts), c.gradient)
 
 
 def _errors(c: Process, value: Tensor) -> Tensor:
@@ -221,30 +218,17 @@ def target_not_held_fixed(c: Process) -> Sides:
 
 
 @rows.equality("1.6", "Off-PAC's actor, V exact", episodic, tested="returns.td_error")
-def off_policy_actor(c: Process) -> Sides:
-    """Off-PAC's actor: E_beta[gamma^t rho grad log pi delta] is the gradient with grad Q dropped, V being exact."""
-    return Sides(_off_policy_actor(c, _off_policy_errors(c)), _off_policy_right(c))
+@rows.control("1.6", "reward of the next step", episodic, tested="returns.td_error", next_reward=True)
+def off_policy_actor(c: Process, next_reward: bool = False) -> Sides:
+    """Off-PAC's actor: E_beta[gamma^t rho grad log pi delta] is the gradient with grad Q dropped, V being exact.
 
-
-@rows.control("1.6", "reward of the next step", episodic, tested="returns.td_error")
-def off_policy_actor_with_the_next_reward(c: Process) -> Sides:
-    """Negative control: delta_t with r_{t+1}, read in the indices of the other sections as the next step's reward."""
-    paths = c.other_paths
-    following = torch.cat([paths.reward[1:], torch.zeros_like(paths.reward[:1])])
-    return Sides(_off_policy_actor(c, _off_policy_errors(c) - paths.reward + following), _off_policy_right(c))
-
-
-def _off_policy_errors(c: Process) -> Tensor:
+    Negative control: delta_t with r_{t+1}, read in the indices of the other sections as the next step's reward.
+    """
     paths = c.other_paths
     v = mdps.state_value(c.mdp, c.policy)[paths.state]
-    return returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
-
-
-def _off_policy_right(c: Process) -> Tensor:
-    return gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "discounted")
-
-
-def _off_policy_actor(c: Process, delta: Tensor) -> Tensor:
-    paths = c.other_paths
+    delta = returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
+    if next_reward:
+        delta = delta - paths.reward + torch.cat([paths.reward[1:], torch.zeros_like(paths.reward[:1])])
     ratio = (c.policy / c.other)[paths.state[:-1], paths.action]
-    return score_gradient(c, ratio * delta, c.discounts, paths)
+    right = gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "discounted")
+    return Sides(score_gradient(c, ratio * delta, c.discounts, paths), right)

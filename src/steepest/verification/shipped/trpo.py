@@ -136,16 +136,14 @@ def surrogate(c: Process) -> Sides:
 
 
 @rows.equality("1.10", "grad E[rho A] at pi' = pi: grad V", continuing, tested="losses.surrogate_objective")
-def surrogate_at_the_old_policy(c: Process) -> Sides:
-    """Its gradient at the old policy is that of the objective."""
-    return Sides(gradient(lambda theta: _expected_surrogate(c, theta), c.theta), c.gradient)
-
-
-@rows.control("1.10", "grad E[rho A] elsewhere: grad V", continuing, tested="losses.surrogate_objective")
-def surrogate_away_from_it(c: Process) -> Sides:
-    """Negative control: elsewhere it is not."""
-    right = gradients.objective_gradient(c.mdp, softmax_policy, c.other_theta)
-    return Sides(gradient(lambda theta: _expected_surrogate(c, theta), c.other_theta), right)
+@rows.control(
+    "1.10", "grad E[rho A] elsewhere: grad V", continuing, tested="losses.surrogate_objective", elsewhere=True
+)
+def surrogate_slope(c: Process, elsewhere: bool = False) -> Sides:
+    """Its gradient at the old policy is that of the objective. Negative control: elsewhere it is not."""
+    theta = c.other_theta if elsewhere else c.theta
+    right = gradients.objective_gradient(c.mdp, softmax_policy, theta)
+    return Sides(gradient(lambda x: _expected_surrogate(c, x), theta), right)
 
 
 # The Fisher matrix
@@ -176,15 +174,13 @@ def _dense_product(c: Process) -> Tensor:
 
 
 @rows.equality("1.10", "Fisher-vector product = dense Fisher matrix", continuing, tested="algorithms.trpo.TRPO.fisher")
-def fisher_vector_product(c: Process) -> Sides:
-    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v."""
-    return Sides(_product(c, c.theta), _dense_product(c))
+@rows.control("1.10", "Fisher matrix of another policy", continuing, tested="algorithms.trpo.TRPO.fisher", another=True)
+def fisher_vector_product(c: Process, another: bool = False) -> Sides:
+    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v.
 
-
-@rows.control("1.10", "Fisher matrix of another policy", continuing, tested="algorithms.trpo.TRPO.fisher")
-def fisher_of_another_policy(c: Process) -> Sides:
-    """Negative control: at pi', the curvature of KL(pi' || .), which is another than that at pi."""
-    return Sides(_product(c, c.other_theta), _dense_product(c))
+    Negative control: at pi', the curvature of KL(pi' || .), which is another than that at pi.
+    """
+    return Sides(_product(c, c.other_theta if another else c.theta), _dense_product(c))
 
 
 # The step
@@ -197,24 +193,18 @@ def natural_step(c: Process) -> Sides:
     return Sides(logits(at, updated(at, 1)), torch.log_softmax(c.theta + _exact_step(c), -1))
 
 
-@rows.control("1.10", "natural step = gradient step", continuing, tested="algorithms.trpo.TRPO.solve")
-def step_of_the_gradient(c: Process) -> Sides:
-    """Negative control: the gradient itself, as long by the quadratic model, is another step."""
-    at = setting(c, c.theta)
-    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
-    g = c.gradient.flatten()
-    plain = (c.gradient.flatten() * torch.sqrt(2.0 * MAX_KL / (g @ fisher @ g))).view_as(c.theta)
-    return Sides(logits(at, updated(at, 1)) - c.policy.log(), torch.log_softmax(c.theta + plain, -1) - c.policy.log())
-
-
+@rows.control("1.10", "natural step = gradient step", continuing, tested="algorithms.trpo.TRPO.solve", plain=True)
 @rows.control("1.10", "step length without its root", continuing, tested="agents.natural_step.natural_step")
-def step_without_the_root(c: Process) -> Sides:
-    """Negative control: 2 delta / x.F x instead of its root."""
-    at = setting(c, c.theta)
+def wrong_step(c: Process, plain: bool = False) -> Sides:
+    """Negative controls: 2 delta / x.F x instead of its root; the gradient itself, as long by the quadratic model."""
+    g = c.gradient.flatten()
     fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
-    unit = _exact_step(c, 0.5)  # of length 1 in the Fisher metric: sqrt(1 / g.F^+ g) F^+ g
-    length = torch.sqrt(c.gradient.flatten() @ torch.linalg.pinv(fisher, hermitian=True) @ c.gradient.flatten())
-    wrong = unit * 2.0 * MAX_KL / length
+    if plain:
+        wrong = (g * torch.sqrt(2.0 * MAX_KL / (g @ fisher @ g))).view_as(c.theta)
+    else:
+        unit = _exact_step(c, 0.5)  # of length 1 in the Fisher metric: sqrt(1 / g.F^+ g) F^+ g
+        wrong = unit * 2.0 * MAX_KL / torch.sqrt(g @ torch.linalg.pinv(fisher, hermitian=True) @ g)
+    at = setting(c, c.theta)
     return Sides(logits(at, updated(at, 1)) - c.policy.log(), torch.log_softmax(c.theta + wrong, -1) - c.policy.log())
 
 

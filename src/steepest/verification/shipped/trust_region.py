@@ -53,20 +53,13 @@ def clipped_and_not(c: Process) -> Sides:
     return Sides(-_expected_clipped_loss(c, c.other_theta, CLIP), trust_region.surrogate(c, c.other))
 
 
-def _expected_kl_estimate(c: Process) -> Tensor:
-    return (c.policy * losses.kl_estimate(c.other.log(), c.policy.log())).sum(-1)
-
-
 @rows.equality("1.10", "E_old[k3] = KL(old||new)", continuing, tested="losses.kl_estimate")
-def kl_estimate(c: Process) -> Sides:
-    """E_{a~old}[k3] = KL(old || new)."""
-    return Sides(_expected_kl_estimate(c), (c.policy * (c.policy.log() - c.other.log())).sum(-1))
-
-
-@rows.control("1.10", "E_old[k3] = KL(new||old)", continuing, tested="losses.kl_estimate")
-def kl_estimate_the_wrong_way_round(c: Process) -> Sides:
-    """Negative control: it estimates KL(new || old)."""
-    return Sides(_expected_kl_estimate(c), (c.other * (c.other.log() - c.policy.log())).sum(-1))
+@rows.control("1.10", "E_old[k3] = KL(new||old)", continuing, tested="losses.kl_estimate", wrong_way=True)
+def kl_estimate(c: Process, wrong_way: bool = False) -> Sides:
+    """E_{a~old}[k3] = KL(old || new). Negative control: it estimates KL(new || old)."""
+    found = (c.policy * losses.kl_estimate(c.other.log(), c.policy.log())).sum(-1)
+    p, q = (c.other, c.policy) if wrong_way else (c.policy, c.other)
+    return Sides(found, (p * (p.log() - q.log())).sum(-1))
 
 
 def _no_flags(r: Recording) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,30 +136,18 @@ def _episode_sums(e: Episodes) -> Tensor:
     return torch.cat([trust_region.summed_errors(Recording(x, v, r.gamma, r.trace_decay)) for x, v in parts])
 
 
-def _gae_of_episodes(e: Episodes, terminated: Tensor, truncated: Tensor) -> Tensor:
-    r = e.recording
-    valid = torch.ones_like(terminated)
-    return returns.generalized_advantage(r.reward, r.value, terminated, truncated, valid, r.gamma, r.trace_decay)
-
-
 @rows.equality("1.10", "GAE within episodes", episodes, tested="returns.generalized_advantage")
-def gae_within_episodes(e: Episodes) -> Sides:
-    """Never across an episode's end; V = 0 after termination, the true next value at truncation."""
-    return Sides(_gae_of_episodes(e, e.terminated, e.truncated), _episode_sums(e))
+@rows.control("1.10", "GAE across episodes", episodes, tested="returns.generalized_advantage", ends="none")
+@rows.control("1.10", "truncation as termination", episodes, tested="returns.generalized_advantage", ends="all")
+def gae_within_episodes(e: Episodes, ends: str = "as they are") -> Sides:
+    """Never across an episode's end; V = 0 after termination, the true next value at truncation.
 
-
-@rows.control("1.10", "GAE across episodes", episodes, tested="returns.generalized_advantage")
-def gae_across_episodes(e: Episodes) -> Sides:
-    """Negative control: the recursion taken across the ends of episodes."""
-    never = torch.zeros_like(e.terminated)
-    return Sides(_gae_of_episodes(e, never, never), _episode_sums(e))
-
-
-@rows.control("1.10", "truncation as termination", episodes, tested="returns.generalized_advantage")
-def truncation_as_termination(e: Episodes) -> Sides:
-    """Negative control: a truncated episode treated as if it had ended."""
-    never = torch.zeros_like(e.terminated)
-    return Sides(_gae_of_episodes(e, e.terminated | e.truncated, never), _episode_sums(e))
+    Negative controls: the recursion taken across the ends of episodes; a truncated episode treated as if it had ended.
+    """
+    never, r = torch.zeros_like(e.terminated), e.recording
+    flags = {"none": (never, never), "all": (e.terminated | e.truncated, never)}.get(ends, (e.terminated, e.truncated))
+    found = returns.generalized_advantage(r.reward, r.value, *flags, ~never, r.gamma, r.trace_decay)
+    return Sides(found, _episode_sums(e))
 
 
 @rows.equality("1.10", "lambda-return by its recursion", recording, tested="returns.lambda_return")
