@@ -11,6 +11,7 @@ import torch
 
 from steepest import Run
 from steepest.runs import run as run_module
+from steepest.runs.loops.agents import AgentTraining
 from steepest.runs.options import auto as settings_module
 
 SMALL: dict[str, Any] = {
@@ -81,8 +82,8 @@ def test_how_functions_ran_is_saved_and_repeated(tmp_path: Path) -> None:
         saved = {**run.agent.modes(), "steps": "one member at a time", "prepare": "compiled"}
     notes: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        load = Run._load
-        patch.setattr(Run, "_load", lambda self, tensors, metadata: load(self, tensors, {**metadata, "modes": saved}))
+        load = AgentTraining.load
+        patch.setattr(AgentTraining, "load", lambda self, x, metadata: load(self, x, {**metadata, "modes": saved}))
         with Run.resume(tmp_path / "other", note=notes.append) as run:
             run.iterate()
     assert run.training.modes["steps"] == "one member at a time"
