@@ -1,4 +1,4 @@
-"""What steepest raises when the user, or the world, did something it cannot go on with."""
+"""Errors for people: a wrong call, or a failure while running."""
 
 
 class SteepestError(Exception):

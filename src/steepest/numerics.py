@@ -112,7 +112,7 @@ def correlated(
 
 
 class ConjugateGradient(NamedTuple):
-    """Where the solution of A x = b stands after some iterations."""
+    """State of the solution of A x = b after some iterations."""
 
     solution: Float[Tensor, " n"]
     residual: Float[Tensor, " n"]  # b - A x, by its recurrence
@@ -171,7 +171,7 @@ def conjugate_gradient(
 
 
 class LineSearch(NamedTuple):
-    """Where a search along one step stands after some trials."""
+    """State of a search along one step after some trials."""
 
     point: Float[Tensor, " n"]  # where to go; the start, to the last bit, until a trial is accepted
     improvement: Float[Tensor, ""]  # of the accepted trial, 0 while there is none

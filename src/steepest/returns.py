@@ -105,7 +105,7 @@ def steps_recorded(
     valid: Bool[Tensor, "t *shape"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "t *shape"]:
-    """How many steps of its episode the recording holds before step t: the step of the episode, where it began here.
+    """Return how many steps of its episode the recording holds before step t: its step, where the episode began here.
 
     Verified:  tests/unit/test_returns.py::test_steps_recorded_against_a_loop
     """
@@ -116,7 +116,7 @@ def steps_recorded(
 def end_recorded(
     terminated: Bool[Tensor, "t *shape"], truncated: Bool[Tensor, "t *shape"], valid: Bool[Tensor, "t *shape"]
 ) -> Bool[Tensor, "t *shape"]:
-    """Whether the recording holds the end of the episode that step t belongs to.
+    """Return whether the recording holds the end of the episode that step t belongs to.
 
     Returns:   (T, ...) bool; False where valid is 0
     Verified:  tests/unit/test_returns.py::test_end_recorded_against_a_loop
@@ -188,7 +188,7 @@ def n_step_advantage(
     gamma: float | Tensor,
     n: int,
 ) -> Float[Tensor, "t *shape"]:
-    """How much better than the value n steps turned out; n = 1 is the TD error.
+    """Return the advantage of n steps over the value; n = 1 is the TD error.
 
     Equation:  A_t^(n) = G_t^(n) - V(s_t) = sum_{l<n} gamma^l delta_{t+l} within the episode
     Source:    notes 1.10 (A-hat^(n), with gamma^2 V(s_{t+2}) in A-hat^(2)); Mnih et al. 2016.
@@ -278,7 +278,7 @@ def _require_one_row_more(reward: Tensor, value: Tensor) -> None:
 
 
 class VTrace(NamedTuple):
-    """What V-trace says of every step, in reward units; see ``vtrace``."""
+    """V-trace's estimates for every step, in reward units; see ``vtrace``."""
 
     target: Tensor  # (T, ...) v_t, for the value function
     q_value: Tensor  # (T, ...) q_t, of the action taken

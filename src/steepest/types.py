@@ -1,4 +1,4 @@
-"""What travels between the layers: the shapes of spaces, and the batches of experience.
+"""Types shared by all storeys: the shapes of spaces, and batches of experience.
 
 Observations travel as a flat ``dict[str, Tensor]``. A bare (non-Dict) observation space is the single key ``"obs"``;
 a nested Dict space is flattened, with ``"outer/inner"`` keys. One convention means that images, vectors and structured

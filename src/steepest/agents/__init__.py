@@ -1,1 +1,1 @@
-"""What several algorithms share: the agent itself, its settings, and how it is updated in each data regime."""
+"""The agent, the settings that several algorithms share, and the updates of each data regime."""

@@ -1,4 +1,4 @@
-"""What acting takes: observations as environments give them, and one step of a policy."""
+"""Acting: observations as environments give them, and one step of a policy."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def first_member(x: Tensor) -> Tensor:
 
 
 def _is_batched(spec: ObsSpec, obs: Any) -> bool:
-    """Whether an observation has a batch axis, from the rank of its first field."""
+    """Return whether an observation has a batch axis, from the rank of its first field."""
     value = _first_field(spec, obs)
     field = spec.fields[0]
     ndim = np.ndim(value)

@@ -67,11 +67,11 @@ class Agent(ABC):
     action_kinds: ClassVar[tuple[ActionKind, ...]] = ("discrete", "multi_discrete", "multi_binary", "box")
     """The action spaces that the algorithm is defined for."""
     bounded: ClassVar[bool] = False
-    """Whether a box of actions needs finite bounds."""
+    """True where a box of actions needs finite bounds."""
     squash: ClassVar[Squash | None] = None
-    """How the algorithm's actions meet the bounds of a box; None leaves it to the config."""
+    """The algorithm's way from actions to the bounds of a box; None leaves it to the config."""
     learns_from_logs: ClassVar[bool] = False
-    """Whether it can learn from actions that another policy took, given their log-probabilities."""
+    """True where it can learn from another policy's actions, given their log-probabilities."""
     per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
     """State entries (M, N, ...) that start afresh where the number of environments differs."""
 
@@ -262,7 +262,7 @@ class Agent(ABC):
         return torch.zeros((self.members, num_envs, self.memory_size), device=self.device)
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        """What the environments take, from actions (M N, ...) as the policy drew them."""
+        """Return what the environments take, from actions (M N, ...) as the policy drew them."""
         return self._action_map(action)
 
     def act(
@@ -324,11 +324,11 @@ class Agent(ABC):
         return acting | self.over_members
 
     def modes(self) -> dict[str, str]:
-        """How each function runs that has run: "compiled", "vmapped", "ordinary autograd", ..."""
+        """Return the mode of each function that has run: "compiled", "vmapped", "ordinary autograd", ..."""
         return {name: function.modes[0][0] for name, function in self.lifted().items() if function.calls}
 
     def repeat_modes(self, modes: Mapping[str, str]) -> list[str]:
-        """Begin with the modes that ``modes()`` gave, whatever else could be tried; the names of those not to be had.
+        """Restore execution modes from ``modes()``; return the names that are unavailable.
 
         Verified:  tests/unit/test_agent.py::test_modes_are_repeated
         """
@@ -343,12 +343,12 @@ class Agent(ABC):
     # Saving
 
     def _layout_of(self, key: str) -> Layout | None:
-        """Where the parameters are in a state entry that is a vector of them; None for any other."""
+        """Return the layout of a state entry that is a parameter vector; None for any other."""
         prefix, slash, name = key.rpartition("/")
         return self.layouts.get(prefix + slash) if name in VECTORS else None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything needed to go on, as named tensors with a leading member axis."""
+        """Return everything needed to resume, as named tensors with a leading member axis."""
         named: dict[str, Tensor] = {}
         for key, value in self.state.items():
             layout = self._layout_of(key)
@@ -361,7 +361,7 @@ class Agent(ABC):
         return named
 
     def take_over(self, other: Agent) -> None:
-        """Go on from another agent's parameters, optimiser and statistics, with this one's seeds."""
+        """Take over another agent's parameters, optimiser and statistics, with this one's seeds."""
         for name in ("normalize_obs", "normalize_reward", "objective"):
             mine, others = (getattr(agent.config, name, None) for agent in (self, other))
             if mine != others:
@@ -392,7 +392,7 @@ class Agent(ABC):
             generator.set_state(tensors[f"generator/{i}"])
 
     def metadata(self) -> dict[str, Any]:
-        """What describes the agent, as plain JSON."""
+        """Return a description of the agent, as plain JSON."""
         return {
             "algorithm": self.algorithm,
             "config": asdict(self.config),

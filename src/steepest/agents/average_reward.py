@@ -16,7 +16,7 @@ VALUE_PIN = 0.1
 
 
 def initial_gain(members: int, device: torch.device) -> State:
-    """What a member knows of its average reward before its first rollout: nothing."""
+    """Return the estimate of the average reward before the first rollout: nothing is known."""
     return {"gain": torch.zeros(members, device=device), "gain_rollouts": torch.zeros(members, device=device)}
 
 
@@ -41,7 +41,7 @@ def update_gain(state: State, rollout: Rollout, gain_rate: Tensor) -> State:
 
 
 def objective_rewards(state: State, rollout: Rollout, hyper: Hyper) -> tuple[State, Tensor, Tensor]:
-    """What the objective counts: rewards (T, N) and their discount, with the statistics that both rest on.
+    """Return the rewards (T, N) that the objective counts and their discount, with the statistics that both rest on.
 
     Equation:  discounted: r_t, scaled where rewards are normalised, and gamma; average: r_t - gain, and 1
     Source:    notes 1.8. TD errors and GAE of rewards less the gain, without a discount, are the differential ones

@@ -13,11 +13,11 @@ from steepest.networks.config import NetworkConfig, PolicyConfig
 Schedule = Literal["constant", "linear"]
 
 Objective = Literal["discounted", "average"]
-"""What is maximised: the expected discounted return, or the average reward per step (the gain) of a problem that never
+"""The objective: the expected discounted return, or the average reward per step (the gain) of a problem that never
 ends."""
 
 StateWeighting = Literal["discounted", "undiscounted"]
-"""Whether the score of step t is weighted by gamma^t, which the gradient of the discounted objective asks for."""
+"""Weights of states: gamma^t, as the gradient of the discounted objective asks for, or 1."""
 
 
 def scheduled(config: Any, name: str, progress: float) -> float:
@@ -60,7 +60,7 @@ class AdvantageConfig(OnPolicyConfig):
     """Settings of those that estimate advantages by GAE, of the discounted return or the average reward."""
 
     objective: Objective = "discounted"
-    """What is maximised: the discounted return, or the average reward per step of a problem that never terminates."""
+    """Maximise the discounted return, or the average reward per step of a problem that never terminates."""
     gain_rate: Share = 0.1
     """Weight of a new rollout in the running average reward. Used only where that is the objective."""
     gae_lambda: Share = 0.95
@@ -95,7 +95,7 @@ class SurrogateConfig(AdvantageConfig, LossConfig):
     minibatches: Count = 4
     """Gradient steps per epoch."""
     off_policy_correction: Literal["none", "vtrace"] = "none"
-    """Whether every epoch after the first begins with advantages and targets anew, by V-trace."""
+    """Correct advantages and targets by V-trace at the beginning of every epoch after the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class StepwiseConfig(PolicyConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class OffPolicyConfig(NetworkConfig):
-    """What every algorithm that learns from a replay buffer has."""
+    """Settings of every algorithm that learns from a replay buffer."""
 
     hidden_sizes: tuple[Count, ...] = (256, 256)
     """Widths of the hidden layers of policy and critics (after the convolutions, for images)."""
@@ -156,8 +156,8 @@ class OffPolicyConfig(NetworkConfig):
     updates_per_call: Count = 1
     """Gradient steps fused into one call, from one set of samples; they wait until so many are due."""
     asynchronous: bool = False
-    """Take gradient steps while the environments step, each in a process of its own (vectorization async). They are
-    those due from the steps before, so that learning lags ``train_every`` steps behind, by the same bits every time."""
+    """Take gradient steps while the environments step in processes of their own (vectorization async). Learning then
+    lags ``train_every`` steps behind; the same seed still gives the same bits."""
     target_update_rate: PositiveShare = 0.005
     """Weight of the new in the moving average that the target networks are."""
     n_steps: Count = 1
@@ -166,16 +166,16 @@ class OffPolicyConfig(NetworkConfig):
     prioritized: bool = False
     """Draw transitions in proportion to their last TD error."""
     priority_exponent: Share = 0.6
-    """How much priorities count; 0 is uniform."""
+    """Exponent of priorities; 0 draws uniformly."""
     importance_exponent: Share = 0.4
-    """How much the weights undo prioritised drawing at the start; it goes to 1 over the run."""
+    """Exponent of the weights that undo prioritised drawing, at the start; it goes to 1 over the run."""
     steps_per_iteration: Count = 1_000
-    """Environment steps between rows of figures; evaluations and checkpoints fall on these too."""
+    """Environment steps between rows of metrics; evaluations and checkpoints fall on these too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyAndCriticConfig(OffPolicyConfig):
-    """What every one of them has that learns a policy beside its critics."""
+    """Settings of those that learn a policy beside their critics."""
 
     learning_rate: Positive = 3e-4
     """Adam's step size of the policy at the start."""
@@ -185,7 +185,7 @@ class PolicyAndCriticConfig(OffPolicyConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SquashedConfig(PolicyAndCriticConfig):
-    """What SAC has in both of its forms: several Q-functions and a squashed policy."""
+    """Settings of both forms of SAC: several Q-functions and a squashed policy."""
 
     num_critics: Count = 2
     """Q-functions."""

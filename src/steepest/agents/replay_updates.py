@@ -51,7 +51,7 @@ class ReplayAgent(Agent):
 
     @property
     def noise_correlation(self) -> float:
-        """What share of the exploration noise of one step stays in the next; 0 for independent noise."""
+        """Return the share of the exploration noise of one step that stays in the next; 0 for independent noise."""
         return getattr(self.config, "noise_correlation", 0.0)
 
     @property
@@ -165,7 +165,7 @@ def batch_obs(batch: Batch, prefix: str) -> Obs:
 
 
 def sample_weight(batch: Batch) -> Tensor:
-    """What each transition counts in the critic's loss, (B,): 1, or the weights that undo prioritised drawing."""
+    """Return the weight of each transition in the critic's loss, (B,): 1, or what undoes prioritised drawing."""
     return batch["weight"] if "weight" in batch else torch.ones_like(batch["reward"])
 
 

@@ -71,7 +71,7 @@ class RolloutAgent(Agent):
 
     @property
     def standardizes(self) -> bool:
-        """Whether advantages are standardised over every minibatch."""
+        """Return whether advantages are standardised over every minibatch."""
         return cast(OnPolicyConfig, self.config).normalize_advantage
 
     @classmethod
@@ -255,7 +255,7 @@ def training_batch(
 
     Args:      length: steps per sequence, 0 for a feed-forward policy; log_prob (T, N) and value (T+1, N) of the policy
                that acted; advantage (T, N); target (T, N) of the value function
-    Returns:   the batch; health figures of the critic before the update
+    Returns:   the batch; metrics of the critic before the update
     """
     steps = {
         "action": rollout.action,

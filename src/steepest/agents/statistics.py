@@ -87,7 +87,7 @@ def state_weights(step: Tensor, gamma: Tensor) -> Tensor:
 
 
 def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """How much of the targets' variance the values account for: 1 is all, 0 what a constant does.
+    """Return the share of the targets' variance that the values explain: 1 is all, 0 what a constant does.
 
     Equation:  1 - Var(target - value) / Var(target); no number where targets are equal, to rounding
     Verified:  tests/unit/test_on_policy.py::test_explained_variance_by_hand

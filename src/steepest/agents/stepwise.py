@@ -97,7 +97,7 @@ def step_batch(rollout: Rollout, reward: Tensor) -> Batch:
 
 
 def acting_inputs(rollout: Rollout, time_axis: int = 0) -> PolicyInput:
-    """What the policy saw at the T decided steps."""
+    """Return the policy's inputs at the T decided steps."""
     steps = rollout.action.shape[time_axis]
     mask = None if rollout.action_mask is None else rollout.action_mask.narrow(time_axis, 0, steps)
     obs = {k: x.narrow(time_axis, 0, steps) for k, x in rollout.obs.items()}

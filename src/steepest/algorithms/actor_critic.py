@@ -66,7 +66,7 @@ class ActorCriticConfig(AdvantageConfig, LossConfig):
     """Weight of a new rollout in the running average reward, used only where that is the objective; 0 weighs all
     rollouts so far alike."""
     advantage: Literal["gae", "n_step"] = "gae"
-    """How advantages are estimated: an exponential mean over all numbers of steps, or one number of steps."""
+    """Estimate advantages by an exponential mean over all numbers of steps, or by one number of steps."""
     gae_lambda: Share = 1.0
     """GAE's trade of bias (0) against variance (1); 1 counts the rewards to the rollout's end, as A2C does. Of no use
     where advantage is "n_step", and refused there."""
@@ -74,7 +74,7 @@ class ActorCriticConfig(AdvantageConfig, LossConfig):
     """Rewards in an n-step advantage; 1 is the TD error. Not the length of a rollout, which is rollout_steps. Asked for
     where advantage is "n_step", and refused elsewhere."""
     critic: Literal["bootstrapped", "monte_carlo"] = "bootstrapped"
-    """What the value function is fitted to: the target of the advantage, or the rewards to the end of the episode (or
+    """Fit the value function to the target of the advantage, or to the rewards to the end of the episode (or
     of the rollout, where V goes on)."""
     state_weighting: StateWeighting = "undiscounted"
     """Weigh step t alike with all others, or by gamma^t, for the gradient of the discounted objective itself."""

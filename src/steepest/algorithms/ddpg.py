@@ -50,7 +50,7 @@ class DDPGConfig(PolicyAndCriticConfig):
     """Standard deviation of the noise added while playing, in units of half the action's range; with noise_correlation
     0.85 this is the paper's process (theta 0.15, sigma 0.2)."""
     noise_correlation: PartialShare = 0.85
-    """What share of that noise stays in the next step: 0 is white, 0.85 the Ornstein-Uhlenbeck process of the paper."""
+    """Share of that noise that stays in the next step: 0 is white, 0.85 the Ornstein-Uhlenbeck process of the paper."""
 
 
 class DDPG(ReplayAgent):

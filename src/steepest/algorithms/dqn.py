@@ -142,7 +142,7 @@ class DQN(ReplayAgent):
         return self.follow(state, hyper), metrics, error
 
     def target(self, state: State, batch: Batch) -> Tensor:
-        """What the network is pulled to, (B,)."""
+        """Return the targets of the network, (B,)."""
         obs = batch_obs(batch, "next_obs/")
         q = self.q(state["target/params"], state, obs)
         ends = (batch["terminated"], batch["discount"], batch.get("next_action_mask"))

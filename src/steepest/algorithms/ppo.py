@@ -41,7 +41,7 @@ class PPOConfig(SurrogateConfig):
     """Proximal policy optimisation."""
 
     clip_epsilon: Positive = 0.2
-    """How far the probability ratio may move before its gradient is cut (epsilon)."""
+    """Distance of the probability ratio from 1 beyond which its gradient is cut (epsilon)."""
     clip_schedule: Schedule = "constant"
     """"linear" goes to 0 over the run."""
     value_clip: Positive | None = None

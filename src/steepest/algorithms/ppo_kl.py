@@ -59,7 +59,7 @@ class PPOKLConfig(SurrogateConfig):
     """Proximal policy optimisation with the adaptive KL penalty."""
 
     target_kl: Positive = 0.01
-    """How far one update should move the policy, in nats (d_targ). The best of the three that the paper tried."""
+    """KL in nats by which one update should move the policy (d_targ). The best of the three that the paper tried."""
     kl_coef: Positive = 1.0
     """Weight of the penalty at the start (beta). Of little consequence, since it adapts within a few updates."""
     kl_direction: Literal["old_new", "new_old"] = "old_new"

@@ -58,11 +58,11 @@ class REINFORCEConfig(LossConfig):
     """REINFORCE; by default with reward-to-go and a learned baseline."""
 
     estimator: Literal["full_return", "reward_to_go"] = "reward_to_go"
-    """What multiplies the score of an action: its episode's whole return, or the rewards from the action on."""
+    """Factor of an action's score: its episode's whole return, or the rewards from the action on."""
     baseline: Literal["none", "average_return", "value"] = "value"
-    """What is subtracted from it: nothing, its average over the rollout's steps, or the value function."""
+    """Baseline that is subtracted: nothing, the average over the rollout's steps, or the value function."""
     at_cut: Literal["bootstrap", "drop"] = "bootstrap"
-    """What becomes of an episode that the rollout or a time limit cuts: "bootstrap" lets the value function stand for
+    """Treatment of an episode that the rollout or a time limit cuts: "bootstrap" lets the value function stand for
     what would have followed; "drop" takes nothing from it: an episode ends with its time limit, and steps whose
     episode's end is not in the rollout do not count. A rollout without an end then changes nothing."""
     state_weighting: StateWeighting = "undiscounted"

@@ -68,9 +68,9 @@ class SACConfig(SquashedConfig):
     """Entropy in nats that a learned temperature aims at; by default -1 per component of a box of actions, as scaled to
     [-1, 1], and half of the uniform policy's where actions are discrete."""
     target_critics: Count = 2
-    """How many of them, drawn anew for every update, the target takes the minimum of."""
+    """Number of them, drawn anew for every update, of which the target takes the minimum."""
     policy_q: Literal["min", "mean"] = "min"
-    """Whether the policy climbs the least or the mean of all Q-functions."""
+    """Let the policy climb the least or the mean of all Q-functions."""
     policy_delay: Count = 1
     """Gradient steps of the critics per step of policy and temperature; divides updates_per_call."""
     layer_norm: bool = False
@@ -156,7 +156,7 @@ class SAC(ReplayAgent):
         return self.track(state, hyper), metrics, error
 
     def target(self, state: State, batch: Batch, noise: Noise, hyper: Hyper) -> Tensor:
-        """What the critics are pulled to, (B,)."""
+        """Return the targets of the critics, (B,)."""
         obs, temperature = batch_obs(batch, "next_obs/"), self.temperature(state, hyper)
         policy = self.policy(state["params"], state, obs, batch.get("next_action_mask"))
         if isinstance(policy, Categorical):

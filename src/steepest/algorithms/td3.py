@@ -50,7 +50,7 @@ class TD3Config(PolicyAndCriticConfig):
     exploration_std: Positive = 0.1
     """Standard deviation of the noise added while playing, in units of half the action's range."""
     noise_correlation: PartialShare = 0.0
-    """What share of that noise stays in the next step: 0 is white, 0.85 the usual Ornstein-Uhlenbeck process."""
+    """Share of that noise that stays in the next step: 0 is white, 0.85 the usual Ornstein-Uhlenbeck process."""
     target_noise: NonNegative = 0.2
     """Standard deviation of the noise that smooths target actions."""
     target_noise_clip: Positive = 0.5

@@ -188,7 +188,7 @@ def _prompt_tokens(lm: LanguageModel, prompts: Sequence[str | list[Message]]) ->
 
 
 def _generator(seed: int) -> torch.Generator:
-    """What answers are drawn with: the same in every verb."""
+    """Return the generator of answers: the same in every verb."""
     return torch.Generator().manual_seed(stream_seed(seed, "responses"))
 
 
@@ -252,7 +252,7 @@ def compare(
         judge: what gives answers a reward: a RewardModel or its folder, a function as ``rlhf`` takes it, or
             "FILE.py:FUNCTION". Without one there is no reward and no win rate.
         reference: a third model, from which the KL of both is measured too.
-        out: a .json file for all figures and answers; the same with the ending .md, for reading, is written beside it.
+        out: a .json file for all metrics and answers; the same with the ending .md, for reading, is written beside it.
         seed: of the answers, which are those of ``respond`` and ``steepest generate`` at this seed.
         raw, system: whether to leave out the chat template, and what conversations begin with.
         dtype, device: of the models that are loaded here.
@@ -304,7 +304,7 @@ def _prompt_rows(prompts: Any) -> list[dict[str, Any]]:
 
 
 def _name_of(source: Any) -> str:
-    """What a model or a judge is called in a comparison."""
+    """Return the name of a model or a judge in a comparison."""
     if isinstance(source, (LanguageModel, RewardModel)):
         lm = source.lm if isinstance(source, RewardModel) else source
         return lm.source or "(made in Python)"

@@ -29,7 +29,7 @@ class GenerateOptions:
     raw: bool = False
     """Give prompts to the model as they are, without its chat template."""
     system: str | None = None
-    """What the conversation begins with, for models with a chat template."""
+    """System message at the beginning of the conversation, for models with a chat template."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 1.0
@@ -43,7 +43,7 @@ class GenerateOptions:
     micro_batch_size: int = 64
     """Prompts answered at once; changes nothing but speed and memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model lives; auto takes a GPU if there is one."""
+    """Device of the model; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the weights."""
 
@@ -57,11 +57,11 @@ class CompareOptions:
     file: Path | None = None
     """Answer the prompts of this file (.jsonl, .json or .parquet with a column prompt)."""
     judge: str | None = None
-    """What gives answers a reward: the folder of a reward model, or FILE.py:FUNCTION."""
+    """Reward of answers: the folder of a reward model, or FILE.py:FUNCTION."""
     reference: str | None = None
     """A third model, from which the KL of both is measured too."""
     out: Path | None = None
-    """Write all figures and answers into this .json file, and beside it into one in .md, for reading."""
+    """Write all metrics and answers into this .json file, and beside it into one in .md, for reading."""
     json: bool = False
     """Print the same as JSON."""
     show: int = 3
@@ -69,7 +69,7 @@ class CompareOptions:
     raw: bool = False
     """Give prompts to the models as they are, without their chat templates."""
     system: str | None = None
-    """What the conversation begins with, for models with a chat template."""
+    """System message at the beginning of the conversation, for models with a chat template."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 1.0
@@ -81,7 +81,7 @@ class CompareOptions:
     quiet: bool = False
     """Show nothing but the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the models live; auto takes a GPU if there is one."""
+    """Device of the models; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the weights."""
 
@@ -190,7 +190,7 @@ def compare(argv: list[str]) -> int:
     for line in terminal_lines(found, shutil.get_terminal_size().columns, options.show):
         print(line)
     if options.out is not None:
-        print(f"figures and answers: {options.out}, {options.out.with_suffix('.md')}")
+        print(f"metrics and answers: {options.out}, {options.out.with_suffix('.md')}")
     return 0
 
 

@@ -51,7 +51,7 @@ class PlotOptions:
     out: Path = Path("curves.png")
     """The picture."""
     statistic: Literal["mean", "iqm"] = "iqm"
-    """What is drawn over seeds: the mean, or the interquartile mean."""
+    """Draw the mean over seeds, or the interquartile mean."""
     x: Literal["steps", "wall", "both"] = "both"
     """Against environment steps, wall time, or both."""
     metric: str = "train/return_mean"
@@ -77,13 +77,13 @@ class EstimatorsOptions:
     problem: tuple[str, ...] = ("walk", "cliff_walking")
     """Problems: walk, cliff_walking, garnet (with an end), riverswim, two_state, access_control (without)."""
     objective: Literal["discounted", "undiscounted", "average"] | None = None
-    """What is estimated; by default the average reward's gradient without an end, the discounted return's with one."""
+    """Gradient to estimate; default: average reward for continuing problems, discounted return for episodic ones."""
     repeats: int = 1000
     """Independent estimates."""
     steps: int = 250
     """Environment steps per estimate."""
     seed: int = 0
-    """Where the randomness starts."""
+    """Seed of everything random."""
     json: bool = False
     """Print JSON."""
     out: Path | None = None

@@ -29,7 +29,7 @@ steepest rlhf ppo --help lists the options of ppo; likewise for rloo and grpo.""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where a run is written and shown."""
+    """Options of a run's folder and display."""
 
     out: Path | None = None
     """Folder of the run; by default runs/ALGORITHM-NAME-seedN, with the name of the environment or the model."""
@@ -39,7 +39,7 @@ class OutputOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentOutputOptions(OutputOptions):
-    """Where a run is written and shown."""
+    """Options of a run's folder and display."""
 
     render: bool = False
     """Show an episode in a window at every evaluation."""
@@ -47,7 +47,7 @@ class AgentOutputOptions(OutputOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageOutputOptions(OutputOptions):
-    """Where a run on a language model is written and shown."""
+    """Options of the folder and display of a run on a language model."""
 
     eval_data: str | None = None
     """Held-out data, in the formats of DATA."""

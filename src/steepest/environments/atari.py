@@ -23,7 +23,7 @@ NOOP, FIRE = 0, 1  # FIRE is the second action of every game that has it
 
 @dataclass(frozen=True, kw_only=True)
 class AtariOptions:
-    """What stands between the emulator (60 frames a second, 210 x 160 colours) and the agent.
+    """Preprocessing between the emulator (60 frames a second, 210 x 160 colours) and the agent.
 
     The defaults are the protocol of Machado et al. 2018 ("Revisiting the Arcade Learning Environment"), as the
     ALE/...-v5 ids and Dopamine have it: sticky actions instead of random no-op starts, no life-loss signal, no help to
@@ -67,7 +67,7 @@ class AtariOptions:
 
     @property
     def changes_episodes(self) -> bool:
-        """Whether what the agent is rewarded for, or an episode, is something else than the game's score or a game."""
+        """Return whether rewards or episodes differ from the game's score or whole games."""
         return self.clip_reward or self.life_loss_terminates
 
     def for_evaluation(self) -> AtariOptions:
@@ -176,7 +176,7 @@ def envpool_settings(options: AtariOptions) -> dict[str, Any]:
 
 
 def _start_button(env: Any, options: AtariOptions) -> int:
-    """What is pressed when a life begins within a game."""
+    """Actions that are taken when a life begins within a game."""
     if not options.fire_reset:
         return NOOP
     from ale_py import Action

@@ -35,7 +35,7 @@ MASK = "action_mask"
 
 
 class StepResult(NamedTuple):
-    """What one step of N environments gave. The arrays are the caller's: no later step changes them."""
+    """Result of one step of N environments. The arrays are the caller's: no later step changes them."""
 
     obs: Obs  # each (N, ...): what truly followed
     reward: NDArray[np.float64]  # (N,) reward units; 0 where not valid
@@ -165,7 +165,7 @@ class EnvBatch:
 
     @property
     def _pauses(self) -> bool:
-        """Whether the next row is a pause row."""
+        """Return whether the next row is a pause row."""
         return bool(self._any_done) and self._mode is not AutoresetMode.NEXT_STEP
 
     def step_wait(self) -> StepResult:

@@ -1,4 +1,4 @@
-"""What goes wrong with environments, said to the person who has to put it right."""
+"""Errors about environments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _INSTALL = {
 
 
 def missing_extra(name: str, error: ImportError | DependencyNotInstalled) -> MissingExtra:
-    """What to raise where ``name`` needs a package whose import raised ``error``."""
+    """Return the error to raise where ``name`` needs a package whose import raised ``error``."""
     missing = _missing_module(error)
     if missing is None:
         return MissingExtra(f"{name} cannot be made: {error}")

@@ -24,7 +24,7 @@ from steepest.errors import UsageError
 from steepest.problems import Problem
 
 CONTINUING_STEPS = 1000
-"""Where recordings of a continuing problem are cut, unless ``max_episode_steps`` says otherwise."""
+"""Steps after which a continuing problem is truncated, unless ``max_episode_steps`` says otherwise."""
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "riverswim": problems.riverswim,
@@ -53,7 +53,7 @@ FINITE_ENVIRONMENTS: dict[str, tuple[dict[str, Any], int | None]] = {
 
 
 class _Tables(NamedTuple):
-    """What sampling needs."""
+    """Tables that sampling needs."""
 
     next_state: NDArray[np.float64]  # (S, A, S) cumulative probabilities
     first_state: NDArray[np.float64]  # (S,) cumulative probabilities

@@ -157,7 +157,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def is_atari(env: object) -> bool:
-    """Whether ``env`` is the id of an Atari game, in Gymnasium's registry or in EnvPool's."""
+    """Return whether ``env`` is the id of an Atari game, in Gymnasium's registry or in EnvPool's."""
     if not isinstance(env, str):
         return False
     try:

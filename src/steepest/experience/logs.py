@@ -116,7 +116,7 @@ def _episode_steps(decided: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _checked(data: LoggedExperience) -> NDArray[np.bool_]:
-    """Where episodes end, of a log that can be used."""
+    """Check a log; return where its episodes end."""
     lengths = {name: len(values) for name, values in zip(data._fields, data, strict=True)}
     if len(set(lengths.values())) != 1 or lengths["obs"] == 0:
         raise UsageError(f"the parts of a log must have the same length, at least 1; they have {lengths}")

@@ -133,7 +133,7 @@ class ReplayBuffer:
                 array.flush()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint has to hold beside the files: tensors, and plain JSON."""
+        """Return what a checkpoint holds beside the files: tensors, and plain JSON."""
         tensors = {"replay/priority": torch.stack([tree.leaves() for tree in self.trees])} if self.trees else {}
         figures = {
             "written": self.written,

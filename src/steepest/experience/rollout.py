@@ -17,7 +17,7 @@ from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
 
 class Environments(Protocol):
-    """What the collector needs of a batch of environments (``environments.make_env`` makes them)."""
+    """The protocol of a batch of environments as the collector needs it (``environments.make_env`` makes them)."""
 
     num_envs: int
     obs_spec: ObsSpec
@@ -164,7 +164,7 @@ class Collector:
         return episodes
 
     def rows(self) -> Rollout:
-        """What was played, on the host, with axes (T, M N) and without a recurrent policy's memories."""
+        """Return the rows just played, on the host, with axes (T, M N) and without a recurrent policy's memories."""
         flags = (self.terminated, self.truncated, self.valid, self.episode_step, self.mask)
         return Rollout(self.obs, self.action, self.reward, *flags, None)
 

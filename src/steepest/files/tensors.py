@@ -140,7 +140,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _as_read_back(payload: dict[str, Any]) -> dict[str, Any]:
-    """What JSON makes of the payload, so that the checksum is of what a reader will see."""
+    """Return the payload as JSON gives it back, so that the checksum is of what a reader will see."""
 
     def scalar(value: Any) -> Any:
         if hasattr(value, "item"):  # NumPy and torch scalars

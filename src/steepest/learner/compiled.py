@@ -130,7 +130,7 @@ def _library_folder() -> Path:
 
 
 def _library_key(graph: torch.fx.GraphModule, leaves: tuple[Tensor, ...]) -> str:
-    """What the library of this graph is kept under, for these shapes, this PyTorch and this machine."""
+    """Return the name of this graph's library, for these shapes, this PyTorch and this machine."""
     machine = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), platform.node())
     kinds = [(tuple(x.shape), str(x.dtype), str(x.device)) for x in leaves]
     code = [
@@ -147,7 +147,7 @@ def _library_key(graph: torch.fx.GraphModule, leaves: tuple[Tensor, ...]) -> str
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether a library is there and as it was written: one with damaged code must not be loaded, but built again."""
+    """Return whether a library is there and undamaged; a damaged one must be built again."""
     try:
         with zipfile.ZipFile(library) as package:
             return package.testzip() is None

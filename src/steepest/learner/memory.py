@@ -1,4 +1,4 @@
-"""How the C library treats freed memory."""
+"""The C library's treatment of freed memory."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _compiling = threading.RLock()
 
 
 def onednn_is_faster() -> bool:
-    """Whether this processor is one that MKL holds back, and oneDNN not switched off (torch.backends.mkldnn.enabled).
+    """Return whether MKL holds this processor back and oneDNN is on (torch.backends.mkldnn.enabled).
 
     Asked by its maker, not by timing: a run repeats its bits.
     """

@@ -23,7 +23,7 @@ Metrics = dict[str, Tensor]
 
 
 class Layout:
-    """Where each named parameter sits in the parameter vector."""
+    """The place of each named parameter in the parameter vector."""
 
     def __init__(self, module: nn.Module) -> None:
         parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}

@@ -32,12 +32,12 @@ def tree_map(function: Callable[..., Any], *trees: Any) -> Any:
 
 
 def mean_metrics(history: list[Metrics]) -> Metrics:
-    """The mean of every figure over several calls."""
+    """Return the mean of every metric over several calls."""
     return {k: torch.stack([m[k] for m in history]).mean(0) for k in history[0]}
 
 
 def to_host(metrics: Metrics) -> dict[str, NDArray[np.float64]]:
-    """All figures (M,) in one copy from the device."""
+    """Return all metrics (M,) as NumPy arrays, in one copy from the device."""
     values = torch.stack([x.to(torch.float64) for x in metrics.values()]).cpu().numpy()
     return dict(zip(metrics, values, strict=True))
 
@@ -65,7 +65,7 @@ def _collect(tree: Any, leaves: list[Tensor]) -> None:
 
 
 def tree_builder(tree: Any) -> Callable[[Sequence[Tensor]], Any]:
-    """What builds the tree anew from other leaves, in the order of ``tree_leaves``; the tree is walked but once.
+    """Return a function that builds the tree from other leaves, in the order of ``tree_leaves``.
 
     Verified:  tests/unit/test_learner.py::test_trees_are_built_again
     """

@@ -42,7 +42,7 @@ def compatible_action_gradient(
 def deterministic_policy_direction(
     jacobian: Float[Tensor, "*batch d p"], action_gradient: Float[Tensor, "*batch d"]
 ) -> Float[Tensor, "*batch p"]:
-    """Where a deterministic policy moves: up the critic's slope at its own action.
+    """Return the direction in which a deterministic policy moves: up the critic's slope at its own action.
 
     Equation:  grad_theta mu(s) grad_a Q(s, a) = J' grad_a Q, at a = mu(s)
     Source:    notes 1.11, Eq. 1; Silver et al. 2014, Theorem 1.

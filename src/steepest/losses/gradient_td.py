@@ -48,7 +48,7 @@ def tdc_direction(
     gamma: float | Tensor,
     trace_decay: float | Tensor,
 ) -> Float[Tensor, "*batch f"]:
-    """Where TD with gradient correction moves the value function's weights: GTD(lambda), and TDC at lambda = 0.
+    """Return the direction of TD with gradient correction: GTD(lambda), and TDC at lambda = 0.
 
     Equation:  delta_t e_t - gamma (1 - terminated_t) (1 - lambda_{t+1}) (e_t . w) phi_{t+1},
                lambda_{t+1} = lambda, or 0 where the episode is truncated
@@ -74,7 +74,7 @@ def gtd2_direction(
     terminated: Bool[Tensor, "*batch"],
     gamma: float | Tensor,
 ) -> Float[Tensor, "*batch f"]:
-    """Where GTD2 moves the value function's weights; with lambda > 0 in the trace, its extension to lambda-returns.
+    """Return the direction of GTD2; with lambda > 0 in the trace, its extension to lambda-returns.
 
     Equation:  (phi_t - gamma (1 - terminated_t) phi_{t+1}) (e_t . w)
     Source:    Sutton et al. 2009, Eq. 9, where e_t = rho_t phi_t.
@@ -93,7 +93,7 @@ def auxiliary_direction(
     feature: Float[Tensor, "*batch f"],
     auxiliary: Float[Tensor, " f"],
 ) -> Float[Tensor, "*batch f"]:
-    """Where the second set of weights moves: a regression of the traced TD error on the features.
+    """Return the direction of the auxiliary weights: a regression of the traced TD error on the features.
 
     Equation:  delta_t e_t - (phi_t . w) phi_t;  at rest w = E[phi phi']^-1 E[delta e]
     Source:    Sutton et al. 2009, Eq. 8; Maei 2011.
@@ -110,7 +110,7 @@ def curvature_direction(
     curvature: Float[Tensor, "*batch f"],
     curvature_trace: Float[Tensor, "*batch f"],
 ) -> Float[Tensor, "*batch f"]:
-    """What a value function that is not linear in its weights adds to ``gtd2_direction`` or ``tdc_direction``.
+    """Return what a value function not linear in its weights adds to ``gtd2_direction`` or ``tdc_direction``.
 
     Equation:  (phi_t . w) H_t w - delta_t c_t,  H_t = grad^2 V(s_t),  c_t the ``eligibility_trace`` of H_t w
     Source:    Bhatnagar et al. 2009 (minus their h, at lambda = 0, where c_t = rho_t H_t w). Differences: with
@@ -130,7 +130,7 @@ def followon_trace(
     start: Bool[Tensor, "*batch"],
     gamma: float | Tensor,
 ) -> Float[Tensor, "*batch"]:
-    """How much the policy's values at earlier states of the episode depend on this one.
+    """Return the follow-on trace: how much values at earlier states of the episode depend on this one.
 
     Equation:  F_t = gamma rho_{t-1} (1 - start_t) F_{t-1} + i_t
     Source:    Imani, Graves & White 2018; Sutton, Mahmood & White 2016.

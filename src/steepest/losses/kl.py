@@ -52,7 +52,7 @@ def k3_estimate(log_prob: Float[Tensor, "*#shape"], ref_log_prob: Float[Tensor, 
 
     Equation:  k3 = ref(y)/pi(y) - 1 + log pi(y) - log ref(y);  E_pi[k3] = KL(pi || ref);
                E_pi[grad k3] = grad KL(ref || pi)
-    Source:    Schulman 2020. For figures; GRPO (Shao et al. 2024, Eq. 4) has it in the loss.
+    Source:    Schulman 2020. For metrics; GRPO (Shao et al. 2024, Eq. 4) has it in the loss.
     Args:      log_prob (...) nats, carries gradient; ref_log_prob (...) nats, detached here
     Returns:   (...) nats, never negative
     Verified:  tests/exact/test_rlhf.py::test_kl_estimates_as_values,

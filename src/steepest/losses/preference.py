@@ -209,7 +209,7 @@ def preference_metrics(
     rejected_ref_log_prob: Float[Tensor, "*#shape"],
     kl_coef: float | Tensor,
 ) -> dict[str, Tensor]:
-    """What to watch while a policy learns from preferences, per pair.
+    """Return metrics to watch while a policy learns from preferences, per pair.
 
     Equation:  reward = beta (log pi - log ref);  margin = reward_chosen - reward_rejected;  accuracy = [margin > 0]
     Source:    Rafailov et al. 2023, reference code. A policy equal to its reference has accuracy 0: it orders no pair.

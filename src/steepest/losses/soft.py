@@ -72,7 +72,7 @@ def soft_q_target(
 def soft_policy_loss(
     log_prob: Float[Tensor, "*#shape"], q_value: Float[Tensor, "*#shape"], temperature: float | Tensor
 ) -> Float[Tensor, "*shape"]:
-    """What a reparametrised policy minimises: the KL from the Boltzmann distribution of Q, up to a constant.
+    """Return a reparametrised policy's loss: the KL from the Boltzmann distribution of Q, up to a constant.
 
     Equation:  L = temperature log pi(f(eps; s)|s) - Q(s, f(eps; s))
     Source:    notes 1.7, nos. 5 and 6; Haarnoja et al. 2018a, Eqs. 12 and 13. Differences: the temperature.

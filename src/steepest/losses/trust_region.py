@@ -10,7 +10,7 @@ from torch import Tensor
 def surrogate_objective(
     log_prob: Float[Tensor, "*#shape"], old_log_prob: Float[Tensor, "*#shape"], advantage: Float[Tensor, "*#shape"]
 ) -> Float[Tensor, "*shape"]:
-    """What the new policy is worth by the old one's advantages, at the old one's states.
+    """Return the new policy's worth by the old one's advantages, at the old one's states.
 
     Equation:  L = rho A,  rho = exp(log_prob - old_log_prob);  grad E_{a~old}[L] = grad V at the old policy
     Source:    notes 1.10 (L_pi(pi')); Schulman et al. 2015, Eq. 14. Differences: none.
@@ -95,7 +95,7 @@ def kl_estimate(log_prob: Float[Tensor, "*#shape"], old_log_prob: Float[Tensor, 
     """Per-sample estimate of KL(old || new) from actions of the old policy: unbiased, never negative.
 
     Equation:  k3 = exp(x) - 1 - x,  x = log_prob - old_log_prob
-    Source:    Schulman 2020, "Approximating KL divergence". For health figures and early stopping; its gradient is
+    Source:    Schulman 2020, "Approximating KL divergence". For metrics and early stopping; its gradient is
                not that of the KL(new || old).
     Args:      log_prob, old_log_prob (...) nats
     Returns:   (...) nats

@@ -25,7 +25,7 @@ Recurrence = Literal["none", "gru", "lstm"]
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(Checked):
-    """How observations enter the networks; shared by every algorithm."""
+    """Settings of how observations enter the networks; shared by every algorithm."""
 
     hidden_sizes: tuple[Count, ...] = (64, 64)
     """Widths of the hidden layers (after the convolutions, for images)."""
@@ -37,10 +37,10 @@ class NetworkConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(NetworkConfig):
-    """How observations become actions and values; shared by every on-policy algorithm."""
+    """Settings of how observations become actions and values; shared by every on-policy algorithm."""
 
     shared_torso: bool = False
-    """Whether policy and value function share all but their heads (images: worth it; vectors: separate is better)."""
+    """Let policy and value function share all but their heads (images: worth it; vectors: separate is better)."""
     recurrent: Recurrence = "none"
     """Recurrent cell after the torso, for partially observed tasks."""
     recurrent_size: Count = 64
@@ -52,7 +52,7 @@ class PolicyConfig(NetworkConfig):
     initial_std: Positive = 1.0
     """Standard deviation of a Gaussian policy at the start, in units of the policy's action (see squash)."""
     squash: Literal["clip", "tanh"] = "clip"
-    """How an unbounded action meets the bounds of a box: clipped after the draw, or passed through tanh."""
+    """Clip an unbounded action to the bounds of a box after the draw, or pass it through tanh."""
     min_probability: BelowHalf = 1e-6
     """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
     min_std: Positive = 1e-3

@@ -1,4 +1,4 @@
-"""What a policy is called with and gives, and how observations are normalised."""
+"""Inputs and outputs of policies, and the normalisation of observations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Normalization(NamedTuple):
 
 
 class PolicyInput(NamedTuple):
-    """What a policy sees. Feed-forward: any leading axes. Recurrent: leading (L, B), with memory (B, K)."""
+    """Inputs of a policy. Feed-forward: any leading axes. Recurrent: leading (L, B), with memory (B, K)."""
 
     obs: Obs
     action_mask: Tensor | None  # (..., mask_size) bool
@@ -33,7 +33,7 @@ class PolicyInput(NamedTuple):
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy answers."""
+    """Outputs of a policy."""
 
     distribution: Distribution
     value: Tensor | None  # (...) reward units
@@ -62,7 +62,7 @@ def preprocess(spec: ObsSpec, obs: Obs, normalization: Normalization) -> Obs:
 
 
 def as_user_sees(spec: ObsSpec, obs: Obs) -> Tensor | Obs:
-    """What a torso is called with: the tensor itself for a bare space, the dict for a Dict space."""
+    """Return the argument of a torso: the tensor itself for a bare space, the dict for a Dict space."""
     return obs if spec.is_dict else obs[BARE_OBS]
 
 

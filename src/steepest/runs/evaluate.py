@@ -109,7 +109,7 @@ def evaluate_members(
 
     Environments are split evenly over members, and episodes evenly over a member's environments: each contributes its
     first ones, since taking whichever episodes end first would favour short ones. Stochastic actions are drawn from a
-    generator of the evaluation's own, so that training goes on as if nothing had happened.
+    generator of the evaluation's own, so that training continues as if nothing had happened.
 
     Args:      env: members x n environments, n <= episodes; seed: of environments and noise; on_step: called after the
                reset and after every step (video)

@@ -134,7 +134,7 @@ def refuse_folder(path: Path) -> Path:
 
 
 def write_comparison(c: Comparison, path: Path) -> tuple[Path, Path]:
-    """Write everything as JSON, and beside it figures and answers as Markdown; each file whole or not at all.
+    """Write everything as JSON, and beside it metrics and answers as Markdown; each file whole or not at all.
 
     Raises:    RunError when the system refuses a write
     """

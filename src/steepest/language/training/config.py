@@ -21,9 +21,9 @@ class TrainingConfig:
     """Settings that every language trainer has."""
 
     learning_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
-    """What learning_rate is by default: for all of a model, and for adapters."""
+    """Default learning rates: for all of a model, and for adapters."""
     has_dropout: ClassVar[bool] = False
-    """Whether dropout is on in training."""
+    """True where dropout is on in training."""
 
     epochs: int = 1
     """Passes over the data."""
@@ -39,7 +39,7 @@ class TrainingConfig:
     """AdamW's step size. By default, of a whole model: 2e-5 (SFT), 1e-5 (reward model, RLHF) or 1e-6 (DPO); of
     adapters ten times as much."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the learning rate falls after the warm-up: not, or to 0 along a line or half a cosine."""
+    """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
     warmup: float = 0.05
     """Fraction of the updates over which the learning rate rises from 0."""
     weight_decay: float = 0.0
@@ -83,7 +83,7 @@ class TrainingConfig:
 
 
 def schedule_factor(schedule: Literal["constant", "linear", "cosine"], step: int, steps: int, warmup: int) -> float:
-    """What the learning rate is multiplied by at an update, counted from 0.
+    """Return the factor of the learning rate at an update, counted from 0.
 
     Equation:  (step + 1) / warmup up to the warm-up's end; then 1, or 1 - x, or (1 + cos pi x) / 2,
                x = (step - warmup) / (steps - warmup)

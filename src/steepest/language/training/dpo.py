@@ -86,7 +86,7 @@ class ScoredPairs(NamedTuple):
 
 
 class PairLogProbs(NamedTuple):
-    """What a loss is a function of, for B pairs: log-probabilities of whole responses, and their lengths."""
+    """Arguments of a preference loss, for B pairs: log-probabilities of whole responses, and their lengths."""
 
     chosen: Tensor  # (B,) nats, carries gradient
     rejected: Tensor  # (B,) nats, carries gradient
@@ -97,7 +97,7 @@ class PairLogProbs(NamedTuple):
 
 
 def pair_losses(config: DPOConfig, of: PairLogProbs) -> tuple[Tensor, Sums]:
-    """The loss of every pair (B,) that the config names, and figures (B,) to watch.
+    """The loss of every pair (B,) that the config names, and metrics (B,) to watch.
 
     ``kl`` is log ref - log pi: on average KL(ref || pi), where the responses were drawn from the reference.
     """
@@ -290,7 +290,7 @@ class DPO(Trainer[ScoredPairs]):
         return len(batch.pairs.chosen.tokens)
 
     def losses(self, batch: ScoredPairs) -> tuple[Tensor, Sums]:
-        """The loss of every pair (B,), and figures (B,)."""
+        """Return the loss of every pair (B,), and metrics (B,)."""
         ref = batch.ref_log_prob or self.reference_log_probs(batch.pairs)
         chosen, rejected = self.policy_log_probs(batch.pairs)
         lengths = [side.response_mask.sum(-1).to(chosen.dtype) for side in batch.pairs]
@@ -302,7 +302,7 @@ class DPO(Trainer[ScoredPairs]):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The figures of training on the held-out pairs."""
+        """Return the metrics of training on the held-out pairs."""
         if not self.eval_pairs:
             return {}
         totals: dict[str, float] = {}

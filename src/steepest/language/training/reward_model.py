@@ -111,7 +111,7 @@ def load_reward_model(source: str | Path, **options: Any) -> RewardModel:
 
 
 def has_head(lm: LanguageModel) -> bool:
-    """Whether the model was loaded from the folder of a reward model."""
+    """Return whether the model was loaded from the folder of a reward model."""
     return bool(lm.source) and (Path(lm.source) / HEAD_FILE).is_file()
 
 
@@ -144,7 +144,7 @@ class RewardModelConfig(TrainingConfig):
 
 
 def score_losses(config: RewardModelConfig, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Sums]:
-    """The loss of every pair (B,) from its scores, and figures (B,) to watch."""
+    """The loss of every pair (B,) from its scores, and metrics (B,) to watch."""
     likelihood = bradley_terry_loss(chosen, rejected)
     loss = likelihood + config.centring_coef * score_centring_loss(chosen, rejected)
     margin = (chosen - rejected).detach()
@@ -262,7 +262,7 @@ class RewardTrainer(Trainer[PreferenceBatch]):
 
 
 class Calibration(NamedTuple):
-    """How far a reward model's confidence can be believed, on pairs that it was not trained on."""
+    """Return the calibration of a reward model on pairs that it was not trained on."""
 
     accuracy: float  # share of pairs with the chosen response scored higher; a tie is not right
     loss: float  # mean -log sigmoid(margin), nats

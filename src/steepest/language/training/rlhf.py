@@ -47,7 +47,7 @@ from steepest.seeding import stream_seed
 
 
 def _ratio_figures(log_prob: Tensor, old: Tensor, valid: Tensor, clip_epsilon: float) -> Figures:
-    """How far the policy moved on each response (B,): k3 summed over tokens, and the share of clipped ratios."""
+    """Return the policy's move on each response (B,): k3 summed over tokens, and the share of clipped ratios."""
     log_prob = log_prob.detach()
     outside = ((torch.exp(log_prob - old) - 1.0).abs() > clip_epsilon) & valid
     return {

@@ -1,6 +1,6 @@
-"""What PPO, RLOO and GRPO over tokens share: drawing responses, scoring them, and the passes over them.
+"""Shared by PPO, RLOO and GRPO over tokens: drawing responses, scoring them, and the passes over them.
 
-The algorithms are in ``language.rlhf``: what they hold fixed while they learn, and their loss of a response.
+The algorithms are in ``language.training.rlhf``: what they hold fixed while they learn, and their loss of a response.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Figures = dict[str, Tensor]
 
 
 class Steps(NamedTuple):
-    """What policy and reference said about B responses before the update, at each token. Detached."""
+    """Outputs of policy and reference for B responses before the update, at each token. Detached."""
 
     valid: Tensor  # (B, L) bool: the token is of the response
     log_prob: Tensor  # (B, L) nats, 0 where not valid
@@ -67,12 +67,12 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RLHFConfig(TrainingConfig):
-    """What PPO, RLOO and GRPO share."""
+    """Settings that PPO, RLOO and GRPO share."""
 
     learning_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
 
     reward: str | None = None
-    """What scores responses: the folder of a reward model, or FILE.py:FUNCTION. From Python, any function."""
+    """Reward of responses: the folder of a reward model, or FILE.py:FUNCTION. From Python, any function."""
     epochs: int = 1
     """Passes over the prompts."""
     batch_size: int = 64
@@ -80,7 +80,7 @@ class RLHFConfig(TrainingConfig):
     group_size: int = 1
     """Responses to each prompt."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls after the warm-up: not, or to 0 along a line or half a cosine."""
+    """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
     max_new_tokens: int = 128
     """Longest response, its end token included."""
     generation_batch_size: int = 64
@@ -100,7 +100,7 @@ class RLHFConfig(TrainingConfig):
     minibatches: int = 1
     """Gradient steps per pass over a batch."""
     clip_epsilon: float = 0.2
-    """How far the probability ratio may move before its gradient is cut (epsilon)."""
+    """Distance of the probability ratio from 1 beyond which its gradient is cut (epsilon)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,7 +216,7 @@ class RLHF(Trainer[Experience], Generic[C]):
     def sequence_loss(
         self, log_prob: Tensor, value: Tensor | None, steps: Steps, fixed: dict[str, Tensor]
     ) -> tuple[Tensor, Figures]:
-        """The loss of every response (B,), and figures (B,) to watch."""
+        """Return the loss of every response (B,), and metrics (B,) to watch."""
         raise NotImplementedError
 
     # Drawing responses
@@ -344,7 +344,7 @@ class RLHF(Trainer[Experience], Generic[C]):
         """Improve the policy on responses that it drew itself.
 
         Args:      batch: B responses of the present policy, as it was when they were drawn; score (B,) reward units
-        Returns:   figures of the batch before the update, and means over its gradient steps
+        Returns:   metrics of the batch before the update, and means over its gradient steps
         Raises:    UsageError for masks that cannot be meant, or a score of another shape or not finite
         Verified:  tests/exact/test_rlhf.py::test_sampled_updates_reach_the_optimum
         """
@@ -367,7 +367,7 @@ class RLHF(Trainer[Experience], Generic[C]):
         return result
 
     def update(self) -> dict[str, float]:
-        """Draw responses, score them, and improve the policy on them. Returns its figures by tag."""
+        """Draw responses, score them, and improve the policy on them; return metrics by tag."""
         drawn = self.collect(self.step)
         figures = {**self.improve(drawn.batch, drawn.score), **response_figures(drawn.responses)}
         self.watch(figures)
@@ -406,7 +406,7 @@ class RLHF(Trainer[Experience], Generic[C]):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The same figures of responses to the held-out prompts, drawn with the same random numbers every time.
+        """Return the same metrics of responses to the held-out prompts, drawn with the same random numbers every time.
 
         The objective is that of the config's kl_coef, where ``target_kl`` has changed the coefficient too: evaluations
         of one run are compared with each other.

@@ -17,7 +17,7 @@ are full of tables, 4 to 18 % of a piece of 64 to 512 tokens (of up to four char
 
 
 def response_figures(drawn: Sequence[Response]) -> dict[str, float]:
-    """What to be alarmed by: responses that never end, or say the same again and again.
+    """Return alarming shares: of responses that end, and of repeated stretches of tokens.
 
     Equation:  ended = share that ended by an end token; repetition = mean over responses of the share of their
                stretches of four tokens that occurred before in the same response
@@ -35,7 +35,7 @@ def response_figures(drawn: Sequence[Response]) -> dict[str, float]:
 
 
 def alarms(figures: dict[str, float], first_length: float, max_new_tokens: int) -> dict[str, str]:
-    """What is alarming about responses, by kind, for a reader.
+    """Return what is alarming about responses, by kind, for a reader.
 
     Args:      figures: means of ``response_length``, ``ended`` and ``repetition``; first_length: the mean length, in
                tokens, that the run began with

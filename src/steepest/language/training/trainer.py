@@ -214,7 +214,7 @@ class Trainer(ABC, Generic[B]):
 
     @abstractmethod
     def loss(self, batch: B) -> tuple[Tensor, Sums]:
-        """Sum of the loss over a micro-batch's terms, with gradient; and sums of figures to report."""
+        """Sum of the loss over a micro-batch's terms, with gradient; and sums of metrics to report."""
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
@@ -322,12 +322,12 @@ class Trainer(ABC, Generic[B]):
         return {**figures, "gradient_norm": norm}, count
 
     def update(self) -> dict[str, float]:
-        """One update: a batch, and a step of AdamW on it. Returns its figures by tag."""
+        """Take one step of AdamW on a batch; return metrics by tag."""
         figures, count = self.descend(self.micro_batches(self.step))
         return self.advance(figures, count)
 
     def advance(self, figures: dict[str, float], count: int) -> dict[str, float]:
-        """Count an update that is done; its figures by tag."""
+        """Count an update that is done; return its metrics by tag."""
         rate, norm = self.learning_rate(), figures.pop("gradient_norm")
         self.step += 1
         return {

@@ -242,7 +242,7 @@ class AgentTraining(Training[RunConfig]):
 
     @property
     def modes(self) -> dict[str, str]:
-        """How each of the agent's functions runs, also those of the run that this one resumes; see ``Agent.modes``."""
+        """Return the mode of each of the agent's functions, also of before a resume; see ``Agent.modes``."""
         return self._earlier_modes | self.agent.modes()
 
     def iterate(self) -> None:

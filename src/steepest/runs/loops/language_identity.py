@@ -32,7 +32,7 @@ NOTED = {
     "reward": "the reward has changed since the run began: from here on the new one scores responses, and scores from "
     "before and after cannot be compared",
 }
-"""What to say of fingerprints that are not as they were."""
+"""Notes about fingerprints that have changed."""
 
 
 def fingerprints_of_start(lm: LanguageModel, head: nn.Linear | None, quantization: Quantization) -> dict[str, str]:

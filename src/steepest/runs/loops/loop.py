@@ -1,4 +1,4 @@
-"""What a run does between two rows of its figures, once per data regime."""
+"""The protocol of loops: what happens between two rows of metrics, once per data regime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from steepest.experience.rollout import Episode
 
 
 class Iteration(NamedTuple):
-    """What came of an iteration."""
+    """Result of an iteration."""
 
     episodes: list[Episode]
     steps: NDArray[np.int64]  # (M,) environment steps
@@ -21,11 +21,11 @@ class Iteration(NamedTuple):
 
 
 class Loop(Protocol):
-    """One data regime: ``runs.on_policy`` or ``runs.off_policy``. The run around it owns files and evaluation."""
+    """One data regime: ``loops.on_policy``, ``loops.off_policy`` or ``loops.logs``. The run owns files and evaluation."""
 
     @property
     def restart_due(self) -> bool:
-        """Whether a checkpoint, with its restart of the environments, cannot wait for the next iteration."""
+        """Return whether a checkpoint, with its restart of the environments, cannot wait for the next iteration."""
         ...
 
     def open(self, folder: Path | None, *, resuming: bool) -> None:
@@ -45,7 +45,7 @@ class Loop(Protocol):
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What a checkpoint has to hold besides the agent: tensors, and plain JSON. Storage is on disk by then."""
+        """Return what a checkpoint holds besides the agent: tensors, and plain JSON. Storage is on disk by then."""
         ...
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:

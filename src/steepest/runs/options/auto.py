@@ -1,4 +1,4 @@
-"""What a run is made of, decided before it starts: its options, and everything that was left to ``auto``."""
+"""Decisions before a run starts: its options, and everything that was left to ``auto``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def resolve_options(
 
 
 def name_of(env: Any) -> str:
-    """What an environment is called: its id, or the name of what makes it."""
+    """Return an environment's name: its id, or the name of what makes it."""
     if isinstance(env, str):
         return env
     spec_id = getattr(getattr(env, "spec", None), "id", None)  # a class has a property there
@@ -124,7 +124,7 @@ def _time_limit(env_name: str, settings: RunConfig) -> int:
 
 
 def has_compiler() -> bool:
-    """Whether PyTorch's compiler finds what it needs on a CPU: a C++ compiler, and Python's headers."""
+    """Return whether PyTorch's compiler finds what it needs on a CPU: a C++ compiler, and Python's headers."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return header.is_file() and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 

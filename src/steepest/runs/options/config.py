@@ -46,10 +46,10 @@ class RunConfig(SharedConfig):
     seeds: Count = 1
     """Train this many seeds (seed, seed + 1, ...) together, in one fused update."""
     vectorization: Vectorization = "auto"
-    """How environments are stepped together; auto takes the environment's own vector version where there is one, else
+    """Way of stepping environments together; auto takes the environment's own vector version where there is one, else
     sync."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the networks live; auto takes a GPU if there is one and the observations are images."""
+    """Device of the networks; auto takes a GPU if there is one and the observations are images."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the update; auto does so where it saves more time than it takes."""
     stop_at_return: float | None = None

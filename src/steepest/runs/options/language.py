@@ -30,7 +30,7 @@ class LanguageRunConfig(SharedConfig):
     quantization: Quantization = "none"
     """Hold the frozen weights in 4 bits (QLoRA); needs lora_rank."""
     device: Device = "auto"
-    """Where the model lives; auto takes a GPU if there is one."""
+    """Device of the model; auto takes a GPU if there is one."""
     fsdp: bool = False
     """Spread weights, gradients and AdamW's moments over the processes that torchrun started (FSDP2), for models that a
     GPU cannot hold; sft and dpo, of whole models."""

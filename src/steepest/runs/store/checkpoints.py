@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are kept, which is the best, and from which the run goes on."""
+"""The checkpoints of a run: which are kept, which is the best, and from which the run resumes."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ _PACKAGES = (
 
 
 def environment_report() -> dict[str, Any]:
-    """What a reader needs to repeat a run: versions, machine, threads, and the state of the current git repository.
+    """Return what a reader needs to repeat a run: versions, machine, threads, and the state of the git repository.
 
     Takes well under 50 ms, imports none of the packages it reports, uses no network and never fails; what it cannot
     find out is None, and packages that are not installed are absent.
@@ -281,7 +281,7 @@ def environment_report() -> dict[str, Any]:
 
 
 def changed_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two environment reports and can change the bits of a computation, in words.
+    """Return what differs between two environment reports and can change the bits of a computation, in words.
 
     Of the packages only those that this process has imported count.
 

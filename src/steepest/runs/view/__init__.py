@@ -1,1 +1,1 @@
-"""What a run shows: progress, plots and videos."""
+"""Views of a run: progress, plots and videos."""

@@ -221,7 +221,7 @@ def plot_curve(run_dir: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Summary:
-    """How a group of seeds becomes one curve and its interval."""
+    """Statistic, interval and smoothing that make one curve of a group of seeds."""
 
     statistic: Statistic
     interval: float

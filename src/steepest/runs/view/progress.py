@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live display on a terminal, plain lines anywhere else."""
+"""Progress of a run: a live display on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress:
 
     On a terminal: a bar with steps, steps/s and remaining time, and below it the return and the algorithm's health
     figures. Elsewhere: a plain line at most every 5 s, at every evaluation, and at the end. With several members
-    (rows of several seeds), the figures are means over the newest row of each.
+    (rows of several seeds), the metrics are means over the newest row of each.
 
     Args:      total_steps, environment steps at which the run ends;
                title, such as "ppo on CartPole-v1, seed 0";
@@ -81,7 +81,7 @@ class Progress:
         """Take in one row of metrics and show what is due."""
         seed = int(row.get("seed", 0))
         evaluation = {key: value for key, value in row.items() if key.startswith("eval/") and value is not None}
-        # Merged, because a row that only evaluates must not blank the training figures.
+        # Merged, because a row that only evaluates must not blank the training metrics.
         self._rows[seed] = {**self._rows.get(seed, {}), **row}
         if evaluation:
             self._evaluations[seed] = evaluation
