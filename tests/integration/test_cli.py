@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 import steepest
 from steepest.algorithms import ALGORITHMS, find
-from steepest.cli import main
+from steepest.cli import main, train
 from steepest.runs.options.config import RunConfig
 from steepest.runs.store.metrics import read_metrics
 
@@ -206,7 +206,7 @@ def test_help_of_train_lists_every_option(algorithm: str) -> None:
     done = steepest_command("train", algorithm, "CartPole-v1", "--help")
     assert done.returncode == 0
     text = " ".join(done.stdout.replace("│", " ").split())
-    kinds = [RunConfig, find(algorithm).Config, main.OutputOptions]
+    kinds = [RunConfig, find(algorithm).Config, train.AgentOutputOptions]
     assert [flag for kind in kinds for flag in flags(kind) if flag not in text] == ["--atari"]  # for Atari games only
     assert "--atari" not in text
     documented = [words for kind in kinds for words in words_of_docs(kind)]

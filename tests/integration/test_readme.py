@@ -95,7 +95,7 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     from steepest.api import agents, drive
     from steepest.api import language as language_api
     from steepest.cli import main
-    from steepest.language.models import models
+    from steepest.language.models import loading
     from steepest.runs import language_run
     from steepest.runs.view import plots
     from steepest.verification import table
@@ -107,7 +107,7 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     language = (
         (language_api, "compare"),
         (language_run, "LanguageRun"),
-        (models, "load_model"),
+        (loading, "load_model"),
     )
     for module, name in (*work, *language):
         monkeypatch.setattr(module, name, begin)
