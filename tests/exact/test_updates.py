@@ -473,7 +473,7 @@ def test_a_stopped_update_stays_stopped() -> None:
     rollout = tree_map(lambda x: x[0], masked_rollout(agent, 0))
     state = {k: x[0] for k, x in agent.state.items()}
     names = ("gamma", "gae_lambda", "learning_rate", "clip_epsilon", "value_coef", "entropy_coef", "max_gradient_norm")
-    hyper = agent.hyper(**{name: getattr(agent.config, name) for name in names}, kl_limit=float("inf"))
+    hyper = agent.hyper(**{name: getattr(agent.config, name) for name in names}, target_kl=float("inf"))
     with torch.no_grad():
         _, batch, _ = agent.prepare(state, rollout, hyper)
     index = torch.arange(STEPS * ENVS).view(2, -1)

@@ -16,18 +16,22 @@ from steepest.agents.rollout_updates import (
     batch_inputs,
     corrected_batch,
     each_minibatch,
-    explained_variance,
     from_sequences,
     gather,
     minibatch_indices,
     obs_to_sequences,
     score_rollout,
     sequences_per_rollout,
-    state_weights,
     steps_per_call,
     to_sequences,
 )
-from steepest.agents.statistics import scale_rewards, scaled_rewards, update_observations
+from steepest.agents.statistics import (
+    explained_variance,
+    scale_rewards,
+    scaled_rewards,
+    state_weights,
+    update_observations,
+)
 from steepest.algorithms.actor_critic import ActorCritic
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.ppo_kl import PPOKL

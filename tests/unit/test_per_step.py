@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from steepest.agents.stepwise import add_figures, mean_figures, observations, shortened, step_batch
+from steepest.agents.replay_updates import batch_obs
+from steepest.agents.stepwise import add_metrics, mean_of_steps, shortened, step_batch
 from steepest.types import Rollout
 
 
@@ -27,8 +28,8 @@ def test_every_step_has_its_next_observation() -> None:
     assert batch["action_mask"][:, 0, 0].tolist() == [False, False, True]
     for i in range(t):
         step = {k: x[i] for k, x in batch.items()}
-        assert observations(step, "obs/")["a/b"][0].item() == i
-        assert observations(step, "next_obs/")["a/b"][0].item() == i + 1
+        assert batch_obs(step, "obs/")["a/b"][0].item() == i
+        assert batch_obs(step, "next_obs/")["a/b"][0].item() == i + 1
         assert step["episode_step"].tolist() == [i, i]
 
 
@@ -41,7 +42,7 @@ def test_directions_are_shortened_only_if_long() -> None:
 
 def test_figures_are_means_over_decided_steps() -> None:
     """However many steps of a call decided nothing."""
-    totals = add_figures({}, {"decided": torch.tensor(2.0), "x": torch.tensor(6.0)})
-    totals = add_figures(totals, {"decided": torch.tensor(0.0), "x": torch.tensor(0.0)})
-    assert {k: v.item() for k, v in mean_figures(totals).items()} == {"x": 3.0}
-    assert mean_figures({"decided": torch.tensor(0.0), "x": torch.tensor(0.0)})["x"].item() == 0.0
+    totals = add_metrics({}, {"decided": torch.tensor(2.0), "x": torch.tensor(6.0)})
+    totals = add_metrics(totals, {"decided": torch.tensor(0.0), "x": torch.tensor(0.0)})
+    assert {k: v.item() for k, v in mean_of_steps(totals).items()} == {"x": 3.0}
+    assert mean_of_steps({"decided": torch.tensor(0.0), "x": torch.tensor(0.0)})["x"].item() == 0.0

@@ -21,7 +21,7 @@ class Iteration(NamedTuple):
 
 
 class Loop(Protocol):
-    """One data regime: ``loops.on_policy``, ``loops.off_policy`` or ``loops.logs``. The run owns files and evaluation."""
+    """One data regime: ``loops.on_policy``, ``loops.off_policy`` or ``loops.logs``; the run owns the files."""
 
     @property
     def restart_due(self) -> bool:
