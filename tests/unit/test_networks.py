@@ -315,7 +315,7 @@ def test_a_sequence_equals_its_steps(kind: Any, shared: bool) -> None:
 
 
 BAD_CONFIGS = [
-    ({"hidden_sizes": (64, 0)}, "hidden_sizes is .* expected positive widths"),
+    ({"hidden_sizes": (64, 0)}, "hidden_sizes is .* expected at least 1"),
     ({"recurrent_size": 0}, "recurrent_size is 0"),
     ({"sequence_length": 0}, "sequence_length is 0; expected at least 1"),
     ({"initial_std": 0.0}, "initial_std is 0.0; expected a positive number"),

@@ -14,7 +14,7 @@ import torch
 
 import steepest
 from steepest import distributions, losses, numerics, returns
-from steepest.agents import rollout_updates
+from steepest.agents import natural_step, rollout_updates
 from steepest.algorithms import actor_critic, dqn, ppo, ppo_kl, reinforce, trpo
 from steepest.cli import main
 from steepest.language.data import tokens
@@ -175,13 +175,13 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (ppo_kl, "penalised_surrogate_loss", negated, "1.10 PPO-KL, gamma = 1, V exact, lambda 0.7"),
     (ppo, "value_loss", scaled, "1.10 PPO's critic is pulled to V^pi"),
     (rollout_updates, "generalized_advantage", scaled, "1.10 PPO, gamma = 1, lambda = 1, any V"),
-    (reinforce, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),
-    (reinforce, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
+    (rollout_updates, "score_function_loss", negated, "1.3 REINFORCE at gamma = 1"),
+    (rollout_updates, "value_loss", scaled, "1.4 REINFORCE's baseline is pulled to V^pi"),
     (losses, "surrogate_objective", scaled, "1.10 E[rho A]/(1 - gamma) = L(pi')"),
     (losses, "surrogate_objective", negated, "1.10 grad E[rho A] at pi' = pi: grad V"),
     (trpo.TRPO, "fisher", products_scaled, "1.10 Fisher-vector product = dense Fisher matrix"),
     (trpo, "surrogate_objective", negated, "1.10 TRPO's full step = exact natural step"),
-    (trpo, "conjugate_gradient_step", slower, "1.10 TRPO's full step = exact natural step"),
+    (natural_step, "conjugate_gradient_step", slower, "1.10 TRPO's full step = exact natural step"),
     (trpo, "line_search_step", without_the_limit, "1.10 KL(old||new) <= delta, searched"),
     (trpo, "line_search_step", without_the_limit, "1.10 a failed search changes nothing"),
     (trpo, "line_search_step", without_the_improvement, "1.10 L(new) >= 0, searched"),
@@ -194,12 +194,12 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (reinforce, "state_weights", scaled, "1.2 REINFORCE, full return, from the episode's first step"),
     (reinforce, "reward_to_go", scaled, "1.3 REINFORCE, reward-to-go, gamma^t"),
     (reinforce, "state_weights", scaled, "1.4 REINFORCE less v, gamma^t"),
-    (actor_critic, "score_function_loss", negated, "1.5 actor-critic, GAE, V exact"),
+    (rollout_updates, "score_function_loss", negated, "1.5 actor-critic, GAE, V exact"),
     (actor_critic, "generalized_advantage", scaled, "1.5 actor-critic, lambda = 1, any V"),
     (actor_critic, "n_step_advantage", scaled, "1.5 actor-critic, two steps, V exact"),
     (actor_critic, "state_weights", scaled, "1.5 actor-critic, one step, V exact"),
     (actor_critic, "reward_to_go", scaled, "1.5 actor-critic: Monte-Carlo critic pulled to V^pi"),
-    (actor_critic, "value_loss", scaled, "1.5 actor-critic: bootstrapped critic pulled to the backup"),
+    (rollout_updates, "value_loss", scaled, "1.5 actor-critic: bootstrapped critic pulled to the backup"),
     (actor_critic, "generalized_advantage", scaled, "1.8 actor-critic, average reward: grad r(pi)"),
     (actor_critic, "pinned_target", scaled, "1.8 critic pulled to r - gain + v(s'), pinned"),
     (rollout_updates, "generalized_advantage", scaled, "1.8 PPO, average reward: grad r(pi)"),
