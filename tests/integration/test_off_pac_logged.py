@@ -119,11 +119,30 @@ def test_what_a_log_cannot_teach_is_refused(algorithm: str, options: dict[str, A
         Run(algorithm, Contexts, data=uniform_log(64), **settings)
 
 
-def test_a_log_of_other_observations_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"obs": np.zeros((1024, 3)), "next_obs": np.zeros((1024, 3))}, r"shape \(3,\); .* are of shape \(2,\)"),
+        ({"action": np.zeros((1024, 1), dtype=int)}, r"actions have the shape \(1,\); .* of shape \(\)"),
+        ({"action": np.arange(1024) % 3}, "actions from 0 to 2; the policy counts its 2 choices from 0"),
+        ({"action": np.arange(1024) % 2 - 1}, "actions from -1 to 0"),
+    ],
+)
+def test_a_log_of_other_spaces_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        log_run(uniform_log(1024)._replace(**change), 1024)
+
+
+def test_a_run_does_not_resume_on_another_log(tmp_path: Path) -> None:
     data = uniform_log(1024)
-    wider = np.zeros((1024, 3), dtype=np.float32)
-    with pytest.raises(UsageError, match=r"have the shape \(3,\); those of the environment are of shape \(2,\)"):
-        log_run(data._replace(obs=wider, next_obs=wider), 1024)
+    with log_run(data, 1024, out=tmp_path / "run", checkpoint_every=256, tensorboard=False) as run:
+        for row in run:
+            if row["step"] >= 512:
+                break
+    changed = np.array(data.reward)
+    changed[-1] = ~changed[-1]
+    with pytest.raises(UsageError, match="the log has changed since the run began"):
+        Run.resume(tmp_path / "run", env=Contexts, data=data._replace(reward=changed))
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

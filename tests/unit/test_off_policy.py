@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import F64, box, discrete, vector
-from steepest.agents.replay_updates import descend, track
+from steepest.agents.replay_updates import chosen, descend, regress, track
 from steepest.algorithms import find
 from steepest.runs.loops.off_policy import uniform_actor
 
@@ -18,6 +18,27 @@ def test_track_is_the_moving_average() -> None:
     assert moved["a"].tolist() == [1.5, 1.0]
     assert moved["b"] is state["b"]
     assert state["a"].tolist() == [1.0, 2.0], "a pure function leaves its input"
+
+
+def test_regress_is_the_weighted_sum_over_critics() -> None:
+    """Two critics on three transitions, by hand: half squares, their means, summed; errors are means over critics."""
+    q = torch.tensor([[1.0, 2.0, 3.0], [0.0, 2.0, 5.0]], dtype=F64, requires_grad=True)
+    target, weight = torch.tensor([0.0, 2.0, 4.0], dtype=F64), torch.tensor([1.0, 3.0, 0.5], dtype=F64)
+    batch = {"reward": torch.zeros(3, dtype=F64), "weight": weight}
+    loss, metrics = regress(q, target, batch)
+    assert float(loss.detach()) == pytest.approx((0.5 + 0.0 + 0.25) / 3 + (0.0 + 0.0 + 0.25) / 3, rel=1e-15)
+    loss.backward()
+    assert q.grad is not None
+    torch.testing.assert_close(q.grad, weight * (q.detach() - target) / 3.0, rtol=1e-15, atol=0.0)
+    assert metrics["error"].tolist() == [0.5, 0.0, 1.0]
+    assert float(metrics["q_mean"].detach()) == pytest.approx(13.0 / 6.0, rel=1e-15)
+    unweighted, _ = regress(q.detach(), target, {"reward": torch.zeros(3, dtype=F64)})
+    assert float(unweighted) == pytest.approx((0.5 + 0.5) / 3 + 0.5 / 3, rel=1e-15)
+
+
+def test_chosen_takes_the_value_of_each_action() -> None:
+    q = torch.arange(12.0).view(2, 3, 2)
+    assert chosen(q, torch.tensor([0, 1, 1])).tolist() == [[0.0, 3.0, 5.0], [6.0, 9.0, 11.0]]
 
 
 def test_each_network_has_its_own_adam() -> None:

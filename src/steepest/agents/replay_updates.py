@@ -129,7 +129,7 @@ def regress(q: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
     Equation:  sum_i mean over B of weight 1/2 (Q_i(s, a) - y)^2
     Args:      q (C, B), carries gradient; target (B,), detached
     Returns:   the loss; with it "error", the absolute TD errors (B,) in the mean over critics
-    Verified:  tests/integration/test_recorded.py::test_three_updates_leave_the_recorded_state
+    Verified:  tests/unit/test_off_policy.py::test_regress_is_the_weighted_sum_over_critics
     """
     loss = (sample_weight(batch) * value_loss(q, target)).mean(-1).sum()
     return loss, {"critic_loss": loss, "q_mean": q.mean(), "error": (q - target).abs().mean(0)}

@@ -30,7 +30,7 @@ from steepest.runs.loops.logs import LogLoop
 from steepest.runs.loops.loop import Iteration, Loop
 from steepest.runs.loops.off_policy import OffPolicyLoop
 from steepest.runs.loops.on_policy import OnPolicyLoop
-from steepest.runs.loops.training import Row, Training
+from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
 from steepest.runs.options.auto import name_of, read_description, resolve_options, resolve_settings
 from steepest.runs.options.config import RunConfig, checked_options
 from steepest.runs.store.agents import read_agent
@@ -38,7 +38,6 @@ from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.folder import RunDirectory
 from steepest.seeding import stream_seed
 
-IN_MEMORY = "(made in Python)"
 WINDOW = 100
 """Training returns are means over this many latest episodes."""
 
@@ -64,7 +63,7 @@ class AgentTraining(Training[RunConfig]):
         data: Any = None,
     ) -> None:
         self.note = note
-        self.data = str(Path(data).resolve()) if isinstance(data, (str, Path)) else data and IN_MEMORY
+        self.data = source_of(data)
         self.algorithm = agent_class.algorithm
         self.name = name
         self.label = f"{self.algorithm}-{name}-seed{settings.seed}"
@@ -169,7 +168,7 @@ class AgentTraining(Training[RunConfig]):
         note: Callable[[str], None],
         given: dict[str, Any],
     ) -> Self:
-        total_steps, env, network = given.get("total_steps"), given.get("env"), given.get("network")
+        total_steps, env, network = (given.get(name) for name in ("total_steps", "env", "network"))
         if saved["env"] is None and env is None:
             raise UsageError(f"{directory.path} was trained on an environment made in Python; pass it again: env=...")
         if saved["custom_network"] and network is None:

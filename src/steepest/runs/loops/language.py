@@ -34,7 +34,6 @@ from steepest.language.models.packages import find_device, require_language
 from steepest.language.models.saving import save_model
 from steepest.language.parallel import processes
 from steepest.runs.loops.language_identity import (
-    IN_MEMORY,
     NOTED,
     changed_fingerprints,
     fingerprint_of_reward,
@@ -42,9 +41,8 @@ from steepest.runs.loops.language_identity import (
     label_of,
     path_of_reward,
     refuse_changes,
-    source_of,
 )
-from steepest.runs.loops.training import Row, Training, ignore
+from steepest.runs.loops.training import IN_MEMORY, Row, Training, ignore, source_of
 from steepest.runs.options.config import checked_options
 from steepest.runs.options.language import TRAINERS, LanguageRunConfig, find_trainer, resolve_language_options
 from steepest.runs.store.checkpoints import CheckpointStore

@@ -14,9 +14,7 @@ from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.packages import Quantization
 from steepest.language.parallel import processes
 from steepest.language.training.rewards import named_function
-
-IN_MEMORY = "(made in Python)"
-"""Recorded instead of a path or an id."""
+from steepest.runs.loops.training import IN_MEMORY, source_of
 
 MODEL = {
     "weights": "its weights are others",
@@ -108,16 +106,6 @@ def path_of_reward(reward: str | Path) -> str:
     if not path.exists():
         raise UsageError(f"there is no reward at {path}")
     return str(path.resolve()) if named is None else f"{path.resolve()}:{named[1]}"
-
-
-def source_of(given: Any) -> str | None:
-    """Return what a file can hold of a model or data: a path or an id; or that it was made in Python."""
-    if given is None:
-        return None
-    if not isinstance(given, (str, Path)):
-        return IN_MEMORY
-    path = Path(given).expanduser()
-    return str(path.resolve()) if path.exists() else str(given)  # so that a resumed run may start from another folder
 
 
 def label_of(given: Any) -> str:

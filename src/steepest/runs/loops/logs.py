@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor
 
 from steepest.agents.agent import Agent
 from steepest.errors import UsageError
 from steepest.experience.logs import LoggedExperience, logged_rollouts
+from steepest.learner.trees import tree_map
 from steepest.runs.loops.loop import Iteration
+from steepest.types import Rollout
 
 
 class LogLoop:
     """An iteration is one rollout of the log; see ``loop.Loop``. Environments serve evaluation alone.
 
-    Raises:    UsageError for an algorithm that needs to play, a population, observations of another shape, and a log
-               that ``logged_rollouts`` refuses
+    Raises:    UsageError for an algorithm that needs to play, a population, observations or actions of other spaces,
+               a log that ``logged_rollouts`` refuses, and one that has changed when a run resumes
     Verified:  tests/integration/test_off_pac_logged.py::test_learns_from_a_log,
-               tests/integration/test_off_pac_logged.py::test_a_run_on_a_log_resumes_to_the_same_bits
+               tests/integration/test_off_pac_logged.py::test_a_run_on_a_log_resumes_to_the_same_bits,
+               tests/integration/test_off_pac_logged.py::test_a_log_of_other_spaces_is_refused
     """
 
     restart_due = False
@@ -29,12 +34,12 @@ class LogLoop:
             raise UsageError(f"{agent.algorithm} does not learn from a log of another policy's actions; off_pac does")
         if agent.members != 1:
             raise UsageError(f"seeds is {agent.members}; a log is for one seed")
-        seen, known = tuple(data.obs.shape[1:]), agent.obs_spec.fields[0].shape
-        if agent.obs_spec.is_dict or seen != known:
-            spaces = "dictionaries" if agent.obs_spec.is_dict else f"of shape {known}"
-            raise UsageError(f"the log's observations have the shape {seen}; those of the environment are {spaces}")
+        _check_spaces(data, agent)
         self.agent = agent
-        self.rollouts = list(logged_rollouts(data, agent.num_envs, cast(Any, agent.config).rollout_steps))
+        steps = cast(Any, agent.config).rollout_steps
+        cut = logged_rollouts(data, agent.num_envs, steps)
+        self.rollouts = [cast(Rollout, tree_map(lambda x: x.to(agent.device), rollout)) for rollout in cut]
+        self.fingerprint = _fingerprint(data)
         self.done = 0  # rollouts learned from, over all passes
 
     def open(self, folder: Path | None, *, resuming: bool) -> None:
@@ -49,14 +54,49 @@ class LogLoop:
             self.agent.begin_pass()
         rollout = self.rollouts[number]
         self.done += 1
-        return Iteration([], rollout.valid.sum((1, 2)).numpy(), self.agent.update(rollout, progress))
+        return Iteration([], rollout.valid.sum((1, 2)).cpu().numpy(), self.agent.update(rollout, progress))
 
     def finish(self, progress: float) -> None:
         del progress
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"rollouts": self.done}
+        return {}, {"rollouts": self.done, "fingerprint": self.fingerprint}
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
         del tensors
+        if figures["fingerprint"] != self.fingerprint:
+            raise UsageError(
+                "the log has changed since the run began, so that the run cannot resume at the same place. Restore the "
+                "log, or start a new run from the agent so far"
+            )
         self.done = int(figures["rollouts"])
+
+
+def _check_spaces(data: LoggedExperience, agent: Agent) -> None:
+    """Raise UsageError unless observations and actions are those of the agent's spaces."""
+    seen, known = tuple(data.obs.shape[1:]), agent.obs_spec.fields[0].shape
+    if agent.obs_spec.is_dict or seen != known:
+        spaces = "dictionaries" if agent.obs_spec.is_dict else f"of shape {known}"
+        raise UsageError(f"the log's observations have the shape {seen}; those of the environment are {spaces}")
+    spec = agent.action_spec
+    seen, known = tuple(data.action.shape[1:]), () if spec.kind == "discrete" else (spec.dimension,)
+    if seen != known:
+        raise UsageError(f"the log's actions have the shape {seen}; the policy draws actions of shape {known}")
+    if spec.kind != "box":
+        action = np.asarray(data.action)
+        if (action < 0).any() or (action >= np.array(spec.sizes)).any():
+            choices = " and ".join(map(str, spec.sizes))
+            raise UsageError(
+                f"the log has actions from {action.min()} to {action.max()}; the policy counts its {choices} choices "
+                "from 0"
+            )
+
+
+def _fingerprint(data: LoggedExperience) -> str:
+    """Return a hash of the log, by which a resumed run knows that it has the same."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in data:
+        array = np.ascontiguousarray(part)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

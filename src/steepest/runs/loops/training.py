@@ -17,12 +17,25 @@ from steepest.runs.store.folder import RunDirectory
 Row = dict[str, Any]
 """Metrics of one iteration, by tag."""
 
+IN_MEMORY = "(made in Python)"
+"""Recorded instead of a path or an id."""
+
 S = TypeVar("S", bound=SharedConfig)
 
 
 def ignore(text: str) -> None:
     """Drop a note, for which nobody asked."""
     del text
+
+
+def source_of(given: Any) -> str | None:
+    """Return what a file can hold of a model or data: a path or an id; or that it was made in Python."""
+    if given is None:
+        return None
+    if not isinstance(given, (str, Path)):
+        return IN_MEMORY
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.exists() else str(given)  # so that a resumed run may start from another folder
 
 
 class Training(ABC, Generic[S]):
