@@ -50,7 +50,7 @@ class OnPolicyConfig(PolicyConfig):
     learning_rate: Positive = 3e-4
     """Adam's step size at the start."""
     gamma: Share = 0.99
-    """Discount factor. Not used where the objective is the average reward."""
+    """Discount factor."""
     normalize_advantage: bool = True
     """Standardise advantages in every minibatch."""
 
@@ -61,6 +61,8 @@ class AdvantageConfig(OnPolicyConfig):
 
     objective: Objective = "discounted"
     """Maximise the discounted return, or the average reward per step of a problem that never terminates."""
+    gamma: Share = 0.99
+    """Discount factor. Not used where the objective is the average reward."""
     gain_rate: Share = 0.1
     """Weight of a new rollout in the running average reward. Used only where that is the objective."""
     gae_lambda: Share = 0.95
@@ -123,7 +125,7 @@ class StepwiseConfig(PolicyConfig):
         super().__post_init__()
         wish = f"a divisor of rollout_steps ({self.rollout_steps})"
         require(self.rollout_steps % self.steps_per_call == 0, "steps_per_call", self.steps_per_call, wish)
-        require(self.recurrent == "none", "recurrent", self.recurrent, '"none": it has no memory to unroll')
+        require(self.recurrent == "none", "recurrent", self.recurrent, '"none": updates at every time step need a policy without memory')
 
 
 @dataclass(frozen=True, kw_only=True)
