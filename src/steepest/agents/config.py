@@ -125,7 +125,8 @@ class StepwiseConfig(PolicyConfig):
         super().__post_init__()
         wish = f"a divisor of rollout_steps ({self.rollout_steps})"
         require(self.rollout_steps % self.steps_per_call == 0, "steps_per_call", self.steps_per_call, wish)
-        require(self.recurrent == "none", "recurrent", self.recurrent, '"none": updates at every time step need a policy without memory')
+        wish = '"none": updates at every time step need a policy without memory'
+        require(self.recurrent == "none", "recurrent", self.recurrent, wish)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,22 +168,23 @@ class AgentTraining(Training[RunConfig]):
         note: Callable[[str], None],
         given: dict[str, Any],
     ) -> Self:
-        total_steps, env, network = (given.get(name) for name in ("total_steps", "env", "network"))
-        if saved["env"] is None and env is None:
+        total_steps, network = given.get("total_steps"), given.get("network")
+        env = given.get("env", saved["env"])
+        if env is None:
             raise UsageError(f"{directory.path} was trained on an environment made in Python; pass it again: env=...")
         if saved["custom_network"] and network is None:
             raise UsageError(f"{directory.path} was trained with a custom network; pass the same factory: network=...")
         agent_class = find(saved["algorithm"])
-        settings = RunConfig(**checked_options(RunConfig, saved["run"]))
-        if total_steps is not None:
-            settings = dataclasses.replace(settings, total_steps=total_steps)
+        options = saved["run"] if total_steps is None else {**saved["run"], "total_steps": total_steps}
+        settings = RunConfig(**checked_options(RunConfig, options))
         config = config_from_json(agent_class.Config, saved["config"])
-        where = saved["env"] if env is None else env
-        kwargs, eval_env = saved["env_kwargs"], given.get("eval_env")
         data = given.get("data", saved.get("data"))
+        if data is not None and saved.get("data") is None:
+            raise UsageError(f"data is given to resume {directory.path}, which learns from no data: leave it out")
         if isinstance(data, str) and data == IN_MEMORY:
             raise UsageError(f"{directory.path} was trained on a log made in Python; pass it again: data=...")
-        made = cls(agent_class, where, saved["name"], settings, config, network, eval_env, kwargs, note, data)
+        others = given.get("eval_env"), saved["env_kwargs"], note, data
+        made = cls(agent_class, env, saved["name"], settings, config, network, *others)
         made.extended = total_steps is not None
         return made
 
