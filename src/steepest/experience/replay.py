@@ -22,13 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.errors import RunError, UsageError
+from steepest.experience.transitions import Array, Batch, Transitions
 from steepest.types import ActionSpec, ObsSpec, Rollout
 
-Batch = dict[str, Tensor]
-Array = NDArray[Any]
 
-
-class ReplayBuffer:
+class ReplayBuffer(Transitions):
     """A ring of ``rows`` rows to sample from, for ``members`` populations of ``num_envs`` environments.
 
     Args:
@@ -71,7 +69,7 @@ class ReplayBuffer:
         self.written = 0
         self.repeats_first_frame = False  # how a stack is filled up at the beginning of an episode; else with zeros
         self.arrays: dict[str, Array] = {}
-        self.flat: dict[str, Array] = {}  # the same memory, rows and environments along one axis
+        self.flat = {}
         self._reopens = reopen and self._file("row").exists()
         self.obs_fields = obs_spec.fields
         self.stacked = {f.name for f in obs_spec.fields if f.kind == "image" and frame_stack > 1}
@@ -294,62 +292,6 @@ class ReplayBuffer:
             out[missing] = torch.randint(span * n, (missing.size,), generator=generator).numpy()
             missing = missing[undecided(out[missing])]
         return out
-
-    def transitions(self, row: Array, env: Array, *, gamma: float, n_steps: int = 1) -> Batch:
-        """The transitions that begin at these rows of these environments, by their numbers since the beginning.
-
-        Equation:  reward = sum_{k < m} gamma^k r_{t+k},  discount = gamma^m,  next_obs = o_{t+m}
-                   m = n_steps, or fewer decisions where the episode ends, or where the buffer does
-        Returns:   obs/*, action, reward, terminated, discount, next_obs/*, and where there are masks action_mask and
-                   next_action_mask; the target of a critic is reward + discount (1 - terminated) V(next_obs)
-        Verified:  tests/unit/test_buffers.py::test_n_step_returns_against_a_loop,
-                   tests/unit/test_buffers.py::test_next_observations_are_the_true_ones
-        """
-        here = (row % self.length) * self.envs + env
-        # Rows that decided nothing, pauses and restarts, hold no rewards: they pass on what comes after.
-        reward, terminated = self.flat["reward"][here], self.flat["terminated"][here]
-        discount = np.where(self.flat["valid"][here], np.float32(gamma), np.float32(1.0))
-        going = ~(terminated | self.flat["truncated"][here])
-        following = row + 1
-        for k in range(1, n_steps):
-            at = (np.minimum(row + k, self.written - 1) % self.length) * self.envs + env
-            going = going & (row + k < self.written)
-            ended = self.flat["terminated"][at]
-            decided = going & self.flat["valid"][at]
-            reward = np.where(decided, reward + discount * self.flat["reward"][at], reward)
-            discount = np.where(decided, discount * np.float32(gamma), discount)
-            terminated = terminated | (decided & ended)
-            following = np.where(going, row + k + 1, following)
-            going = going & ~(ended | self.flat["truncated"][at])
-        after = (following % self.length) * self.envs + env
-        out = {"action": self.flat["action"][here], "reward": reward}
-        out |= {"terminated": terminated, "discount": discount}
-        for field in self.obs_fields:
-            stored = self.flat[f"obs/{field.name}"]
-            for name, position, number in (("obs", here, row), ("next_obs", after, following)):
-                newest = stored[position]
-                stacks = field.name in self.stacked
-                out[f"{name}/{field.name}"] = self._stack(stored, newest, number, env) if stacks else newest
-        if "action_mask" in self.flat:
-            masks = self.flat["action_mask"]
-            out["action_mask"] = masks[here]
-            out["next_action_mask"] = masks[after]
-        return {name: torch.from_numpy(x) for name, x in out.items()}
-
-    def _stack(self, stored: Array, newest: Array, row: Array, env: Array) -> Array:
-        """The frames that led to the newest ones, those of these rows, and they themselves, oldest first."""
-        step = self.arrays["episode_step"][row % self.length, env]
-        frames = [newest]
-        for back in range(1, self.frame_stack):
-            inside = step >= back
-            row = row - inside
-            # After a pause the observation is still that before it.
-            row = row - (inside & ~self.arrays["valid"][row % self.length, env])
-            frame = stored[(row % self.length) * self.envs + env]
-            if not self.repeats_first_frame:
-                frame[~inside] = 0
-            frames.append(frame)
-        return np.concatenate(frames[::-1], axis=1)
 
     def set_priorities(self, index: Tensor, error: Tensor, *, exponent: float, floor: float = 1e-6) -> None:
         """Priorities (error + floor)^exponent of what was drawn; does nothing in a uniform buffer.

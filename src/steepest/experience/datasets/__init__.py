@@ -1,0 +1,1 @@
+"""Datasets of recorded episodes: what they hold, how they are read and written, and minibatches of them."""

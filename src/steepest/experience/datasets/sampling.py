@@ -1,0 +1,124 @@
+"""Minibatches of a dataset, in the form in which a replay buffer gives them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+from steepest.environments.spaces import convert_obs
+from steepest.errors import UsageError
+from steepest.experience.datasets.dataset import Array, Dataset, parts
+from steepest.experience.transitions import Batch, Transitions
+from steepest.types import ActionSpec, ObsSpec
+
+CHUNK = 65_536
+"""Rows that are converted at a time."""
+
+
+class DatasetRows(Transitions):
+    """The rows of a dataset as agents take them; every member of a population draws its own minibatches of them.
+
+    Actions are in units of half their range, [-1, 1] (discrete ones counted from 0), whatever the bounds of the
+    environment. ``more`` names what a batch takes along: ``return_to_go``.
+
+    Args:      obs_spec, action_spec: of the agent
+    Raises:    UsageError where observations or actions are not of these spaces, or an action leaves its bounds
+    Verified:  tests/unit/test_datasets.py::test_minibatches_hold_what_was_recorded,
+               tests/unit/test_datasets.py::test_a_dataset_of_other_spaces_is_refused
+    """
+
+    def __init__(self, dataset: Dataset, obs_spec: ObsSpec, action_spec: ActionSpec) -> None:
+        self.dataset = dataset
+        self.length = self.written = len(dataset.valid)
+        self.envs = 1
+        self.obs_fields = obs_spec.fields
+        self.stacked = set()
+        self.flat = {f"obs/{name}": x for name, x in _observations(dataset, obs_spec).items()}
+        self.flat["action"] = unit_actions(dataset, action_spec)
+        self.flat["reward"] = np.where(dataset.valid, dataset.reward, 0.0).astype(np.float32)
+        self.flat |= {name: getattr(dataset, name) for name in ("terminated", "truncated", "valid")}
+        self.decided = np.flatnonzero(dataset.valid)
+
+    def add_returns_to_go(self, gamma: float) -> None:
+        """Let every transition take ``return_to_go`` along, see ``Dataset.returns_to_go``."""
+        self.flat["return_to_go"] = self.dataset.returns_to_go(gamma).astype(np.float32)
+        self.more = ("return_to_go",)
+
+    def sample(
+        self, generators: list[torch.Generator], batches: int, batch_size: int, *, gamma: float, n_steps: int = 1
+    ) -> Batch:
+        """Return uniform minibatches (M, K, B, ...) as ``ReplayBuffer.sample`` does, every member's from its generator.
+
+        Verified:  tests/unit/test_datasets.py::test_minibatches_hold_what_was_recorded,
+                   tests/unit/test_datasets.py::test_minibatches_are_uniform_over_steps
+        """
+        shape = (len(generators), batches, batch_size)
+        drawn = [torch.randint(len(self.decided), shape[1:], generator=g).numpy() for g in generators]
+        row = self.decided[np.stack(drawn).ravel()]
+        out = self.transitions(row, np.zeros_like(row), gamma=gamma, n_steps=n_steps)
+        return {k: x.view(*shape, *x.shape[1:]) for k, x in out.items()}
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that is learned from, by which a resumed run knows that it has the same."""
+        digest = hashlib.blake2b(digest_size=12)
+        for name in sorted(self.flat):
+            array = self.flat[name]
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            for start in range(0, len(array), CHUNK):
+                digest.update(np.ascontiguousarray(array[start : start + CHUNK]).tobytes())
+        return digest.hexdigest()
+
+
+def _observations(dataset: Dataset, spec: ObsSpec) -> dict[str, Array]:
+    """Return the observations as the agent's networks take them."""
+    try:
+        return convert_obs(spec, dataset.obs, len(dataset.valid))
+    except ValueError as error:
+        held = ", ".join(f"{name} {array.shape[1:]}" for name, array in parts(dataset.obs))
+        raise UsageError(
+            f"{dataset.source}: the observations are not those of the environment: {error} The dataset holds {held}"
+        ) from error
+
+
+def unit_actions(dataset: Dataset, spec: ActionSpec) -> Array:
+    """Return the executed actions (R, D) float32 in units of half their range, [-1, 1]; discrete ones counted from 0.
+
+    A component without two finite bounds keeps its own units.
+
+    Raises:    UsageError where an action is of another shape, or lies outside its bounds by more than rounding
+    Verified:  tests/unit/test_datasets.py::test_actions_come_in_units_of_half_their_range
+    """
+    action, source, valid = dataset.action, dataset.source, dataset.valid
+    if tuple(action.shape[1:]) not in {tuple(spec.shape), *(((1,),) if spec.kind == "discrete" else ())}:
+        raise UsageError(
+            f"{source}: the actions have the shape {tuple(action.shape[1:])}; the environment takes {tuple(spec.shape)}"
+        )
+    flat = action.reshape(len(action), -1)
+    if spec.kind != "box":
+        counted = flat - np.array(spec.start)
+        if action.dtype.kind == "f" and (flat[valid] != np.rint(flat[valid])).any():
+            raise UsageError(f"{source}: the environment's actions are whole numbers; the dataset has others")
+        _check_bounds(source, valid, flat, np.array(spec.start), np.array(spec.start) + np.array(spec.sizes) - 1)
+        counted = np.where(valid[:, None], counted, 0).astype(np.int64)
+        return counted[:, 0] if spec.kind == "discrete" else counted
+    low, high = np.array(spec.low), np.array(spec.high)
+    # An action that was clipped in float32 may lie a rounding beyond bounds that are kept in float64.
+    slack = 1e-6 * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+    _check_bounds(source, valid, flat, low - slack, high + slack)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    lowest, highest = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    unit = (flat - (lowest / 2 + highest / 2)) / (highest / 2 - lowest / 2)
+    unit = np.clip(unit, np.where(bounded, -1.0, -np.inf), np.where(bounded, 1.0, np.inf))
+    return np.where(valid[:, None], unit, 0.0).astype(np.float32)
+
+
+def _check_bounds(source: str, valid: Array, action: Array, low: Array, high: Array) -> None:
+    outside = valid[:, None] & ((action < low) | (action > high))
+    if outside.any():
+        row, component = (int(x) for x in np.argwhere(outside)[0])
+        raise UsageError(
+            f"{source}: action component {component} is {action[row, component]} in row {row:,}; the environment "
+            f"takes {low[component]:.6g} to {high[component]:.6g}"
+        )
