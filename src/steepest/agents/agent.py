@@ -72,6 +72,8 @@ class Agent(ABC):
     """The algorithm's way from actions to the bounds of a box; None leaves it to the config."""
     learns_from_logs: ClassVar[bool] = False
     """True where it can learn from another policy's actions, given their log-probabilities."""
+    learns_by_playing: ClassVar[bool] = True
+    """False where only data teaches."""
     per_environment: ClassVar[tuple[str, ...]] = ("return_carry",)
     """State entries (M, N, ...) that start afresh where the number of environments differs."""
 

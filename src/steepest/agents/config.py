@@ -202,3 +202,105 @@ class SquashedConfig(PolicyAndCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftConfig(SquashedConfig):
+    """Settings of those whose temperature is given or learned."""
+
+    temperature: Positive | None = None
+    """Reward that a nat of entropy is worth; none learns it from target_entropy."""
+    target_entropy: float | None = None
+    """Entropy in nats that a learned temperature aims at; by default -1 per component of a box of actions, as scaled to
+    [-1, 1], and half of the uniform policy's where actions are discrete."""
+    policy_q: Literal["min", "mean"] = "min"
+    """Let the policy climb the least or the mean of all Q-functions."""
+    policy_delay: Count = 1
+    """Gradient steps of the critics per step of policy and temperature; divides updates_per_call."""
+    layer_norm: bool = False
+    """Normalise the hidden layers of the critics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.updates_per_call % self.policy_delay == 0
+        require(whole, "updates_per_call", self.updates_per_call, f"a multiple of policy_delay ({self.policy_delay})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyConfig(OffPolicyConfig):
+    """Settings of those whose policy is the best action of a Q-network."""
+
+    target_update_rate: PositiveShare = 1.0
+    """Weight of the new where the target network is moved: 1 copies the network."""
+    target_update_every: Count = 250
+    """Gradient steps between these moves, by default about 1,000 environment steps. The papers take 10,000 on Atari; 1,
+    with a small target_update_rate, makes the target a moving average."""
+    double: bool = True
+    """The network that learns picks the next action and the target network values it, which takes away most of the
+    overestimation of a maximum over errors; else the target network does both."""
+    dueling: bool = False
+    """State value and advantages in streams of their own from the last hidden layer on: pays with many actions that
+    matter little."""
+    huber_threshold: Positive | None = 1.0
+    """TD errors count by their square up to here and linearly beyond, so that one surprise cannot throw the network;
+    none squares them all. In reward units."""
+    initial_epsilon: Share = 1.0
+    """Share of actions that are drawn uniformly, at the start."""
+    final_epsilon: Share = 0.05
+    """That share at the end: what is left keeps the buffer from forgetting what bad actions do."""
+    exploration_fraction: Share = 0.1
+    """Share of the run in which it falls from the one to the other, linearly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.final_epsilon <= self.initial_epsilon,
+            "final_epsilon",
+            self.final_epsilon,
+            f"at most initial_epsilon ({self.initial_epsilon})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPolicyConfig(PolicyAndCriticConfig):
+    """Settings of those whose policy raises the likelihood of actions of the data."""
+
+    min_log_std: float = -5.0
+    """The log standard deviation of a Gaussian policy, in units of half the action's range, is clipped from below
+    here."""
+    max_log_std: float = 2.0
+    """And from above here."""
+    min_probability: BelowHalf = 1e-6
+    """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedConfig(DataPolicyConfig):
+    """Settings of those whose policy prefers the better actions of the data."""
+
+    num_critics: Count = 2
+    """Q-functions, of which the least counts."""
+    layer_norm: bool = False
+    """Normalise the hidden layers of the critics."""
+    max_weight: Positive = 100.0
+    """No action counts more than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConservativeConfig(OffPolicyConfig):
+    """Settings of those whose critics are held below what the data supports."""
+
+    conservative_weight: NonNegative = 1.0
+    """Weight of the penalty, in units of the critics' halved squared error; where gap_threshold adapts it, at the
+    start."""
+    gap_threshold: Positive | None = None
+    """Reward units by which the penalised values may exceed those of the data before the weight rises; none keeps the
+    weight."""
+    regulariser: str = "entropy"
+    """Choice of the actions that are pushed down: "entropy" (CQL(H)), "behaviour" (CQL(rho), rho fitted to the data),
+    for continuous actions "previous" (CQL(rho), rho the policy so far), or FILE.py:FUNCTION, a function from values and
+    log importance weights (..., n) to the probabilities of the n actions."""

@@ -59,6 +59,10 @@ class ReplayAgent(Agent):
         """Gradient steps of the critics per step of the policy."""
         return getattr(self.config, "policy_delay", 1)
 
+    def prepare_data(self, rows: Any) -> None:
+        """Ask a dataset (``experience.datasets.sampling.DatasetRows``) for what this algorithm needs besides."""
+        del rows
+
     def update_noise(self, updates: int) -> Noise:
         """Draw what is random about so many gradient steps, (M, updates, ...): nothing, by default."""
         del updates

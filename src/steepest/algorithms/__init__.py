@@ -13,19 +13,27 @@ if TYPE_CHECKING:
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "actor_critic": ("ActorCritic", "synchronous advantage actor-critic, A2C (notes 1.5)"),
+    "awac": ("AWAC", "advantage-weighted actor-critic, for data"),
+    "bc": ("BC", "behaviour cloning, of all episodes of the data or of the best"),
+    "cql": ("CQL", "conservative Q-learning for continuous actions, also calibrated (notes 2.1)"),
     "ddpg": ("DDPG", "deep deterministic policy gradient (notes 1.11)"),
+    "discrete_cql": ("DiscreteCQL", "conservative Q-learning for discrete actions (notes 2.1)"),
     "dpg": ("DPG", "deterministic policy gradient with a compatible critic (notes 1.11)"),
-    "dqn": ("DQN", "deep Q-network: double, dueling, n-step, prioritised (what 2.1 makes conservative)"),
+    "dqn": ("DQN", "deep Q-network: double, dueling, n-step, prioritised "),
+    "iql": ("IQL", "implicit Q-learning, for data"),
     "off_pac": ("OffPAC", "off-policy actor-critic with traces and gradient-TD critic (notes 1.6)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
     "ppo_kl": ("PPOKL", "proximal policy optimisation, adaptive KL penalty (notes 1.10)"),
+    "rebrac": ("ReBRAC", "TD3 held close to the data, in policy and critics"),
     "reinforce": ("REINFORCE", "score-function gradient: full return, reward-to-go, baseline (notes 1.2 to 1.4)"),
     "sac": ("SAC", "soft actor-critic, twin Q-functions, learned temperature (notes 1.7)"),
     "sac_v": ("SACV", "soft actor-critic with a value network (notes 1.7)"),
     "td3": ("TD3", "twin delayed deep deterministic policy gradient (notes 1.11)"),
+    "td3_bc": ("rebrac:TD3BC", "TD3 with behaviour cloning, for data"),
     "trpo": ("TRPO", "trust-region policy optimisation; without a line search, natural policy gradient (notes 1.10)"),
 }
-"""Name -> (class, one line). A table rather than imports: listing algorithms does not load torch."""
+"""Name -> (class, one line); FILE:CLASS where the file has another name. A table rather than imports: listing
+algorithms does not load torch."""
 
 
 def find(name: str) -> type[Agent]:
@@ -35,4 +43,5 @@ def find(name: str) -> type[Agent]:
         near = [lower] if lower in ALGORITHMS else difflib.get_close_matches(lower, ALGORITHMS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise UsageError(f"no algorithm is called {name!r}{hint} Known: {', '.join(sorted(ALGORITHMS))}")
-    return getattr(importlib.import_module(f"steepest.algorithms.{name}"), ALGORITHMS[name][0])
+    module, _, kind = ALGORITHMS[name][0].rpartition(":")
+    return getattr(importlib.import_module(f"steepest.algorithms.{module or name}"), kind)

@@ -26,32 +26,21 @@ ratios: REDQ (Chen et al. 2021), DroQ (Hiraoka et al. 2022).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from steepest.agents.config import SquashedConfig
-from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, chosen, descend, regress
-from steepest.agents.soft import soft_critics, soft_q, squashed_policy
-from steepest.distributions import Categorical, Distribution
+from steepest.agents.config import SoftConfig
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, chosen, regress
+from steepest.agents.soft import SoftAgent, soft_critics, soft_q, squashed_policy
+from steepest.distributions import Categorical
 from steepest.errors import require
-from steepest.fields import Count, PartialShare, Positive
-from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
-from steepest.losses import (
-    expected_soft_value,
-    soft_policy_loss,
-    soft_q_target,
-    soft_value_target,
-    temperature_loss,
-)
+from steepest.fields import Count, PartialShare
+from steepest.learner.step import Gradient, Hyper, Metrics, State
+from steepest.losses import expected_soft_value, soft_q_target, soft_value_target
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import subset_minimum
-from steepest.networks.inputs import PolicyInput
 from steepest.types import Obs
 
 _USES = ("target", "critic", "policy")
@@ -59,22 +48,11 @@ _USES = ("target", "critic", "policy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig(SquashedConfig):
+class SACConfig(SoftConfig):
     """Soft actor-critic."""
 
-    temperature: Positive | None = None
-    """Reward that a nat of entropy is worth; none learns it from target_entropy."""
-    target_entropy: float | None = None
-    """Entropy in nats that a learned temperature aims at; by default -1 per component of a box of actions, as scaled to
-    [-1, 1], and half of the uniform policy's where actions are discrete."""
     target_critics: Count = 2
     """Number of them, drawn anew for every update, of which the target takes the minimum."""
-    policy_q: Literal["min", "mean"] = "min"
-    """Let the policy climb the least or the mean of all Q-functions."""
-    policy_delay: Count = 1
-    """Gradient steps of the critics per step of policy and temperature; divides updates_per_call."""
-    layer_norm: bool = False
-    """Normalise the hidden layers of the critics."""
     dropout: PartialShare = 0.0
     """Share of the critics' hidden units left out in every forward pass."""
 
@@ -82,47 +60,19 @@ class SACConfig(SquashedConfig):
         super().__post_init__()
         few = self.target_critics <= self.num_critics
         require(few, "target_critics", self.target_critics, f"at most num_critics ({self.num_critics})")
-        whole = self.updates_per_call % self.policy_delay == 0
-        require(whole, "updates_per_call", self.updates_per_call, f"a multiple of policy_delay ({self.policy_delay})")
 
 
-class SAC(ReplayAgent):
+class SAC(SoftAgent):
     """Soft actor-critic over one or several members."""
 
     algorithm = "sac"
     Config = SACConfig
     config: SACConfig
-    action_kinds = ("box", "discrete")
-    bounded = True
-    squash = "tanh"
-    targets: ClassVar[Mapping[str, str]] = {"target/": "critic/"}
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
         config, given = self.config, (self.config, self.obs_spec, self.action_spec, network)
         critics = soft_critics(*given, layer_norm=config.layer_norm, dropout=config.dropout)
         return {"": squashed_policy(*given), "critic/": critics}
-
-    def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
-        state = super()._initial_state(modules)
-        if self.config.temperature is None:
-            logs = torch.zeros((self.members, 1), device=self.device)
-            state |= {f"temperature/{k}": v for k, v in adam_state(logs).items()}
-        return state
-
-    @property
-    def continuous(self) -> bool:
-        return self.action_spec.kind == "box"
-
-    @property
-    def target_entropy(self) -> float:
-        """Nats; see the config."""
-        if self.config.target_entropy is not None:
-            return self.config.target_entropy
-        return -float(self.action_spec.dimension) if self.continuous else 0.5 * math.log(self.action_spec.sizes[0])
-
-    def hyperparameters(self, progress: float) -> Hyper:
-        own = self.hyper(temperature=self.config.temperature or 0.0, target_entropy=self.target_entropy)
-        return super().hyperparameters(progress) | own
 
     def update_noise(self, updates: int) -> Noise:
         """Draw actions' noise, the target's critics and dropout, of so many gradient steps of every member."""
@@ -143,16 +93,8 @@ class SAC(ReplayAgent):
         loss = partial(self.critic_loss, state=state, batch=batch, noise=noise, target=target)
         state, metrics, error = self.critic_step(gradient, state, loss, hyper)
         if with_policy:
-            metrics["temperature"] = self.temperature(state, hyper)
-            loss = partial(self.policy_loss, state=state, batch=batch, noise=noise, hyper=hyper)
-            state, found = self.policy_step(gradient, state, loss, hyper)
+            state, found = self.policy_and_temperature_step(gradient, hyper, state, batch, noise)
             metrics |= found
-            if self.config.temperature is None:
-                goal = self.entropy_goal(batch, hyper)
-                loss = partial(self.temperature_loss, entropy=found["entropy"], target_entropy=goal)
-                slope, _ = gradient(loss, state["temperature/params"])
-                rates = (hyper["learning_rate"], hyper["max_gradient_norm"])
-                state, _ = descend(state, "temperature/", slope, *rates)
         return self.track(state, hyper), metrics, error
 
     def target(self, state: State, batch: Batch, noise: Noise, hyper: Hyper) -> Tensor:
@@ -175,45 +117,6 @@ class SAC(ReplayAgent):
         action = batch["action"]
         q = self.q(vector, state, batch_obs(batch, "obs/"), action if self.continuous else None, noise, "critic")
         return regress(q if self.continuous else chosen(q, action), target, batch)
-
-    def policy_loss(
-        self, vector: Tensor, state: State, batch: Batch, noise: Noise, hyper: Hyper
-    ) -> tuple[Tensor, Metrics]:
-        """The policy's mean loss and entropy; gradient through ``vector`` alone, the critics' parameters fixed."""
-        obs, temperature = batch_obs(batch, "obs/"), self.temperature(state, hyper)
-        policy = self.policy(vector, state, obs, batch.get("action_mask"))
-        reduce = torch.Tensor.amin if self.config.policy_q == "min" else torch.Tensor.mean
-        if isinstance(policy, Categorical):
-            q = reduce(self.q(state["critic/params"], state, obs, None, noise, "policy"), 0)
-            loss = -expected_soft_value(q.detach(), policy.log_probs, temperature)
-            entropy = policy.entropy()
-        else:
-            action = policy.sample(noise["action"])
-            log_prob = policy.log_prob(action)
-            q = reduce(self.q(state["critic/params"], state, obs, action, noise, "policy"), 0)
-            loss, entropy = soft_policy_loss(log_prob, q, temperature), -log_prob
-        return loss.mean(), {"policy_loss": loss.mean(), "entropy": entropy.mean()}
-
-    def entropy_goal(self, batch: Batch, hyper: Hyper) -> Tensor:
-        """The target entropy; the default of discrete actions is of those that are legal, in the mean of the batch."""
-        mask = batch.get("action_mask")
-        if mask is None or self.config.target_entropy is not None:
-            return hyper["target_entropy"]
-        return 0.5 * mask.sum(-1).to(torch.float32).log().mean()
-
-    def temperature_loss(self, vector: Tensor, entropy: Tensor, target_entropy: Tensor) -> tuple[Tensor, Metrics]:
-        """The temperature's loss; gradient through its logarithm, ``vector`` (1,)."""
-        return temperature_loss(vector.squeeze(-1), entropy, target_entropy), {}
-
-    def temperature(self, state: State, hyper: Hyper) -> Tensor:
-        """The temperature as it is now, ()."""
-        if self.config.temperature is not None:
-            return hyper["temperature"]
-        return state["temperature/params"].exp().squeeze(-1)
-
-    def policy(self, vector: Tensor, state: State, obs: Obs, mask: Tensor | None) -> Distribution:
-        """The policy (B,) in these observations."""
-        return self.forward(vector, state, PolicyInput(obs, mask, None, None, None), with_value=False).distribution
 
     def q(self, vector: Tensor, state: State, obs: Obs, action: Tensor | None, noise: Noise, use: str) -> Tensor:
         """Q (C, B) of actions as the policy draws them, or (C, B, choices) of all discrete ones."""

@@ -3,12 +3,30 @@
 A ``_loss`` is minimised, an ``_objective`` maximised.
 """
 
+from steepest.losses.behaviour import (
+    behaviour_distance,
+    behaviour_regularised_loss,
+    penalised_next_value,
+)
 from steepest.losses.compatible import (
     compatible_action_gradient,
     compatible_feature,
     deterministic_policy_direction,
 )
+from steepest.losses.conservative import (
+    best_response_value,
+    calibrated_q_value,
+    conservative_gap,
+    conservative_weight_loss,
+    sampled_soft_maximum,
+    soft_maximum,
+    uniform_log_density,
+)
 from steepest.losses.deterministic import deterministic_policy_loss, q_learning_target, smoothed_action
+from steepest.losses.expectile import (
+    advantage_weight,
+    expectile_loss,
+)
 from steepest.losses.gradient_td import (
     auxiliary_direction,
     curvature_direction,
@@ -51,13 +69,20 @@ from steepest.losses.value import clipped_value_loss, huber_loss, value_loss
 
 __all__ = [
     "adapt_kl_coef",
+    "advantage_weight",
     "auxiliary_direction",
+    "behaviour_distance",
+    "behaviour_regularised_loss",
+    "best_response_value",
     "bradley_terry_loss",
+    "calibrated_q_value",
     "chosen_q_value",
     "clipped_surrogate_loss",
     "clipped_value_loss",
     "compatible_action_gradient",
     "compatible_feature",
+    "conservative_gap",
+    "conservative_weight_loss",
     "curvature_direction",
     "deterministic_policy_direction",
     "deterministic_policy_loss",
@@ -67,6 +92,7 @@ __all__ = [
     "eligibility_trace",
     "emphatic_weight",
     "expected_soft_value",
+    "expectile_loss",
     "followon_trace",
     "gtd2_direction",
     "hinge_dpo_loss",
@@ -78,20 +104,24 @@ __all__ = [
     "k3_estimate",
     "kl_estimate",
     "length_normalized_dpo_loss",
+    "penalised_next_value",
     "penalised_surrogate_loss",
     "preference_metrics",
     "proportional_kl_coef",
     "q_learning_target",
     "robust_dpo_loss",
+    "sampled_soft_maximum",
     "score_centring_loss",
     "score_function_loss",
     "smoothed_action",
     "smoothed_dpo_loss",
+    "soft_maximum",
     "soft_policy_loss",
     "soft_q_target",
     "soft_value_target",
     "surrogate_objective",
     "tdc_direction",
     "temperature_loss",
+    "uniform_log_density",
     "value_loss",
 ]

@@ -99,20 +99,27 @@ class QEnsemble(nn.Module):
     ) -> Tensor:
         """obs (B, ...), action (B, A) in [-1, 1] or None, dropout: uniform noise (C, B, H) per hidden layer.
 
-        Returns (C, B), or (C, B, choices) where there are choices.
+        Returns (C, B), or (C, B, choices) where there are choices. Of actions (N, B, A), N for every observation, the
+        values are (C, N, B), and the observations' part of the first layer is computed once for all N.
         """
         features = self.encoder(as_user_sees(self.obs_spec, preprocess(self.obs_spec, obs, normalization)))
         x = self.first(features)
         if self.first_action is not None:
             assert action is not None
-            x = torch.baddbmm(x, action.expand(len(x), *action.shape), self.first_action)
+            if action.ndim == 3:
+                flat = action.flatten(0, 1)
+                product = torch.bmm(flat.expand(len(x), *flat.shape), self.first_action)
+                x = (x.unsqueeze(1) + product.unflatten(1, action.shape[:2])).flatten(1, 2)
+            else:
+                x = torch.baddbmm(x, action.expand(len(x), *action.shape), self.first_action)
         for i, layer in enumerate(self.layers):
             if dropout:
                 x = x * (dropout[i] >= self.dropout) / (1.0 - self.dropout)
             if len(self.norms):
                 x = self.norms[i](x)
             x = layer(self.activation(x))
-        return x.squeeze(-1) if self.scalar else x
+        x = x.squeeze(-1) if self.scalar else x
+        return x.unflatten(1, action.shape[:2]) if action is not None and action.ndim == 3 else x
 
 
 def subset_minimum(q_value: Tensor, subset: Tensor | None) -> Tensor:

@@ -97,6 +97,34 @@ class DeterministicPolicy(PolicyNetwork):
         return DiagonalGaussian(action, torch.full_like(action, math.log(self.exploration_std)))
 
 
+class BoundedPolicy(PolicyNetwork):
+    """A Gaussian whose mean lies in [-1, 1], with one deviation per component for all states; or a Categorical.
+
+    Its density is of the action before clipping, so that actions at their bounds, of which data is full, have one.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        obs_spec: ObsSpec,
+        action_spec: ActionSpec,
+        network: NetworkFactory | None,
+        *,
+        log_std: tuple[float, float],
+        min_probability: float,
+    ) -> None:
+        box = action_spec.kind == "box"
+        super().__init__(config, obs_spec, action_spec, network, action_spec.dimension if box else action_spec.sizes[0])
+        self.bounds = log_std
+        self.min_probability = min_probability
+        self.log_std = nn.Parameter(torch.zeros(action_spec.dimension)) if box else None
+
+    def distribution(self, out: Tensor, mask: Tensor | None) -> Distribution:
+        if self.log_std is None:
+            return Categorical(floored_log_probs(out, self.min_probability, mask))
+        return DiagonalGaussian(torch.tanh(out), self.log_std.clamp(*self.bounds).expand_as(out))
+
+
 def unit_action(spec: ActionSpec, action: Tensor) -> Tensor:
     """The action (..., D) in [-1, 1] that a squashed policy's draw stands for."""
     return torch.tanh(action) if spec.kind == "box" else action

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -20,15 +20,18 @@ from steepest.agents.config import config_from_json
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import find
 from steepest.environments import make_env
-from steepest.errors import RunError, SteepestError, UsageError
+from steepest.errors import RunError, UsageError
+from steepest.experience.datasets.read import env_of, read_dataset
 from steepest.experience.logs import read_log
 from steepest.experience.rollout import Episode
 from steepest.learner.trees import all_finite
 from steepest.networks.config import NetworkConfig, NetworkFactory
-from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
+from steepest.runs.evaluate import Evaluation
+from steepest.runs.loops.evaluations import Evaluator
 from steepest.runs.loops.logs import LogLoop
 from steepest.runs.loops.loop import Iteration, Loop
 from steepest.runs.loops.off_policy import OffPolicyLoop
+from steepest.runs.loops.offline import OfflineLoop, check_learns_from_data
 from steepest.runs.loops.on_policy import OnPolicyLoop
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
 from steepest.runs.options.auto import name_of, read_description, resolve_options, resolve_settings
@@ -68,13 +71,13 @@ class AgentTraining(Training[RunConfig]):
         self.name = name
         self.label = f"{self.algorithm}-{name}-seed{settings.seed}"
         self.env_source = env
-        self.eval_source = env if eval_env is None else eval_env
         self.env_kwargs = env_kwargs
         self.seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
         self.games: list[Episode] = []  # finished since the last iteration, where episodes are not whole games
+        playing = data is None or not isinstance(env, str)
         self.env = make_env(
             env,
-            settings.num_envs * settings.seeds,
+            settings.num_envs * settings.seeds if playing else 1,  # its spaces are all that data needs
             seed=stream_seed(settings.seed, "environments") % 2**31,
             vectorization=settings.vectorization,
             env_kwargs=env_kwargs,
@@ -83,7 +86,7 @@ class AgentTraining(Training[RunConfig]):
             on_game=self._note_game,
         )
         try:
-            self.settings = resolve_settings(settings, agent_class, config, self.env, note)
+            self.settings = resolve_settings(settings, agent_class, config, self.env, note, plays=data is None)
             self.agent = agent_class(
                 config,
                 self.env.obs_spec,
@@ -106,8 +109,10 @@ class AgentTraining(Training[RunConfig]):
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        if data is not None:
-            self.loop: Loop = LogLoop(read_log(data), self.agent)
+        if data is not None and isinstance(self.agent, ReplayAgent):
+            self.loop: Loop = OfflineLoop(read_dataset(data), self.agent)
+        elif data is not None:
+            self.loop = LogLoop(read_log(data), self.agent)
         elif isinstance(self.agent, ReplayAgent):
             self.loop = OffPolicyLoop(self.env, self.agent, self.settings)
         else:
@@ -116,13 +121,12 @@ class AgentTraining(Training[RunConfig]):
         self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
         self.recent = [deque[tuple[float, int]](maxlen=WINDOW) for _ in self.seeds]
         self.latest: Iteration
-        self.evaluations: list[Evaluation] = []
         self.stopped = False
         self.extended = False
         self.render = False
         self._earlier_modes: dict[str, str] = {}
-        self._eval_env: Any = None
-        self._no_evaluation = settings.eval_episodes == 0
+        evaluated_in = env if eval_env is None else eval_env
+        self.evaluator = Evaluator(evaluated_in, env, self.agent, self.settings, env_kwargs, self._say)
 
     @classmethod
     def start(
@@ -142,6 +146,13 @@ class AgentTraining(Training[RunConfig]):
     ) -> Self:
         """Make the training of a new run from options that a user gave; ``saved``: a folder will describe it."""
         agent_class = find(algorithm)
+        if data is not None:
+            check_learns_from_data(agent_class)
+            if env is None and not issubclass(agent_class, ReplayAgent):
+                raise UsageError(f"{algorithm} needs the environment of the log: its spaces, and where to evaluate")
+            env = env_of(data) if env is None else env
+        elif not agent_class.learns_by_playing:
+            raise UsageError(f"{algorithm} learns from data alone: steepest train {algorithm} DATA")
         settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
         try:
@@ -192,6 +203,9 @@ class AgentTraining(Training[RunConfig]):
         super().open(directory, store, resuming=resuming)
         self.loop.open(None if directory is None else directory.path / "replay", resuming=resuming)
 
+    def _say(self, text: str) -> None:
+        self.note(text)  # whoever takes notes may change
+
     def listen(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
         self.note = note
         self.agent.learner.say = warn
@@ -213,9 +227,9 @@ class AgentTraining(Training[RunConfig]):
         return [f"{name} no longer runs {self.modes[name]}" for name in self.agent.repeat_modes(self.modes)]
 
     def close(self) -> None:
-        for env, source in ((self.env, self.env_source), (self._eval_env, self.eval_source)):
-            if env is not None and not isinstance(source, (gym.Env, gym.vector.VectorEnv)):
-                env.close()  # but not what the user made
+        if not isinstance(self.env_source, (gym.Env, gym.vector.VectorEnv)):
+            self.env.close()  # but not what the user made
+        self.evaluator.close()
 
     # One iteration
 
@@ -304,20 +318,11 @@ class AgentTraining(Training[RunConfig]):
     # Evaluation
 
     def evaluate(self) -> list[Row] | None:
-        if self._no_evaluation or (self._eval_env is None and not self._make_eval_env()):
-            return None
-        self.evaluations = evaluate_members(
-            self.agent, cast(Any, self._eval_env), self.settings.eval_episodes, seed=self._evaluation_seed
-        )
-        return [
-            {
-                "eval/return_mean": found.mean,
-                "eval/return_std": found.std,
-                "eval/episode_length_mean": found.mean_length,
-                "eval/episodes": len(found.returns),
-            }
-            for found in self.evaluations
-        ]
+        return self.evaluator.evaluate()
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return self.evaluator.latest
 
     def act_on_evaluation(self, metadata: dict[str, Any]) -> None:
         """Keep the best agent, show an episode, and stop where every member reaches the target."""
@@ -325,59 +330,10 @@ class AgentTraining(Training[RunConfig]):
         if self.store is not None:
             self.store.save_best(self.last_step, self.agent.tensors(), metadata, float(np.mean(means)))
         if self.render:
-            self._show_episode()
+            self.render = self.evaluator.show_episode()
         target = self.settings.stop_at_return
         if target is not None and min(means) >= target:
             self.stopped = True
-
-    @property
-    def _evaluation_seed(self) -> int:
-        return stream_seed(self.settings.seed, "evaluation") % 2**31
-
-    def _make_eval_env(self) -> bool:
-        why = None
-        try:
-            self._eval_env = self._evaluation_env(
-                self.settings.eval_episodes, vectorization=self.settings.vectorization
-            )
-        except UsageError as error:
-            why = f"{error} (or pass eval_env)"
-        if self._eval_env is not None and self._shares_training_env():
-            self._eval_env = None
-            why = "training uses the one environment that was given (pass a factory, or eval_env)"
-        if why is not None:
-            self._no_evaluation = True
-            self.note(f"not evaluating: {why}")
-        return why is None
-
-    def _evaluation_env(self, episodes: int, **options: Any) -> Any:
-        return make_evaluation_env(
-            self.eval_source,
-            self.agent,
-            episodes,
-            env_kwargs=self.env_kwargs,
-            max_episode_steps=self.settings.max_episode_steps,
-            atari=self.settings.atari,
-            **options,
-        )
-
-    def _shares_training_env(self) -> bool:
-        """Return whether evaluation would play the very environment that training is in the middle of."""
-        return self.eval_source is self.env_source and isinstance(self.env_source, (gym.Env, gym.vector.VectorEnv))
-
-    def _show_episode(self) -> None:
-        """Play one episode of every member in a window; without a screen, say so and train on."""
-        if self._shares_training_env():
-            return
-        try:
-            window = self._evaluation_env(1, render_mode="human")
-            try:
-                evaluate_members(self.agent, window, 1, seed=self._evaluation_seed)
-            finally:
-                window.close()
-        except SteepestError as error:
-            self.render = False
-            self.note(f"not rendering: {error}")
 
     # Files
 
@@ -403,7 +359,7 @@ class AgentTraining(Training[RunConfig]):
         self.episodes = np.array(metadata["episodes"], dtype=np.int64)
         for window, saved in zip(self.recent, metadata["recent"], strict=True):
             window.extend((float(r), int(n)) for r, n in saved)
-        self.evaluations = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
+        self.evaluator.latest = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
         self.stopped = metadata["stopped"]
         self._earlier_modes = metadata["modes"]
 

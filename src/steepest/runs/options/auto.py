@@ -69,28 +69,38 @@ def name_of(env: Any) -> str:
 
 
 def resolve_settings(
-    settings: RunConfig, agent_class: type[Agent], config: NetworkConfig, env: Any, note: Callable[[str], None]
+    settings: RunConfig,
+    agent_class: type[Agent],
+    config: NetworkConfig,
+    env: Any,
+    note: Callable[[str], None],
+    *,
+    plays: bool = True,
 ) -> RunConfig:
-    """Decide everything that is left to ``auto``, once: the decisions are saved and a resumed run repeats them."""
+    """Decide everything that is left to ``auto``, once: the decisions are saved and a resumed run repeats them.
+
+    ``plays``: steps are of environments; else they are gradient steps on data.
+    """
     images = any(f.kind == "image" for f in env.obs_spec.fields)
     device = settings.device
     if device == "auto":
         device = "cuda" if images and torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
-    if getattr(config, "asynchronous", False) and not env.asynchronous:
+    if plays and getattr(config, "asynchronous", False) and not env.asynchronous:
         note(
             f"asynchronous: nothing is gained, since {env.backend} environments take their steps in this process; "
             'vectorization "async" puts each into a process of its own'
         )
     rows, gradient_steps = agent_class.planned_work(config, settings.total_steps, settings.num_envs)
+    gradient_steps = gradient_steps if plays else settings.total_steps
     threads = settings.threads
     if threads is None:
         # Below a few hundred rows a step is bound by its calls, and a second thread only costs synchronisation.
         threads = torch.get_num_threads() if images or rows * settings.seeds >= 512 else 1
     choice = settings.compile
     if choice == "auto":
-        acting = settings.total_steps / settings.num_envs
+        acting = settings.total_steps / settings.num_envs if plays else 0.0
         saved = settings.seeds * (gradient_steps * GRADIENT_SECONDS_SAVED + acting * ACTING_SECONDS_SAVED)
         slow = images and device == "cpu"
         choice = "on" if saved > COMPILE_SECONDS and not slow else "off"
@@ -106,7 +116,8 @@ def resolve_settings(
     # A replay buffer keeps what is written between two checkpoints beside its own rows.
     buffer_size = getattr(config, "buffer_size", None)
     written = tenth if buffer_size is None else min(tenth, max(1, buffer_size // 10))
-    episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings)
+    episodes = EPISODES_PER_CHECKPOINT * settings.num_envs * _time_limit(env.name, settings) if plays else 0
+    written = written if plays else tenth
     return dataclasses.replace(
         settings,
         device=device,

@@ -1,0 +1,67 @@
+"""Conservative critics: the choice of what is pushed down, and a penalty's weight that is given or learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from steepest.agents.config import ConservativeConfig
+from steepest.agents.replay_updates import descend
+from steepest.errors import require
+from steepest.files.functions import load_function
+from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
+from steepest.losses import best_response_value, conservative_weight_loss
+
+Regulariser = Callable[[Tensor, Tensor], Tensor]
+"""From values and log importance weights (..., n) to probabilities (..., n)."""
+MAX_WEIGHT = 1e6
+"""A learned weight rises no further, as in the authors' code."""
+
+
+def read_regulariser(config: ConservativeConfig, *built_in: str) -> Regulariser | None:
+    """Return a regulariser of the user's own; None for one that is built in.
+
+    Raises:    UsageError where it is neither
+    Verified:  tests/unit/test_conservative.py::test_a_regulariser_from_a_file
+    """
+    if config.regulariser in built_in:
+        return None
+    wish = f"one of {', '.join(built_in)}, or FILE.py:FUNCTION"
+    require(".py:" in config.regulariser, "regulariser", config.regulariser, wish)
+    return load_function(config.regulariser, "regulariser")
+
+
+def own_pushed_down(regulariser: Regulariser, q_value: Tensor, log_ratio: Tensor) -> Tensor:
+    """Return the mean of Q (..., n) under the probabilities that a user's regulariser gives, (...)."""
+    return best_response_value(q_value, regulariser(q_value.detach(), log_ratio))
+
+
+def initial_weight(config: ConservativeConfig, members: int, device: torch.device) -> State:
+    """Return the state of a learned weight: its logarithm, and Adam's moments; nothing where it is given."""
+    if config.gap_threshold is None:
+        return {}
+    start = torch.full((members, 1), max(config.conservative_weight, 1e-3), device=device).log()
+    return {f"conservative/{k}": v for k, v in adam_state(start).items()}
+
+
+def conservative_weight(state: State, hyper: Hyper) -> Tensor:
+    """Return the weight of the penalty as it is now, ()."""
+    if "conservative/params" not in state:
+        return hyper["conservative_weight"]
+    return state["conservative/params"].exp().clamp(max=MAX_WEIGHT).squeeze(-1)
+
+
+def weight_step(gradient: Gradient, hyper: Hyper, state: State, gap: Tensor) -> State:
+    """Take one step of Adam on a learned weight's loss; pure, one member."""
+    if "conservative/params" not in state:
+        return state
+
+    def loss(vector: Tensor, gap: Tensor) -> tuple[Tensor, Metrics]:
+        return conservative_weight_loss(vector.squeeze(-1), gap, hyper["gap_threshold"]), {}
+
+    slope, _ = gradient(partial(loss, gap=gap), state["conservative/params"])
+    rate = hyper["critic_learning_rate" if "critic_learning_rate" in hyper else "learning_rate"]
+    return descend(state, "conservative/", slope, rate, hyper["max_gradient_norm"])[0]

@@ -1,0 +1,115 @@
+"""The offline loop: gradient steps on minibatches of a dataset; nothing is played.
+
+    repeat
+      updates_per_call gradient steps in one call, on minibatches that every member draws uniformly from the dataset
+
+Steps are gradient steps. Observations are normalised, where they are, by the statistics of the whole dataset, fixed
+before the first step. All that is drawn comes from the members' own generators, so that a checkpoint of these and of
+the agent is all that is needed to resume with the same bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steepest.agents.agent import Agent
+from steepest.agents.config import OffPolicyConfig
+from steepest.agents.replay_updates import ReplayAgent
+from steepest.errors import UsageError
+from steepest.experience.datasets.dataset import Dataset
+from steepest.experience.datasets.sampling import DatasetRows
+from steepest.learner.step import Metrics
+from steepest.learner.trees import to_host
+from steepest.runs.loops.loop import Iteration
+
+SQUASHED_LIMIT = 1.0 - 1e-6
+"""Largest absolute action that still has a draw before tanh."""
+
+
+class OfflineLoop:
+    """An iteration is ``steps_per_iteration`` gradient steps; see ``loop.Loop``.
+
+    Raises:    UsageError for settings that need a replay buffer, observations or actions of other spaces, and a dataset
+               that has changed when a run resumes
+    Verified:  tests/integration/test_offline_runs.py::test_learns_from_a_dataset,
+               tests/integration/test_offline_runs.py::test_a_killed_run_resumes_to_the_same_bits,
+               tests/integration/test_offline_runs.py::test_a_changed_dataset_is_refused
+    """
+
+    restart_due = False
+
+    def __init__(self, dataset: Dataset, agent: ReplayAgent) -> None:
+        self.agent = agent
+        self.config = config = cast(OffPolicyConfig, agent.config)
+        if config.prioritized:
+            raise UsageError("prioritized is True; minibatches of a dataset are drawn uniformly")
+        self.rows = DatasetRows(dataset, agent.obs_spec, agent.action_spec)
+        self.fingerprint = self.rows.fingerprint()
+        if agent.squash == "tanh" and agent.action_spec.kind == "box":
+            unit = np.clip(self.rows.flat["action"], -SQUASHED_LIMIT, SQUASHED_LIMIT)
+            self.rows.flat["action"] = np.arctanh(unit)
+        agent.prepare_data(self.rows)
+        if config.normalize_obs:
+            agent.state = {**agent.state, **_statistics(self.rows, agent)}
+
+    def open(self, folder: Path | None, *, resuming: bool) -> None:
+        del folder, resuming
+
+    def restart(self, seed: int) -> None:
+        del seed  # there is nothing to restart
+
+    def iterate(self, progress: float) -> Iteration:
+        agent, config = self.agent, self.config
+        hyper = agent.hyperparameters(progress)
+        totals: list[Metrics] = []
+        calls = max(1, config.steps_per_iteration // config.updates_per_call)
+        for _ in range(calls):
+            batch = self.rows.sample(
+                agent.generators, config.updates_per_call, config.batch_size, gamma=config.gamma, n_steps=config.n_steps
+            )
+            batch = {k: x.to(agent.device) for k, x in batch.items()}
+            metrics, _ = agent.update(batch, agent.update_noise(config.updates_per_call), hyper)
+            totals.append(metrics)
+        health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]})
+        return Iteration([], np.full(agent.members, calls * config.updates_per_call, np.int64), health)
+
+    def finish(self, progress: float) -> None:
+        del progress
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"fingerprint": self.fingerprint}
+
+    def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        del tensors
+        if figures["fingerprint"] != self.fingerprint:
+            raise UsageError(
+                f"{self.rows.dataset.source} has changed since the run began, so the run cannot resume. Restore it, or "
+                "start a new run"
+            )
+
+
+def check_learns_from_data(agent_class: type[Agent]) -> None:
+    """Raise UsageError for an algorithm that can learn neither from a dataset nor from a log."""
+    if not issubclass(agent_class, ReplayAgent) and not agent_class.learns_from_logs:
+        raise UsageError(
+            f"{agent_class.algorithm} learns from what it plays itself, not from data; cql, iql, rebrac, td3_bc, awac, "
+            "bc and discrete_cql are made for data"
+        )
+
+
+def _statistics(rows: DatasetRows, agent: ReplayAgent) -> dict[str, Tensor]:
+    """Return mean and variance of every vector observation of the dataset, as the agent's state keeps them."""
+    found: dict[str, Tensor] = {}
+    decided = rows.decided
+    for field in rows.obs_fields:
+        if field.kind == "vector":
+            x = np.asarray(rows.flat[f"obs/{field.name}"][decided], np.float64)
+            for name, value in (("mean", x.mean(0)), ("variance", x.var(0))):
+                one = torch.as_tensor(value, dtype=torch.float32, device=agent.device)
+                found[f"obs_{name}/{field.name}"] = one.expand(agent.members, *one.shape).clone()
+    return {**found, "obs_count": torch.full((agent.members,), float(len(decided)), device=agent.device)}
