@@ -1,4 +1,4 @@
-"""Conservative critics: the choice of what is pushed down, and a penalty's weight that is given or learned."""
+"""Conservative critics: the choice of what is pushed down, rho fitted to the data, and the penalty's weight."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from steepest.agents.agent import normalization
 from steepest.agents.config import ConservativeConfig
-from steepest.agents.replay_updates import descend
+from steepest.agents.replay_updates import Batch, ReplayAgent, batch_obs, descend
+from steepest.distributions import Distribution
 from steepest.errors import require
 from steepest.files.functions import load_function
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
-from steepest.losses import best_response_value, conservative_weight_loss
+from steepest.losses import best_response_value, conservative_weight_loss, score_function_loss
+from steepest.networks.inputs import PolicyInput
+from steepest.types import Obs
 
 Regulariser = Callable[[Tensor, Tensor], Tensor]
 """From values and log importance weights (..., n) to probabilities (..., n)."""
@@ -65,3 +69,24 @@ def weight_step(gradient: Gradient, hyper: Hyper, state: State, gap: Tensor) -> 
     slope, _ = gradient(partial(loss, gap=gap), state["conservative/params"])
     rate = hyper["critic_learning_rate" if "critic_learning_rate" in hyper else "learning_rate"]
     return descend(state, "conservative/", slope, rate, hyper["max_gradient_norm"])[0]
+
+
+def rho(agent: ReplayAgent, vector: Tensor, state: State, obs: Obs, mask: Tensor | None = None) -> Distribution:
+    """Return the policy (B,) that is fitted to the data, the network "behaviour/"; pure, one member."""
+    inputs = PolicyInput(obs, mask, None, None, None)
+    return agent.calls["behaviour/"](vector, state, inputs, normalization(state), False).distribution
+
+
+def rho_step(
+    agent: ReplayAgent, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, action: Tensor
+) -> tuple[State, Metrics]:
+    """Take one step of Adam on the mean of -log rho(a|s), a (B, ...) of the data; nothing where there is no rho."""
+    if "behaviour/params" not in state:
+        return state, {}
+
+    def loss(vector: Tensor) -> tuple[Tensor, Metrics]:
+        log_prob = rho(agent, vector, state, batch_obs(batch, "obs/"), batch.get("action_mask")).log_prob(action)
+        return score_function_loss(log_prob, torch.ones_like(log_prob)).mean(), {"data_log_prob": log_prob.mean()}
+
+    slope, (_, metrics) = gradient(loss, state["behaviour/params"])
+    return descend(state, "behaviour/", slope, hyper["learning_rate"], hyper["max_gradient_norm"])[0], metrics

@@ -8,19 +8,20 @@ Source: notes 2.1.2; Kumar et al. 2020 (https://arxiv.org/abs/2006.04779). Calib
              1/2 (Q_i(s, a) - y)^2 + weight (max_mu E_mu Q_i(s, .) + R(mu) - Q_i(s, a))
                                                                       losses.value_loss, losses.conservative_gap
              y = r + gamma (1 - terminated) min_i Q'_i(s', a'), a' ~ pi(.|s')         losses.q_learning_target
-             CQL(H)    log integral exp Q_i(s, a) da, from uniform proposals and the policy's, weighted by importance
-             CQL(rho)  log E_rho exp Q_i(s, a), from rho's own proposals              losses.sampled_soft_maximum
+             CQL(H)    log integral exp Q_i(s, a) da, from uniform proposals and the policy's
+                                                         losses.mixture_log_density, losses.sampled_soft_maximum
+             CQL(rho)  log E_rho exp Q_i(s, a), from rho's own proposals
              one's own  E_mu Q_i, mu any function of the proposals' values            losses.best_response_value
       2. with gap_threshold, one step on log(weight) (threshold - gap)                losses.conservative_weight_loss
       3. one step of Adam each on the policy's loss and the temperature's, as in `sac`        agents.soft.SoftAgent
       4. rho fitted to the data: one step of Adam on the mean of -log rho(a|s)        losses.score_function_loss
       5. Q' <- (1 - rate) Q' + rate Q                                                 agents.replay_updates.track
 
-Differences from the notes: R is scaled by the weight too. From the authors' code: the
-log-sum-exp is averaged over proposals, whose densities are of actions in [-1, 1]^D whatever the bounds (uniform ones
-2^-D); proposals are drawn at s alone, as in the paper; the squared error has its 1/2, so that a weight here is half of
-theirs. Like theirs, y has no entropy term (entropy_backup adds it). Calibrated, the policy's proposals count as at
-least the data's return from s on.
+Differences from the notes: R is scaled by the weight too. From the authors' code: the log-sum-exp is averaged over
+proposals, whose densities are of actions in [-1, 1]^D whatever the bounds (uniform ones 2^-D), and of both kinds
+together, so that no weight explodes; proposals are drawn at s alone, as in the paper; the squared error has its 1/2, so
+that a weight here is half of theirs. Like theirs, y has no entropy term (entropy_backup adds it). Calibrated, the
+policy's proposals count as at least the data's return from s on.
 
 With weight 0 this is `sac` on data, with entropy_backup.
 """
@@ -41,26 +42,27 @@ from steepest.agents.conservative import (
     initial_weight,
     own_pushed_down,
     read_regulariser,
+    rho,
+    rho_step,
     weight_step,
 )
-from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, regress, sample_weight
+from steepest.agents.replay_updates import Batch, Noise, batch_obs, regress, sample_weight
 from steepest.agents.soft import SoftAgent, soft_critics, soft_q, squashed_policy
-from steepest.distributions import action_noise
+from steepest.distributions import Distribution, action_noise
 from steepest.fields import Count, NonNegative, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
+from steepest.learner.trees import tree_map
 from steepest.losses import (
     calibrated_q_value,
     conservative_gap,
+    mixture_log_density,
     q_learning_target,
     sampled_soft_maximum,
-    score_function_loss,
     soft_value_target,
     uniform_log_density,
 )
 from steepest.networks.config import NetworkFactory
-from steepest.networks.inputs import PolicyInput
 from steepest.networks.policies import BoundedPolicy, unit_action
-from steepest.types import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,8 @@ class CQL(SoftAgent):
         drawn = [action_noise(self.action_spec, shape, g) for g in self.generators]
         noise = {**self.action_noise(updates, "action", "next_action"), "proposal": torch.stack(drawn).to(self.device)}
         if self.config.regulariser not in ("previous", "behaviour"):
-            noise["uniform"] = 2.0 * self.draw_uniform(*shape, self.action_spec.dimension) - 1.0
+            unit = 2.0 * self.draw_uniform(*shape, self.action_spec.dimension) - 1.0
+            noise["uniform"] = unit.clamp(-1.0 + 1e-6, 1.0 - 1e-6)  # a bound itself has no draw before tanh
         return noise
 
     def gradient_step(
@@ -128,10 +131,8 @@ class CQL(SoftAgent):
         loss = partial(self.critic_loss, proposed=proposed, log_ratio=log_ratio, **known)
         state, metrics, error = self.critic_step(gradient, state, loss, hyper)
         state = weight_step(gradient, hyper, state, metrics["conservative_gap"])
-        if "behaviour/params" in state:
-            slope, (_, found) = gradient(partial(self.rho_loss, state=state, batch=batch), state["behaviour/params"])
-            state, _ = descend(state, "behaviour/", slope, hyper["learning_rate"], hyper["max_gradient_norm"])
-            metrics |= found
+        state, found = rho_step(self, gradient, hyper, state, batch, unit_action(self.action_spec, batch["action"]))
+        metrics |= found
         if with_policy:
             state, found = self.policy_and_temperature_step(gradient, hyper, state, batch, noise)
             metrics |= found
@@ -151,16 +152,18 @@ class CQL(SoftAgent):
         """Return proposals (n, B, D) in [-1, 1], and their log importance weights (n, B), without gradient."""
         obs = batch_obs(batch, "obs/")
         if self.config.regulariser == "behaviour":
-            proposed = self.rho(state["behaviour/params"], state, obs).sample(noise["proposal"]).clamp(-1.0, 1.0)
+            fitted = repeated(rho(self, state["behaviour/params"], state, obs), self.config.proposals)
+            proposed = fitted.sample(noise["proposal"]).clamp(-1.0, 1.0)
             return proposed, torch.zeros_like(proposed[..., 0])
-        policy = self.policy(state["params"], state, obs, None)
+        policy = repeated(self.policy(state["params"], state, obs, None), self.config.proposals)
         draw = policy.sample(noise["proposal"])
-        proposed, log_density = unit_action(self.action_spec, draw), policy.log_prob(draw)
         if self.config.regulariser == "previous":
-            return proposed, torch.zeros_like(log_density)
-        uniform = noise["uniform"]
-        log_uniform = torch.full_like(log_density, uniform_log_density(self.action_spec.dimension))
-        return torch.cat([proposed, uniform]), -torch.cat([log_density, log_uniform])
+            return unit_action(self.action_spec, draw), torch.zeros_like(draw[..., 0])
+        draws = torch.stack([draw, torch.atanh(noise["uniform"])])
+        by_policy = torch.stack([policy.log_prob(x) for x in draws])
+        by_uniform = torch.full_like(by_policy, uniform_log_density(self.action_spec.dimension))
+        log_density = mixture_log_density(torch.stack([by_policy, by_uniform]))
+        return unit_action(self.action_spec, draws).flatten(0, 1), -log_density.flatten(0, 1)
 
     def critic_loss(
         self,
@@ -191,13 +194,7 @@ class CQL(SoftAgent):
         metrics |= {"conservative_gap": gap.mean(), "conservative_weight": weight}
         return loss + weight * gap.sum(), metrics
 
-    def rho(self, vector: Tensor, state: State, obs: Obs) -> Any:
-        """Return the policy (B,) that is fitted to the data."""
-        inputs = PolicyInput(obs, None, None, None, None)
-        return self.calls["behaviour/"](vector, state, inputs, normalization(state), False).distribution
 
-    def rho_loss(self, vector: Tensor, state: State, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return the mean of -log rho(a|s), a of the data; gradient through ``vector`` alone."""
-        rho = self.rho(vector, state, batch_obs(batch, "obs/"))
-        log_prob = rho.log_prob(unit_action(self.action_spec, batch["action"]))
-        return score_function_loss(log_prob, torch.ones_like(log_prob)).mean(), {"data_log_prob": log_prob.mean()}
+def repeated(policy: Distribution, number: int) -> Distribution:
+    """Return the distributions (B,) as (number, B), to draw several actions each."""
+    return tree_map(lambda x: x.expand(number, *x.shape), policy)

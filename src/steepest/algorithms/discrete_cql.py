@@ -27,25 +27,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.agent import normalization
 from steepest.agents.config import ConservativeConfig, GreedyConfig
 from steepest.agents.conservative import (
     conservative_weight,
     initial_weight,
     own_pushed_down,
     read_regulariser,
+    rho,
+    rho_step,
     weight_step,
 )
 from steepest.agents.greedy import GreedyAgent
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight
-from steepest.distributions import masked_logits
+from steepest.distributions import Categorical, masked_logits
 from steepest.fields import NonNegative
 from steepest.learner.step import Gradient, Hyper, Metrics, State
-from steepest.losses import chosen_q_value, conservative_gap, huber_loss, score_function_loss, soft_maximum
+from steepest.losses import chosen_q_value, conservative_gap, huber_loss, soft_maximum
 from steepest.networks.config import NetworkFactory
-from steepest.networks.inputs import PolicyInput
 from steepest.networks.policies import BoundedPolicy
-from steepest.types import Obs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +89,8 @@ class DiscreteCQL(GreedyAgent):
         rates = (hyper["learning_rate"], hyper["max_gradient_norm"])
         state, metrics["gradient_norm"] = descend(state, "", slope, *rates)
         state = weight_step(gradient, hyper, state, metrics["conservative_gap"])
-        if "behaviour/params" in state:
-            slope, (_, found) = gradient(partial(self.rho_loss, state=state, batch=batch), state["behaviour/params"])
-            state, _ = descend(state, "behaviour/", slope, *rates)
-            metrics |= found
+        state, found = rho_step(self, gradient, hyper, state, batch, batch["action"])
+        metrics |= found
         return self.follow(state, hyper), metrics, error
 
     def loss(self, vector: Tensor, state: State, batch: Batch, target: Tensor, hyper: Hyper) -> tuple[Tensor, Metrics]:
@@ -105,21 +102,10 @@ class DiscreteCQL(GreedyAgent):
             legal = q if mask is None else masked_logits(q, mask)
             pushed = own_pushed_down(self._regulariser, legal, torch.zeros_like(q))
         else:
-            prior = self.rho(state["behaviour/params"], state, obs, mask) if "behaviour/params" in state else None
-            pushed = soft_maximum(q, None if prior is None else prior.log_probs, mask)
+            prior = rho(self, state["behaviour/params"], state, obs, mask) if "behaviour/params" in state else None
+            pushed = soft_maximum(q, prior.log_probs if isinstance(prior, Categorical) else None, mask)
         loss = (sample_weight(batch) * huber_loss(data_q, target, hyper["huber_threshold"])).mean()
         gap = (sample_weight(batch) * conservative_gap(pushed, data_q)).mean()
         weight = conservative_weight(state, hyper)
         metrics = {"q_loss": loss, "q_mean": data_q.mean(), "error": (data_q - target).abs()}
         return loss + weight * gap, {**metrics, "conservative_gap": gap, "conservative_weight": weight}
-
-    def rho(self, vector: Tensor, state: State, obs: Obs, mask: Tensor | None) -> Any:
-        """Return the policy (B,) that is fitted to the data."""
-        inputs = PolicyInput(obs, mask, None, None, None)
-        return self.calls["behaviour/"](vector, state, inputs, normalization(state), False).distribution
-
-    def rho_loss(self, vector: Tensor, state: State, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Return the mean of -log rho(a|s), a of the data; gradient through ``vector`` alone."""
-        rho = self.rho(vector, state, batch_obs(batch, "obs/"), batch.get("action_mask"))
-        log_prob = rho.log_prob(batch["action"])
-        return score_function_loss(log_prob, torch.ones_like(log_prob)).mean(), {"data_log_prob": log_prob.mean()}

@@ -50,13 +50,28 @@ def sampled_soft_maximum(
                CQL(rho)  -> log E_rho exp Q(s, a)              prior rho; 0 where rho itself made the proposals
     Source:    notes 2.1.2; Kumar et al. 2020, Appendix F. Differences: the sum is averaged, and the density of uniform
                proposals is 2^-D of actions in [-1, 1]^D, so that the estimate is of the stated integral.
-    Args:      q_value (..., n) reward units, carries gradient; log_ratio (..., n) nats. Proposals of several kinds are
-               weighted each by its own density.
+    Args:      q_value (..., n) reward units, carries gradient; log_ratio (..., n) nats; for proposals of several kinds
+               see ``mixture_log_density``
     Returns:   (...) reward units; the mean of its exponential is unbiased
     Verified:  tests/exact/test_conservative.py::test_sampled_soft_maximum_is_the_integral,
                tests/exact/test_conservative.py::test_a_wrong_uniform_density_is_seen
     """
     return torch.logsumexp(q_value + log_ratio, -1) - math.log(q_value.shape[-1])
+
+
+def mixture_log_density(log_density: Float[Tensor, "kinds *batch"]) -> Float[Tensor, "*batch"]:
+    """Return the log-density of proposals that are drawn from several distributions, equally many from each.
+
+    Equation:  log 1/k sum_j p_j(a)
+    Source:    Veach & Guibas 1995, the balance heuristic. Kumar et al. 2020 divide each proposal by the density of its
+               own kind. That is unbiased too, but has infinite variance for a policy squashed by tanh, whose density
+               vanishes at the bounds; the mixture's is at least 1/k of the uniform one's.
+    Args:      log_density (k, ...) nats, of every proposal under every one of the k distributions
+    Returns:   (...) nats
+    Verified:  tests/exact/test_conservative.py::test_sampled_soft_maximum_is_the_integral,
+               tests/exact/test_conservative.py::test_densities_of_their_own_have_no_variance_to_speak_of
+    """
+    return torch.logsumexp(log_density, 0) - math.log(len(log_density))
 
 
 def uniform_log_density(dimension: int) -> float:
