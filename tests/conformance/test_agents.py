@@ -67,17 +67,28 @@ QUICK = {
 """What learns a tiny problem in a second. Of both tables, every algorithm takes the options that it has."""
 
 PACE: dict[str, dict[str, Any]] = {
+    "cql": {"conservative_weight": 0.01},
+    "discrete_cql": {
+        "target_update_every": 1,
+        "exploration_fraction": 0.001,
+        "final_epsilon": 0.01,
+        "conservative_weight": 0.01,
+    },
     "dpg": {"policy_learning_rate": 0.005},
     "dqn": {"target_update_every": 1, "exploration_fraction": 0.001, "final_epsilon": 0.01},
 }
 """Where an algorithm's step size means something else, a mean that is thrown beyond the bounds getting no slope there;
-or where exploration has to be over long before the run is."""
+or where exploration has to be over long before the run is; or where a penalty is for data that the policy did not
+make."""
 
 THOROUGH = {"ppo", "sac"}
 """The algorithm of each data regime that meets every combination; where what is tested is code that they share, the
 others meet some, and all with -m slow."""
 
-algorithms = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+PLAYING = sorted(name for name in ALGORITHMS if find(name).learns_by_playing)
+"""Those that learn from what they play; tests/integration/test_offline_runs.py holds the others, and all on data."""
+
+algorithms = pytest.mark.parametrize("algorithm", PLAYING)
 
 
 def fields(algorithm: str) -> set[str]:
@@ -121,8 +132,8 @@ def case(algorithm: str, *values: Any, always: bool) -> Any:
     return pytest.param(algorithm, *values, marks=[] if always or algorithm in THOROUGH else [pytest.mark.slow])
 
 
-ON_POLICY = sorted(a for a in ALGORITHMS if not issubclass(find(a), ReplayAgent))
-RECURRENT = sorted(a for a in ALGORITHMS if known(a, {"recurrent": "gru"}))
+ON_POLICY = sorted(a for a in PLAYING if not issubclass(find(a), ReplayAgent))
+RECURRENT = sorted(a for a in PLAYING if known(a, {"recurrent": "gru"}))
 
 
 def tiny(algorithm: str, table: dict[str, Any] = TINY, **options: Any) -> dict[str, Any]:
@@ -192,7 +203,7 @@ ONE_OF_EACH_POLICY = (
     ("algorithm", "name"),
     [
         case(a, n, always=n in ONE_OF_EACH_POLICY)
-        for a in sorted(ALGORITHMS)
+        for a in PLAYING
         for n, (space, needed) in ACTIONS.items()
         if accepted(a, space) and known(a, needed)
     ],
@@ -215,7 +226,7 @@ def test_acts_inside_the_space(algorithm: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "name"),
-    [(a, n) for a in sorted(ALGORITHMS) for n, (space, _) in ACTIONS.items() if not accepted(a, space)],
+    [(a, n) for a in PLAYING for n, (space, _) in ACTIONS.items() if not accepted(a, space)],
 )
 def test_refuses_what_it_is_not_defined_for(algorithm: str, name: str) -> None:
     """By its own name, in words of the space; and not on account of something else."""
@@ -231,7 +242,7 @@ def _element(space: spaces.Space[Any], action: Any) -> Any:
 @pytest.mark.parametrize("options", [{}, {"normalize_obs": True, "normalize_reward": True, "shared_torso": True}])
 @pytest.mark.parametrize(
     ("algorithm", "name"),
-    [case(a, n, always=n in ("scalar", "dict nested")) for a in sorted(ALGORITHMS) for n in OBSERVATIONS],
+    [case(a, n, always=n in ("scalar", "dict nested")) for a in PLAYING for n in OBSERVATIONS],
 )
 def test_sees_every_observation_space(algorithm: str, name: str, options: dict[str, Any]) -> None:
     space = OBSERVATIONS[name]
@@ -252,7 +263,7 @@ MASKED = ("discrete from -2", "multi-discrete ragged", "multi-discrete of one ax
     ("algorithm", "masks", "name"),
     [
         case(a, masks, n, always=masks == "info" and n != "multi-discrete of one axis more")
-        for a in sorted(ALGORITHMS)
+        for a in PLAYING
         for masks in ("info", "obs")
         for n in MASKED
         if accepted(a, ACTIONS[n][0])
@@ -282,7 +293,7 @@ def test_who_has_a_memory() -> None:
     ("algorithm", "options"),
     [
         (a, o)
-        for a in sorted(ALGORITHMS)
+        for a in PLAYING
         for o in ({"recurrent": "gru"}, {"recurrent": "lstm"}, {"shared_torso": True})
         if o.keys() <= fields(a) and not known(a, o)
     ],
@@ -358,7 +369,7 @@ PROBLEMS: list[tuple[type[TinyProblem], dict[str, Any]]] = [
     ("algorithm", "problem", "options"),
     [
         (algorithm, problem, options)
-        for algorithm in sorted(ALGORITHMS)
+        for algorithm in PLAYING
         for problem, options in PROBLEMS
         if accepted(algorithm, problem.action_space) and known(algorithm, options)
     ],
@@ -462,9 +473,7 @@ def test_an_end_is_no_part_of_an_average(algorithm: str) -> None:
         run.iterate()
 
 
-@pytest.mark.parametrize(
-    "algorithm", [case(a, always=False) for a in sorted(ALGORITHMS) if accepted(a, Recall.action_space)]
-)
+@pytest.mark.parametrize("algorithm", [case(a, always=False) for a in PLAYING if accepted(a, Recall.action_space)])
 def test_learns_nothing_where_nothing_can_be_learnt(algorithm: str) -> None:
     """Without a memory nobody recalls; the scores, of 400 draws each, stay within 6 standard errors of chance."""
     scores = learn(algorithm, Recall, 1.0, Recall.best)
@@ -477,7 +486,7 @@ def test_learns_nothing_where_nothing_can_be_learnt(algorithm: str) -> None:
 
 def variants(*options: dict[str, Any]) -> Any:
     """Every algorithm with each of the options that it has."""
-    cases = [(a, o) for a in sorted(ALGORITHMS) for o in options if known(a, o)]
+    cases = [(a, o) for a in PLAYING for o in options if known(a, o)]
     return pytest.mark.parametrize(("algorithm", "options"), cases)
 
 
@@ -504,7 +513,7 @@ SAVED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(
     ("algorithm", "name", "options"),
-    [(a, n, o) for a in sorted(ALGORITHMS) for n, o in SAVED if accepted(a, ACTIONS[n][0])],
+    [(a, n, o) for a in PLAYING for n, o in SAVED if accepted(a, ACTIONS[n][0])],
 )
 def test_save_and_load_act_the_same(algorithm: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     action, more = ACTIONS[name]
@@ -680,7 +689,7 @@ VMAPPED: list[dict[str, Any]] = [
     ("algorithm", "options", "dtype"),
     [
         case(a, o, dtype, always=dtype == F64)
-        for a in sorted(ALGORITHMS)
+        for a in PLAYING
         for o in VMAPPED
         for dtype in (torch.float32, F64)
         if known(a, o)
@@ -720,7 +729,7 @@ def compiled_cases() -> list[Any]:
     """Every algorithm, alone and in a population."""
     return [
         pytest.param(a, seeds, dtype, id=f"{a}-{name}", marks=[] if (a, name) in COMPILED_ALWAYS else pytest.mark.slow)
-        for a in sorted(ALGORITHMS)
+        for a in PLAYING
         for name, seeds, dtype in (("alone", (0,), torch.float32), ("population", (0, 1), F64))
     ]
 
@@ -846,7 +855,7 @@ def absurd_values() -> list[Any]:
     A field that several algorithms inherit is tested on one of them.
     """
     cases: dict[tuple[str, str, str], Any] = {}
-    for algorithm in sorted(ALGORITHMS):
+    for algorithm in PLAYING:
         for kind in (find(algorithm).Config, RunConfig):
             for name, hint in get_type_hints(kind).items():
                 owner = next(c.__name__ for c in kind.__mro__ if name in c.__annotations__)
@@ -936,12 +945,7 @@ OUT_OF_RANGE = [
 
 @pytest.mark.parametrize(
     ("algorithm", "name", "value"),
-    [
-        (a, n, v)
-        for a in sorted(ALGORITHMS)
-        for n, v in OUT_OF_RANGE
-        if n in fields(a) or (a == "ppo" and known(a, {n: v}))
-    ],
+    [(a, n, v) for a in PLAYING for n, v in OUT_OF_RANGE if n in fields(a) or (a == "ppo" and known(a, {n: v}))],
 )
 def test_a_value_out_of_range_names_its_option(algorithm: str, name: str, value: Any) -> None:
     """The ends of ranges, of the options that the algorithm has."""

@@ -14,8 +14,8 @@ import torch
 
 import steepest
 from steepest import distributions, losses, numerics, returns
-from steepest.agents import natural_step, rollout_updates
-from steepest.algorithms import actor_critic, dqn, ppo, ppo_kl, reinforce, trpo
+from steepest.agents import greedy, natural_step, rollout_updates
+from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.cli import main
 from steepest.language.data import tokens
 from steepest.language.training import rlhf, rlhf_base
@@ -239,7 +239,7 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (losses, "double_dqn_target", scaled, "1.11 double DQN's target at Q*, finite"),
     (losses, "double_dqn_target", with_one_network, "1.11 no overestimation by double DQN"),
     (losses, "double_dqn_target", scaled, "1.11 double DQN's target <= DQN's"),
-    (dqn, "double_dqn_target", scaled, "1.11 DQN at rest at Q*, finite"),
+    (greedy, "double_dqn_target", scaled, "1.11 DQN at rest at Q*, finite"),
     (losses, "chosen_q_value", scaled, "1.11 Q-network's loss: its semi-gradient"),
     (losses, "huber_loss", scaled, "1.11 Q-network's loss beyond the Huber threshold"),
     (distributions.FullGaussian, "kl", scaled, "1 FullGaussian: H = -E[log p], KL = E[log p - log q]"),
