@@ -1,0 +1,39 @@
+"""Off-policy evaluation: estimators, intervals and the selection of policies; pure functions of tensors.
+
+``estimate(doubly_robust(...))`` is a value, ``bootstrap_interval(doubly_robust(...), generator)`` its interval.
+"""
+
+from steepest.evaluation.importance import (
+    Contributions,
+    direct_method,
+    doubly_robust,
+    effective_sample_size,
+    estimate,
+    log_weights,
+    per_decision_importance,
+    trajectory_importance,
+    weighted_doubly_robust,
+    weighted_per_decision_importance,
+    weighted_trajectory_importance,
+    with_final_value,
+)
+from steepest.evaluation.intervals import Interval, bootstrap_interval, bootstrap_t_interval, standard_error
+
+__all__ = [
+    "Contributions",
+    "Interval",
+    "bootstrap_interval",
+    "bootstrap_t_interval",
+    "direct_method",
+    "doubly_robust",
+    "effective_sample_size",
+    "estimate",
+    "log_weights",
+    "per_decision_importance",
+    "standard_error",
+    "trajectory_importance",
+    "weighted_doubly_robust",
+    "weighted_per_decision_importance",
+    "weighted_trajectory_importance",
+    "with_final_value",
+]
