@@ -18,6 +18,13 @@ from steepest.evaluation.importance import (
     with_final_value,
 )
 from steepest.evaluation.intervals import Interval, bootstrap_interval, bootstrap_t_interval, standard_error
+from steepest.evaluation.selection import (
+    mean_absolute_error,
+    mid_ranks,
+    online_selection,
+    rank_correlation,
+    regret_at_k,
+)
 
 __all__ = [
     "Contributions",
@@ -29,7 +36,12 @@ __all__ = [
     "effective_sample_size",
     "estimate",
     "log_weights",
+    "mean_absolute_error",
+    "mid_ranks",
+    "online_selection",
     "per_decision_importance",
+    "rank_correlation",
+    "regret_at_k",
     "standard_error",
     "trajectory_importance",
     "weighted_doubly_robust",
