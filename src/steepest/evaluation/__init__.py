@@ -3,6 +3,7 @@
 ``estimate(doubly_robust(...))`` is a value, ``bootstrap_interval(doubly_robust(...), generator)`` its interval.
 """
 
+from steepest.evaluation.bandit_data import LoggedRounds, read_rounds
 from steepest.evaluation.importance import (
     Contributions,
     direct_method,
@@ -29,6 +30,7 @@ from steepest.evaluation.selection import (
 __all__ = [
     "Contributions",
     "Interval",
+    "LoggedRounds",
     "bootstrap_interval",
     "bootstrap_t_interval",
     "direct_method",
@@ -41,6 +43,7 @@ __all__ = [
     "online_selection",
     "per_decision_importance",
     "rank_correlation",
+    "read_rounds",
     "regret_at_k",
     "standard_error",
     "trajectory_importance",
