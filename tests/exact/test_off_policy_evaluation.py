@@ -494,7 +494,7 @@ def test_target_is_behaviour(seed: int, episodes: int, steps: int, gamma: float)
     mean = sum(
         gamma**t * float(reward[i, t]) for i in range(episodes) for t in range(steps) if valid[i, t]
     ) / episodes  # fmt: skip
-    for name, found in every((reward, q, q, target, target, valid), gamma).items():
+    for found in every((reward, q, q, target, target, valid), gamma).values():
         close(estimate(found), mean, 1e-10)
     close(ope.log_weights(target, target, valid), torch.zeros_like(target))
 
