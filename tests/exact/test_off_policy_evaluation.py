@@ -627,7 +627,7 @@ def test_standard_error_of_a_ratio() -> None:
     """For means the textbook's; for ratios the derivative of the estimate in every episode's count."""
     data = random_data(5, 6, 4)
     counts = torch.tensor([[1, 2, 0, 3, 0, 0], [1, 1, 1, 1, 1, 1]], dtype=F64)
-    for name, contributions in every(data, 0.9).items():
+    for contributions in every(data, 0.9).values():
         found = standard_error(contributions, counts)
         for b, row in enumerate(counts):
             leaf = row.clone().requires_grad_()

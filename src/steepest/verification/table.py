@@ -19,6 +19,7 @@ from steepest.verification.shipped import (
     language,
     off_policy,
     off_policy_actor,
+    off_policy_evaluation,
     on_policy,
     policy_gradient,
     preference,
@@ -55,6 +56,7 @@ SHIPPED: tuple[Statement, ...] = (
     *on_policy.rows,
     *language.rows,
     *preference.rows,
+    *off_policy_evaluation.rows,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 
