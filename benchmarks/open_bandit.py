@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations import between
 from torch import Tensor
 
+from ablations import between
 from steepest.evaluation import (
     Contributions,
     Interval,
@@ -105,11 +105,11 @@ def estimates(log: LoggedRounds, target: Tensor) -> tuple[dict[str, Contribution
 def measured(contributions: Contributions, seed: int, resamples: int) -> dict[str, Any]:
     """An estimate with both intervals, in clicks per 1000 rounds."""
     functions: dict[str, Callable[..., Interval]] = {"percentile": bootstrap_interval, "t": bootstrap_t_interval}
-    intervals = {
-        name: [1000.0 * float(x) for x in function(contributions, torch.Generator().manual_seed(seed), resamples=resamples)]
-        for name, function in functions.items()
-    }  # fmt: skip
-    return {"estimate": 1000.0 * float(estimate(contributions)), **intervals}
+    found: dict[str, Any] = {"estimate": 1000.0 * float(estimate(contributions))}
+    for name, function in functions.items():
+        interval = function(contributions, torch.Generator().manual_seed(seed), resamples=resamples)
+        found[name] = [1000.0 * float(x) for x in interval]
+    return found
 
 
 def case(data: Path, campaign: str, target: str, seed: int, resamples: int) -> dict[str, Any]:
