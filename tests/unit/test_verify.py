@@ -301,7 +301,7 @@ BROKEN += [
     (evaluation, "trajectory_importance", numerator_scaled, "2.1.1 E_beta[w R] = V^pi"),
     (evaluation, "per_decision_importance", numerator_scaled, "2.1.1 E_beta[sum gamma^t w_t r_t] = V^pi"),
     (evaluation, "doubly_robust", numerator_scaled, "2.1.1 doubly robust with any Q: E_beta[D] = V^pi"),
-    (evaluation, "doubly_robust", numerator_scaled, "2.1.1 doubly robust with Q^pi: least variance"),
+    (evaluation, "doubly_robust", numerator_scaled, "2.1.1 doubly robust with Q^pi: the bound of trees"),
     (evaluation, "log_weights", negated, "2.1.1 E_beta[w_t] = 1 at every step"),
     (evaluation, "with_final_value", scaled, "2.1.1 IS of cut episodes, V of the rest added"),
     (importance, "log_weights", negated, "2.1.1 weighted IS: V^pi from infinitely many episodes"),

@@ -65,7 +65,7 @@ def log_weights(
     """Return the logarithm of the importance weight up to and with every step.
 
     Equation:  log w_t = sum_{k<=t} log pi(a_k|s_k) - log beta(a_k|s_k),  constant behind the episode's end
-    Source:    Precup, Sutton & Singh 2000, Section 2.
+    Source:    Precup, Sutton & Singh 2000.
     Returns:   (..., E, T) nats; -inf from the first action on that the target policy never takes
     Raises:    ValueError where valid is not True up to an episode's end and False behind it, where the behaviour's
                log-probability of a logged action is not finite, or where the target's is NaN or +inf
@@ -141,7 +141,7 @@ def trajectory_importance(
     """Weight every return by the ratio of the trajectory's probabilities.
 
     Equation:  V^ = 1/E sum_i w_{L-1} sum_t gamma^t r_t
-    Source:    Precup, Sutton & Singh 2000, Eq. 4. Unbiased where beta takes every action that pi takes.
+    Source:    Precup, Sutton & Singh 2000. Unbiased where beta takes every action that pi takes.
     Args:      reward (..., E, T) reward units; log-probabilities (..., E, T) nats; gamma in [0, 1]
     Returns:   Contributions with K = 1
     Raises:    ValueError as ``log_weights``, or unless gamma lies in [0, 1]
@@ -161,8 +161,8 @@ def weighted_trajectory_importance(
     """Average the returns with the trajectories' ratios as weights (self-normalised).
 
     Equation:  V^ = sum_i w_{L-1} (sum_t gamma^t r_t) / sum_i w_{L-1}
-    Source:    Precup, Sutton & Singh 2000, Eq. 5. Biased by O(1/E): towards the behaviour's value, which one episode
-               alone gives; consistent. It never leaves the range of the returns.
+    Source:    Precup, Sutton & Singh 2000. Biased by O(1/E): one episode alone gives the behaviour's value;
+               consistent. It never leaves the range of the returns.
     Args:      as ``trajectory_importance``
     Returns:   Contributions with K = 1
     Raises:    ValueError as ``trajectory_importance``
@@ -183,7 +183,7 @@ def per_decision_importance(
     """Weight every reward by the ratios of the actions up to it, since later ones did not cause it.
 
     Equation:  V^ = 1/E sum_i sum_t gamma^t w_t r_t
-    Source:    Precup, Sutton & Singh 2000, Section 3. Unbiased where beta takes every action that pi takes.
+    Source:    Precup, Sutton & Singh 2000. Unbiased where beta takes every action that pi takes.
     Args:      as ``trajectory_importance``
     Returns:   Contributions with K = 1
     Raises:    ValueError as ``trajectory_importance``
@@ -204,7 +204,7 @@ def weighted_per_decision_importance(
     """Average the rewards of every step with the weights up to it (self-normalised at each step).
 
     Equation:  V^ = sum_t gamma^t (sum_i w_t r_t) / sum_i w_t
-    Source:    Thomas 2015, Section 3.10 (CWPDIS). Every episode counts in every denominator, also those that have
+    Source:    Thomas 2015 (CWPDIS). Every episode counts in every denominator, also those that have
                ended: E[w_t] = 1 holds over all of them. Biased by O(1/E), consistent.
     Args:      as ``trajectory_importance``
     Returns:   Contributions with K = T
@@ -220,7 +220,7 @@ def direct_method(initial_value: Float[Tensor, "*batch e"]) -> Contributions:
     """Average what a model of the target policy says of the first states.
 
     Equation:  V^ = 1/E sum_i V(s_0)
-    Source:    Jiang & Li 2016, Section 2.3. As biased as the model; its intervals do not contain the model's error.
+    Source:    Jiang & Li 2016. As biased as the model; its intervals do not contain the model's error.
     Args:      initial_value (..., E) = E_{a~pi} Q(s_0, a), over the policy's distribution, not its mode
     Returns:   Contributions with K = 1
     Verified:  tests/exact/test_off_policy_evaluation.py::test_estimators_are_unbiased
@@ -240,8 +240,8 @@ def doubly_robust(
     """Correct a model's value by the weighted errors of its Q, from the last step backwards.
 
     Equation:  D_t = V(s_t) + rho_t (r_t + gamma D_{t+1} - Q(s_t, a_t)),  D_L = 0;  V^ = 1/E sum_i D_0
-    Source:    Jiang & Li 2016, Eq. 10. Unbiased for every Q with V(s) = E_{a~pi} Q(s, a), if Q does not come from the
-               same episodes; the exact Q gives the least variance. Q = V = 0 is ``per_decision_importance``.
+    Source:    Jiang & Li 2016. Unbiased for every Q with V(s) = E_{a~pi} Q(s, a), if Q does not come from the same
+               episodes; of all Q the exact one gives the least variance. Q = V = 0 is ``per_decision_importance``.
     Args:      q_value (..., E, T) of the logged actions; value (..., E, T) = E_{a~pi} Q(s_t, a), over the policy's
                distribution, not its mode; the rest as ``trajectory_importance``
     Returns:   Contributions with K = 1
@@ -272,7 +272,7 @@ def weighted_doubly_robust(
 
     Equation:  V^ = 1/E sum_i V(s_0) + sum_t gamma^t sum_i w_t (r_t + gamma V(s_{t+1}) - Q(s_t, a_t)) / sum_i w_t,
                V(s_L) = 0
-    Source:    Thomas & Brunskill 2016, Section 5, its terms gathered by weight. With 1/E for 1 / sum_i w_t it is
+    Source:    Thomas & Brunskill 2016, its terms gathered by weight. With 1/E for 1 / sum_i w_t it is
                ``doubly_robust``, forwards. Biased by O(1/E), consistent.
     Args:      as ``doubly_robust``
     Returns:   Contributions with K = T + 1

@@ -31,7 +31,7 @@ def standard_error(contributions: Contributions, counts: Float[Tensor, "b e"] | 
 
     Equation:  psi_i = sum_k (numerator_ik - R_k denominator_ik) / D_k,  R_k the k-th ratio, D_k the mean denominator;
                s^2 = sum_i psi_i^2 / (E (E - 1))
-    Source:    the delta method; Owen 2013, Eq. 9.9. For a mean over episodes it is the usual standard error, exactly.
+    Source:    the delta method; Owen 2013, Chapter 9. For a mean over episodes it is the usual standard error, exactly.
     Args:      contributions of E episodes; counts (B, E) as for ``estimate``
     Returns:   (...) reward units, or (..., B) with counts
     Raises:    ValueError if there are fewer than two episodes
@@ -55,7 +55,7 @@ def bootstrap_interval(
     """Return the interval between two quantiles of the estimates from resampled episodes.
 
     Equation:  [q_{(1-share)/2}, q_{(1+share)/2}] of V^*_1 ... V^*_B, each from E episodes drawn with replacement
-    Source:    Efron & Tibshirani 1993, Section 13.3 (percentile).
+    Source:    Efron & Tibshirani 1993, Chapter 13 (percentile).
     Args:      contributions of E episodes, leading axes resampled alike, so that estimators may be compared; generator
                of the caller, on the contributions' device; share of the resamples within
     Returns:   Interval; NaN where some resample has no episode with a weight
@@ -75,7 +75,7 @@ def bootstrap_t_interval(
     """Return the interval from the resampled distribution of the error over its own standard error.
 
     Equation:  [V^ - q_{(1+share)/2} s, V^ - q_{(1-share)/2} s],  q of t* = (V^* - V^) / s*
-    Source:    Efron & Tibshirani 1993, Section 12.5 (bootstrap-t). It follows skewed estimates, such as rare large
+    Source:    Efron & Tibshirani 1993, Chapter 12 (bootstrap-t). It follows skewed estimates, such as rare large
                weights give, where the percentile interval is too short; it is wider.
     Args:      as ``bootstrap_interval``
     Returns:   Interval; where all episodes contribute the same, the estimate itself twice; infinite where so many

@@ -25,7 +25,7 @@ def rank_correlation(estimated: Float[Tensor, "*batch p"], true: Float[Tensor, "
     """Return Spearman's correlation between estimated and true returns.
 
     Equation:  the correlation coefficient of the mid-ranks
-    Source:    Spearman 1904; Fu et al. 2021 (DOPE), Section 4.2.
+    Source:    Spearman 1904; Fu et al. 2021 (DOPE).
     Args:      estimated, true (..., P) reward units; P >= 2
     Returns:   (...) in [-1, 1]; NaN where one side does not distinguish any two policies
     Raises:    ValueError if there are fewer than two policies
@@ -44,7 +44,7 @@ def regret_at_k(
     """Return how much the best of the k policies that look best falls short of the best of all.
 
     Equation:  max_i J_i - max_{i in top k of J^} J_i
-    Source:    Fu et al. 2021 (DOPE), Section 4.2. Equal estimates count in the order in which they are given.
+    Source:    Fu et al. 2021 (DOPE). Equal estimates count in the order in which they are given.
     Args:      estimated, true (..., P) reward units; k of P policies
     Returns:   (...) reward units, >= 0
     Raises:    ValueError unless 1 <= k <= P
@@ -62,7 +62,7 @@ def mean_absolute_error(
     """Return the mean distance of the estimates from the true returns.
 
     Equation:  1/P sum_i |J^_i - J_i|
-    Source:    Fu et al. 2021 (DOPE), Section 4.2.
+    Source:    Fu et al. 2021 (DOPE).
     Returns:   (...) reward units
     Verified:  tests/unit/test_policy_selection.py::test_regret_by_hand
     """

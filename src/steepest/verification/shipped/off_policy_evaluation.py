@@ -118,8 +118,8 @@ def forwards(c: Process) -> Sides:
     return Sides(_expectation(c, evaluation.doubly_robust(*data)), _value(c, c.policy))
 
 
-@rows.equality("2.1.1", "doubly robust with Q^pi: least variance", episodic, tested="evaluation.doubly_robust")
-def least_variance(c: Process) -> Sides:
+@rows.equality("2.1.1", "doubly robust with Q^pi: the bound of trees", episodic, tested="evaluation.doubly_robust")
+def bound_of_trees(c: Process) -> Sides:
     """Var = Var V(s_0) + sum_t gamma^2t E_beta[w_t^2 Var(r_t + gamma V(s_{t+1}) | s_t, a_t)]: Jiang & Li, Theorem 2."""
     q, value = mdps.action_value(c.mdp, c.policy), mdps.state_value(c.mdp, c.policy)
     following = c.mdp.transition @ value
