@@ -601,9 +601,25 @@ def test_effective_sample_size() -> None:
     close(ope.effective_sample_size(weights.log() + 800.0), [36.0 / 14.0, 2.0], 1e-10)
 
 
+def test_single_precision_stays_single() -> None:
+    data = random_data(4, 5, 6)
+    single = tuple(x.float() if x.is_floating_point() else x for x in data)
+    for name, contributions in every(single, 0.9).items():
+        g = torch.Generator().manual_seed(0)
+        found = [estimate(contributions), standard_error(contributions)]
+        found += [
+            *bootstrap_interval(contributions, g, resamples=20),
+            *bootstrap_t_interval(contributions, g, resamples=20),
+        ]
+        assert {x.dtype for x in found} == {torch.float32}, name
+        close(found[0].double(), float(estimate(every(data, 0.9)[name])), 1e-4)
+
+
 def test_misuse_is_explained() -> None:
     reward, _, _, target, behaviour, valid = random_data(0, 3, 4)
-    for broken in (torch.zeros_like(valid), valid.flip(-1) | torch.eye(3, 4, dtype=torch.bool)):
+    gap, empty = torch.ones_like(valid), torch.ones_like(valid)
+    gap[1, 2], empty[2] = False, False
+    for broken in (gap, empty):
         with pytest.raises(ValueError, match="valid must be True from an episode's first step"):
             ope.per_decision_importance(reward, target, behaviour, broken, 0.9)
     for wrong in (torch.nan, torch.inf, -torch.inf):
@@ -672,7 +688,7 @@ def test_t_interval_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         t = sorted((x - centre) / e for x, e in rows)
         wider = bootstrap_t_interval(contributions, torch.Generator().manual_seed(4), resamples=201, share=0.9)
         close(torch.stack(wider), [centre - t[190] * error, centre - t[10] * error], 1e-9)
-    monkeypatch.setattr("steepest.evaluation.intervals.CELLS", 12 * 200)  # the last resample in a part of its own
+    monkeypatch.setattr("steepest.evaluation.intervals.CELLS", 12 * 50)  # 50 at a time, the last one by itself
     in_parts = bootstrap_interval(contributions, torch.Generator().manual_seed(4), resamples=201, share=0.9)
     assert in_parts == found
 
