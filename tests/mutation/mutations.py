@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import evaluation_mistakes as em
 import language_mistakes as lm
 import pytest
 
@@ -1481,6 +1482,10 @@ SUSPECTS: dict[str, Suspect] = {
     "language/training/rewards.py": Suspect(lm.REWARDS, ("unit/test_rewards.py", "unit/test_rlhf.py")),
     "language/compare/intervals.py": Suspect(lm.MEASURES, ("unit/test_comparison.py",)),
     "language/compare/comparison.py": Suspect(lm.COMPARISON, ("unit/test_comparison.py",)),
+    "evaluation/importance.py": Suspect(em.IMPORTANCE, ("exact/test_off_policy_evaluation.py",)),
+    "evaluation/intervals.py": Suspect(em.INTERVALS, ("exact/test_off_policy_evaluation.py",)),
+    "evaluation/selection.py": Suspect(em.SELECTION, ("unit/test_policy_selection.py",)),
+    "evaluation/bandit_data.py": Suspect(em.BANDIT_DATA, ("unit/test_bandit_data.py",)),
 }
 
 ROOMS = sorted({file.partition("/")[0].removesuffix(".py") for files in SUSPECTS for file in files.split()})

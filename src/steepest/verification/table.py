@@ -20,6 +20,7 @@ from steepest.verification.shipped import (
     off_policy,
     off_policy_actor,
     offline,
+    off_policy_evaluation,
     on_policy,
     policy_gradient,
     preference,
@@ -57,6 +58,7 @@ SHIPPED: tuple[Statement, ...] = (
     *on_policy.rows,
     *language.rows,
     *preference.rows,
+    *off_policy_evaluation.rows,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 
