@@ -284,6 +284,29 @@ def test_a_dataset_of_other_spaces_is_refused() -> None:
         rows_of(some(), spaces.MultiDiscrete([3, 3]))
 
 
+def test_the_best_episodes_are_kept() -> None:
+    """Of returns 30.3, 20, 151 and 80.1."""
+    for fraction, kept in ((0.0, {3}), (0.25, {3}), (0.5, {3, 4}), (0.8, {1, 3, 4}), (1.0, {1, 2, 3, 4})):
+        rows = rows_of(some())
+        rows.keep_best(fraction)
+        batch = rows.sample([torch.Generator().manual_seed(0)], 1, 400, gamma=0.9)
+        assert {int(x) // 100 for x in batch["obs/obs"][0, 0, :, 0]} == kept
+
+
+def test_next_actions_are_those_of_the_next_step() -> None:
+    rows = rows_of(some())
+    rows.add_next_actions()
+    batch = {k: x[0, 0] for k, x in rows.sample([torch.Generator().manual_seed(0)], 1, 100, gamma=0.9).items()}
+    given = {int(e.obs[0, 0]) // 100: e for e in some_episodes()}
+    for i in range(100):
+        first = int(batch["obs/obs"][i, 0])
+        e, t = given[first // 100], first % 100
+        known = t + 1 < len(e.reward)
+        assert batch["next_known"][i] == known
+        if known:
+            np.testing.assert_allclose(batch["next_action"][i], e.action[t + 1] / 2, rtol=1e-6)
+
+
 def test_a_fingerprint_is_of_all_that_is_learned_from() -> None:
     def changed(**arrays: Any) -> str:
         episodes = some_episodes()

@@ -16,7 +16,7 @@ from steepest.distributions import action_noise
 from steepest.environments.spaces import action_spec
 from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import from_episodes
-from steepest.experience.datasets.recording import UniformPolicy, record, steps_of
+from steepest.experience.datasets.recording import AgentPolicy, UniformPolicy, record, steps_of
 
 OBSERVED = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
@@ -73,7 +73,7 @@ def test_the_random_policy_is_uniform() -> None:
     def drawn(space: spaces.Space[Any], mask: Any = None) -> tuple[Any, Any]:
         policy = UniformPolicy(CountingEnvironments((1,)).obs_spec, action_spec(space), 20_000)
         noise = action_noise(policy.action_spec, (20_000,), generator)
-        return policy.draw(noise, None if mask is None else torch.tensor(mask).expand(20_000, -1))
+        return policy.uniform(noise, None if mask is None else torch.tensor(mask).expand(20_000, -1))
 
     action, log_prob = drawn(spaces.Discrete(4))
     assert np.abs(np.bincount(action) - 5_000).max() < 4 * (20_000 * 0.25 * 0.75) ** 0.5
@@ -116,7 +116,7 @@ def test_log_probabilities_are_those_of_the_policy(name: str, agent: Any, squash
     agent.parameters["policy_head.weight" if "PPO" in name else "head.weight"].mul_(30.0)
     masked = name == "PPO masked"
     env = CountingEnvironments((3, 4), masked=masked, action_spec=agent.action_spec)
-    episodes = record(env, OBSERVED, agent, 40, seed=2)
+    episodes = record(env, OBSERVED, AgentPolicy(agent, 2), 40, seed=2)
     for e in episodes:
         i = int(e.obs[0, 0])
         start, memory = np.array([True]), None
@@ -132,7 +132,7 @@ def test_log_probabilities_are_those_of_the_policy(name: str, agent: Any, squash
             if not masked:
                 executed = np.tanh(e.drawn[t]) if squashed else np.clip(e.drawn[t], -1, 1)
                 np.testing.assert_allclose(e.action[t], executed, rtol=1e-5)
-    modes = record(env, OBSERVED, agent, 7, seed=2, deterministic=True)
+    modes = record(env, OBSERVED, AgentPolicy(agent, 2, deterministic=True), 7, seed=2)
     assert all(e.log_prob is None for e in modes)
     assert from_episodes(modes).steps == 7
 

@@ -1,7 +1,7 @@
 """A dataset: recorded episodes, one after another, checked as they come in.
 
-Rows are those of ``types.Rollout``: an episode of T steps takes T + 1 rows. Its last row holds the observation that
-followed its last step, and has ``valid`` False, since nothing was decided there. So no observation is stored twice, the
+Rows are those of ``types.Rollout``: an episode of T steps takes T + 1 rows. The last one holds the observation that
+followed the last step, and has ``valid`` False, since nothing was decided there. So no observation is stored twice, the
 end of a process and the end of a recording stay apart, and the true next observation is always known.
 """
 

@@ -48,6 +48,17 @@ def read_dataset(source: Any, *, cache: str | os.PathLike[str] | None = None) ->
     return _read(path, str(path), cache)
 
 
+def env_of(source: Any) -> str:
+    """Return the id of the environment that a dataset names.
+
+    Raises:    UsageError where it names none
+    """
+    dataset = read_dataset(source)
+    if dataset.env is None:
+        raise UsageError(f"{dataset.source} names no environment; give the one that it is of")
+    return dataset.env
+
+
 def write_dataset(dataset: Dataset, out: str | os.PathLike[str]) -> str:
     """Write a dataset to a place that ``check_free`` accepts, wholly or not at all; return the place.
 

@@ -30,13 +30,62 @@ ROWS = 128
 
 
 class Player(Protocol):
-    """One policy in ``num_envs`` environments: an agent of one member, or ``UniformPolicy``."""
+    """One policy in a number of environments, as ``record`` plays it."""
 
     num_envs: int
+    members: int
     obs_spec: ObsSpec
     action_spec: ActionSpec
+    memory_size: int
+    sequence_length: int
+    device: torch.device
 
+    def initial_memory(self, num_envs: int) -> Tensor | None: ...
     def to_env(self, action: Array) -> Array: ...
+    def draw(
+        self, obs: Obs, noise: Tensor, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+
+
+class AgentPolicy:
+    """An agent of one member, in any number of environments.
+
+    Args:      deterministic: take the mode of the policy, which has no log-probability
+    Verified:  tests/unit/test_recording.py::test_log_probabilities_are_those_of_the_policy
+    """
+
+    members = 1
+
+    def __init__(self, agent: Agent, num_envs: int, *, deterministic: bool = False) -> None:
+        self.agent = agent
+        self.num_envs = num_envs
+        self.deterministic = deterministic
+        self.obs_spec, self.action_spec = agent.obs_spec, agent.action_spec
+        self.memory_size, self.sequence_length = agent.memory_size, agent.sequence_length
+        self.device = agent.device
+        self.initial_memory, self.to_env = agent.initial_memory, agent.to_env
+        needed = (k for k in agent.state if k == "params" or k.startswith(("buffers/", "obs_")))
+        state = {k: agent.state[k][0].clone() for k in needed}
+        self.statistics = normalization(state)
+        self.module = agent.call.bind(state["params"], state)
+
+    def draw(
+        self, obs: Obs, noise: Tensor, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return actions (N, ...) as the policy draws them, their log-probabilities (N,), and the new memory."""
+        seen: list[Distribution] = []
+
+        def forward(inputs: PolicyInput) -> PolicyOutput:
+            output = self.module(inputs, self.statistics, False)
+            seen.append(output.distribution)
+            return output
+
+        action, memory = act_once(forward, obs, None if self.deterministic else noise, mask, start, memory)
+        if self.deterministic:
+            return action, None, memory
+        # A recurrent policy sees a step as a sequence of one.
+        policy = seen[0] if memory is None else cast(Distribution, tree_map(first_member, seen[0]))
+        return action, policy.log_prob(action), memory
 
 
 class UniformPolicy:
@@ -68,12 +117,19 @@ class UniformPolicy:
         del num_envs
 
     def actor(self, *, deterministic: bool = False) -> Actor:
-        """Return the policy as a function, see ``Agent.actor``."""
+        """Return the policy as a function, see ``Agent.actor``; noise and mask alone count."""
         if deterministic:
             raise UsageError("the random policy has no most likely action; leave out deterministic")
-        return lambda obs, noise, mask, start, memory: (self.draw(cast(Tensor, noise), mask)[0], memory)
+        return lambda obs, noise, mask, start, memory: (self.uniform(cast(Tensor, noise), mask)[0], memory)
 
-    def draw(self, noise: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, obs: Obs, noise: Tensor, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor, None]:
+        """Return actions (N, ...) and their log-probabilities (N,); there is no memory."""
+        del obs, start, memory
+        return *self.uniform(noise, mask), None
+
+    def uniform(self, noise: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return actions (...) and their log-probabilities, from noise of the kind that ``action_noise`` draws."""
         spec = self.action_spec
         if spec.kind == "box":
@@ -97,49 +153,6 @@ class UniformPolicy:
             policy = (Factored if spec.kind == "multi_discrete" else Bernoulli)(torch.stack(choices, dim=-2))
         action = policy.sample(noise)
         return action, policy.log_prob(action)
-
-
-class ScoredActor:
-    """An agent's policy, or the uniform one, as an ``Actor`` that notes the log-probability of every action it draws.
-
-    Verified:  tests/unit/test_recording.py::test_log_probabilities_are_those_of_the_policy
-    """
-
-    def __init__(self, player: Agent | UniformPolicy, *, deterministic: bool = False) -> None:
-        self.player = player
-        self.deterministic = deterministic
-        self.log_probs: list[Tensor] = []  # (N,) nats each; none where actions are not drawn
-        if isinstance(player, UniformPolicy):
-            player.actor(deterministic=deterministic)  # which refuses what it cannot do
-            return
-        state = {
-            k: v[0].clone() for k, v in player.state.items() if k == "params" or k.startswith(("buffers/", "obs_"))
-        }
-        self.statistics = normalization(state)
-        self.module = player.call.bind(state["params"], state)
-
-    def __call__(
-        self, obs: Obs, noise: Tensor | None, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Act in one step, as ``Agent.actor`` says; all arguments have leading axes (1, N)."""
-        given = tree_map(first_member, (obs, noise, mask, start, memory))
-        if isinstance(self.player, UniformPolicy):
-            action, log_prob = self.player.draw(given[1], given[2])
-            self.log_probs.append(log_prob)
-            return action.unsqueeze(0), None
-        seen: list[Distribution] = []
-
-        def forward(inputs: PolicyInput) -> PolicyOutput:
-            output = self.module(inputs, self.statistics, False)
-            seen.append(output.distribution)
-            return output
-
-        action, memory = act_once(forward, given[0], None if self.deterministic else given[1], *given[2:])
-        if not self.deterministic:
-            # A recurrent policy sees a step as a sequence of one.
-            policy = seen[0] if memory is None else cast(Distribution, tree_map(first_member, seen[0]))
-            self.log_probs.append(policy.log_prob(action))
-        return action.unsqueeze(0), None if memory is None else memory.unsqueeze(0)
 
 
 class Steps(NamedTuple):
@@ -212,21 +225,18 @@ def cut(
 def record(
     env: Environments,
     space: Space[Any],
-    player: Agent | UniformPolicy,
+    player: Player,
     steps: int,
     *,
     seed: int,
-    deterministic: bool = False,
     on_rows: Callable[[int, list[float]], None] = lambda _, __: None,
 ) -> list[RecordedEpisode]:
     """Play ``steps`` steps, spread evenly over the environments, and return the episodes of one after the other.
 
     The last episode of every environment is truncated where its share of the steps is taken.
 
-    Args:      space: of observations, see ``spaces.recorded_spaces``; player: an agent of one member, or the random
-               policy, with as many environments; deterministic: take the mode of the policy, which has no
-               log-probability; on_rows: called now and then with the steps so far, and the returns of the episodes that
-               ended since
+    Args:      space: of observations, see ``spaces.recorded_spaces``; player: with as many environments; on_rows:
+               called now and then with the steps so far, and the returns of the episodes that ended since
     Verified:  tests/unit/test_recording.py::test_what_is_recorded_is_what_was_played,
                tests/integration/test_datasets.py::test_the_same_seed_gives_the_same_bits
     """
@@ -234,8 +244,18 @@ def record(
     rows = ROWS if not player.sequence_length else math.ceil(ROWS / player.sequence_length) * player.sequence_length
     quota = np.full(n, steps // n)
     quota[: steps % n] += 1
-    actor = ScoredActor(player, deterministic=deterministic)
-    collector = Collector(env, cast(Agent, player), rows)
+    log_probs: list[Tensor] = []
+
+    def act(
+        obs: Obs, noise: Tensor | None, mask: Tensor | None, start: Tensor | None, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        given = tree_map(first_member, (obs, noise, mask, start, memory))
+        action, log_prob, memory = player.draw(*given)
+        if log_prob is not None:
+            log_probs.append(log_prob)
+        return action.unsqueeze(0), None if memory is None else memory.unsqueeze(0)
+
+    collector = Collector(env, cast(Any, player), rows)
     collector.reset(seed)
     generator = torch.Generator().manual_seed(seed)
     names = ("action", "reward", "terminated", "truncated", "valid")
@@ -247,15 +267,15 @@ def record(
     taken = np.zeros(n, np.int64)
     while (taken < quota).any():
         noise = action_noise(player.action_spec, (rows, 1, n), generator).to(player.device)
-        finished = collector.play(actor, noise)
+        finished = collector.play(act, noise)
         found = collector.rows()
         for name in names:
             keep(name, getattr(found, name))
         for name, array in found.obs.items():
             keep(f"obs/{name}", array[:-1])
-        if actor.log_probs:
-            keep("log_prob", torch.stack(actor.log_probs).cpu())
-            actor.log_probs.clear()
+        if log_probs:
+            keep("log_prob", torch.stack(log_probs).cpu())
+            log_probs.clear()
         taken += played["valid"][-1].sum(0)
         on_rows(int(np.minimum(taken, quota).sum()), [episode.episode_return for episode in finished])
     for name, array in collector.rows().obs.items():
@@ -284,7 +304,7 @@ def _column(rows: dict[str, Array], i: int, limit: int, player: Player, space: S
     )
 
 
-def replayed(buffer: ReplayBuffer, space: Space[Any], player: Player, member: int) -> Iterator[RecordedEpisode]:
+def replayed(buffer: ReplayBuffer, space: Space[Any], agent: Agent, member: int) -> Iterator[RecordedEpisode]:
     """Yield the episodes in a replay buffer, environment by environment, in the order in which they were played.
 
     Of the oldest episodes, what the buffer no longer holds is missing.
@@ -306,12 +326,12 @@ def replayed(buffer: ReplayBuffer, space: Space[Any], player: Player, member: in
 
         taken = seen(numbers[steps.taken], "obs")
         after = seen(numbers[steps.taken[steps.ends]], "next_obs")
-        names = [f.name for f in player.obs_spec.fields]
+        names = [f.name for f in agent.obs_spec.fields]
         yield from cut(
             steps,
             as_given(space, {name: taken[f"obs/{name}"] for name in names}),
             as_given(space, {name: after[f"next_obs/{name}"] for name in names}),
-            player.to_env(taken["action"]),
+            agent.to_env(taken["action"]),
             taken["reward"],
             drawn=taken["action"],
         )

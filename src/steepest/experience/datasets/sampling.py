@@ -41,7 +41,26 @@ class DatasetRows(Transitions):
     def add_returns_to_go(self, gamma: float) -> None:
         """Let every transition take ``return_to_go`` along, see ``Dataset.returns_to_go``."""
         self.flat["return_to_go"] = self.dataset.returns_to_go(gamma).astype(np.float32)
-        self.more = ("return_to_go",)
+        self.more = (*self.more, "return_to_go")
+
+    def add_next_actions(self) -> None:
+        """Let every transition take ``next_action`` along, and ``next_known``, 0 where the recording ends there."""
+        self.flat["next_action"] = np.roll(self.flat["action"], -1, axis=0)
+        self.flat["next_known"] = np.roll(self.flat["valid"], -1).astype(np.float32)
+        self.more = (*self.more, "next_action", "next_known")
+
+    def keep_best(self, fraction: float) -> None:
+        """Draw from the episodes with the highest returns alone, at least one of them.
+
+        Verified:  tests/unit/test_datasets.py::test_the_best_episodes_are_kept
+        """
+        returns = self.dataset.returns
+        best = np.argsort(-returns, kind="stable")[: max(1, round(fraction * len(returns)))]
+        first, last = self.dataset.bounds
+        kept = np.zeros(self.length, np.bool_)
+        for episode in best:
+            kept[first[episode] : last[episode]] = True
+        self.decided = np.flatnonzero(kept)
 
     def sample(
         self, generators: list[torch.Generator], batches: int, batch_size: int, *, gamma: float, n_steps: int = 1
