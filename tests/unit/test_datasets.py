@@ -29,9 +29,11 @@ from steepest.experience.datasets.dataset import (
 )
 from steepest.experience.datasets.folders import arrays_of
 from steepest.experience.datasets.layouts import from_arrays
+from steepest.experience.datasets.picture import draw
 from steepest.experience.datasets.read import read_dataset, write_dataset
 from steepest.experience.datasets.sampling import DatasetRows, unit_actions
 from steepest.experience.datasets.spaces import as_given, spaces_of
+from steepest.experience.datasets.summary import coverage, summarised
 
 BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
 OBSERVED = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -684,3 +686,85 @@ def test_observations_are_given_back_as_the_space_has_them() -> None:
                 np.testing.assert_allclose(one, other, rtol=1e-6)
             else:
                 np.testing.assert_array_equal(one, other)
+
+
+# Figures and the picture
+
+
+def test_a_summary_by_hand() -> None:
+    dataset = from_episodes(some_episodes(), spaces=(OBSERVED, BOX), reference=Reference(0.0, 40.0))
+    found = summarised(dataset)
+    returns = np.array([30.3, 20.0, 151.0, 80.1])
+    assert (found.episodes, found.steps, found.terminated, found.truncated) == (4, 11, 0.5, 0.5)
+    assert found.returns.mean == pytest.approx(returns.mean(), rel=1e-6)
+    assert found.returns.std == pytest.approx(returns.std(), rel=1e-6)
+    assert found.returns.quartiles == pytest.approx(np.quantile(returns, [0.25, 0.5, 0.75]), rel=1e-6)
+    assert (found.length.min, found.length.max, found.length.mean) == (1, 5, 2.75)
+    assert found.score is not None
+    assert found.score.max == pytest.approx(151.0 / 0.4, rel=1e-6)
+    assert found.log_prob is not None
+    assert found.log_prob.max == -100.0
+    assert found.observations[0].max == 402.0
+    assert found.observations[0].min == -402.0
+    assert found.notes == ()
+    assert json.loads(json.dumps(found.as_dict()))["steps"] == 11
+    text = "\n".join(found.lines())
+    for words in ("11 steps in 4 episodes", "50.0% terminated", "0.00 (random), 40.00 (expert)"):
+        assert words in text
+    clipped = [e._replace(action=np.where(e.action > 1, 2, e.action)) for e in some_episodes()]
+    steps = np.concatenate([e.action for e in clipped])
+    at = summarised(from_episodes(clipped, spaces=(OBSERVED, BOX))).actions
+    for i in (0, 1):
+        assert at[i].at_high == pytest.approx((steps[:, i] == 2).mean())
+        assert at[i].at_low == pytest.approx((steps[:, i] == -2).mean())
+    plain = summarised(some())
+    assert plain.actions[0].at_low is None
+    assert plain.notes == ("bounds are not checked: the dataset names no environment",)
+    assert "environment 'Nothing-v9'" in summarised(some(env="Nothing-v9")).notes[0]
+    with pytest.raises(UsageError, match="the environment takes -1 to 1"):
+        summarised(from_episodes(some_episodes(), spaces=(OBSERVED, spaces.Box(-1, 1, (2,), np.float32))))
+
+
+def test_discrete_actions_are_counted() -> None:
+    actions = np.array([2, 2, 4])
+    one = episode(1, 3)._replace(action=actions)
+    (found,) = summarised(from_episodes([one], spaces=(OBSERVED, spaces.Discrete(4, start=1)))).actions
+    assert found.counts == (0, 2, 0, 1)
+    assert (found.min, found.max) == (2, 4)
+    (unknown,) = summarised(from_episodes([one])).actions
+    assert unknown.counts == (2, 0, 1)
+
+
+def test_coverage_is_the_share_of_cells() -> None:
+    def of(*values: Any) -> float:
+        obs = np.array([*values, values[0]], np.float32)
+        steps = len(values)
+        zeros = np.zeros(steps)
+        return coverage(from_episodes([RecordedEpisode(obs, zeros, zeros, True, False)]))
+
+    assert of(0, 1, 2, 3) == pytest.approx(1.0)  # four values, four cells, each as often
+    assert of(5, 5, 5) == pytest.approx(1.0)
+    counts = np.array([3, 1]) / 4
+    assert of(0, 0, 0, 1) == pytest.approx(np.exp(-(counts * np.log(counts)).sum()) / 2)
+    grid = np.stack(np.meshgrid(np.arange(3), [-5.0, 5.0]), -1).reshape(-1, 2)
+    assert of(*grid) == pytest.approx(1.0)
+    assert of(*np.repeat(grid, 3, axis=0)) == pytest.approx(1.0)
+    assert of(*grid, *[grid[0]] * 50) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("space", "action"),
+    [
+        (OBSERVED, BOX),
+        (OBSERVED, spaces.Box(-1, 1, (9,), np.float32)),
+        (NESTED, spaces.MultiDiscrete([2, 3])),
+        (spaces.Discrete(4), spaces.Discrete(3)),
+    ],
+)
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_a_dataset_is_drawn(space: Any, action: Any, ending: str, tmp_path: Path) -> None:
+    dataset = sampled(space, action)
+    out = draw(dataset, summarised(dataset), tmp_path / f"picture{ending}")
+    assert out.stat().st_size > 10_000
+    with pytest.raises(UsageError, match=r"must be \.png, \.pdf or \.svg"):
+        draw(dataset, summarised(dataset), tmp_path / "picture.txt")

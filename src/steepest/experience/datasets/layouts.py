@@ -196,7 +196,7 @@ def _check_continuous(arrays: Mapping[str, Any], ends: Array, source: str) -> No
                 continue
             one = np.asarray(after[piece.start : until])
             other = np.asarray(arrays[name][piece.start + 1 : until + 1])
-            differs = (one != other) & ~((one != one) & (other != other))  # NaN is another error
+            differs = (one != other) & (other == other)  # where an observation is NaN, that is the error
             jumps = differs.reshape(len(one), -1).any(1) & ~ends[piece.start : until]
             if jumps.any():
                 row = piece.start + int(jumps.argmax())
