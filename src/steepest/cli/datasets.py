@@ -64,17 +64,18 @@ def collect(argv: list[str]) -> int:
     kind = with_positional(CollectOptions, "given", tuple[str, ...], "POLICY [ENV]", what)
     options = parse(kind, argv, "steepest collect")
     given: list[str] = list(options.given)
-    policy = None if options.mixture else given.pop(0) if given else None
+    policy = given.pop(0) if given and not options.mixture else None
     env = given.pop(0) if given else None
     if given:
         raise UsageError(f"{' '.join(given)} is too much; expected POLICY [ENV], and with --mixture [ENV] alone")
-    if policy is None and not options.mixture:
+    if options.replay:
+        _refuse_playing(options)
+    if policy is None and (options.replay or not options.mixture):
         raise UsageError("which policy? Give a run's folder, a saved agent, or random")
     from steepest.api import datasets
 
     common = {name: getattr(options, name) for name in ("out", "member", "reference", "reference_episodes")}
-    if options.replay:
-        _refuse_playing(options)
+    if options.replay and policy is not None:
         dataset = datasets.collect_replay(policy, env, **common)
     else:
         if options.steps is None:

@@ -173,13 +173,12 @@ class _Named(gym.Env[Any, Any]):
         self.spec = spec
 
 
-class _silent(warnings.catch_warnings):
-    """Minari warns about everything that a dataset could say of itself and does not."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
+@contextmanager
+def _silent() -> Generator[None]:
+    """Keep Minari from warning about everything that a dataset could say of itself and does not."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return entered
+        yield
 
 
 def _minari(what: str) -> Any:

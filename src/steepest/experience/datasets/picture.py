@@ -71,8 +71,8 @@ def _returns(axes: Axes, dataset: Dataset) -> None:
 def _histogram(axes: Axes, values: Any, colour: str) -> None:
     low, high = float(values.min()), float(values.max())
     if np.issubdtype(values.dtype, np.integer) and high - low < 40:
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        bins = np.arange(low, high + 2) - 0.5
+        _whole_numbers(axes.xaxis)
+        bins: Any = np.arange(low, high + 2) - 0.5
     elif low == high:  # one bar, wide enough to be seen
         bins = np.array([low - 0.5, high + 0.5])
     else:
@@ -80,7 +80,7 @@ def _histogram(axes: Axes, values: Any, colour: str) -> None:
     if len(bins) == 2:
         axes.set_xlim(low - 5, high + 5)
     axes.hist(values, bins=bins, color=colour, edgecolor="white", linewidth=0.5)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes.yaxis)
 
 
 def _actions(axes: Axes, dataset: Dataset, summary: Summary) -> None:
@@ -94,7 +94,7 @@ def _actions(axes: Axes, dataset: Dataset, summary: Summary) -> None:
             places = np.arange(len(found or ())) + (i - (len(counts) - 1) / 2) * width
             heights = np.array(found) / steps
             axes.bar(places, heights, width, color=colours[i], label=str(i), edgecolor="white", linewidth=0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes.xaxis)
         axes.grid(visible=False, axis="x")
         _label(axes, "Actions", "choice, counted from 0", "share of steps")
     elif len(counts) <= MOST_LINES:
@@ -109,7 +109,7 @@ def _actions(axes: Axes, dataset: Dataset, summary: Summary) -> None:
         image = axes.pcolormesh(bins, np.arange(len(rows) + 1) - 0.5, np.sqrt(rows), cmap="Blues", vmin=0.0)
         image.set_rasterized(True)
         axes.invert_yaxis()
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes.yaxis)
         axes.grid(visible=False)
         _label(axes, "Actions", "as the environment took them (darker: more often)", "component")
         return
@@ -134,6 +134,10 @@ def _coverage(axes: Axes, dataset: Dataset, summary: Summary) -> None:
         color=FAINT_INK,
         fontsize=9,
     )
+
+
+def _whole_numbers(axis: Any) -> None:
+    axis.get_major_locator().set_params(integer=True)
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:

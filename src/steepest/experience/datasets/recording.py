@@ -286,7 +286,7 @@ def record(
 
 def _column(rows: dict[str, Array], i: int, limit: int, player: Player, space: Space[Any]) -> Iterator[RecordedEpisode]:
     """Yield the episodes of one environment, of rows (R, N, ...) and observations (R+1, N, ...)."""
-    steps = steps_of(*(rows[name][:, i] for name in ("terminated", "truncated", "valid")), limit)
+    steps = steps_of(rows["terminated"][:, i], rows["truncated"][:, i], rows["valid"][:, i], limit)
     taken = steps.taken
     drawn = rows["action"][taken, i]
 
@@ -314,7 +314,8 @@ def replayed(buffer: ReplayBuffer, space: Space[Any], agent: Agent, member: int)
     numbers = np.arange(buffer.first, buffer.written)
     for i in range(member * buffer.num_envs, (member + 1) * buffer.num_envs):
         here = (numbers % buffer.length) * buffer.envs + i
-        steps = steps_of(*(buffer.flat[name][here] for name in ("terminated", "truncated", "valid")))
+        flags = buffer.flat
+        steps = steps_of(flags["terminated"][here], flags["truncated"][here], flags["valid"][here])
         if not len(steps.taken):
             continue
 

@@ -143,7 +143,7 @@ def summarised(dataset: Dataset) -> Summary:
         actions=_components(dataset, None if known is None else known[1]),
         coverage=coverage(dataset),
         score=None if reference is None else figures(reference.score(returns)),
-        reference=None if reference is None else tuple(reference),
+        reference=None if reference is None else (reference.random, reference.expert),
         log_prob=None if dataset.log_prob is None else figures(dataset.log_prob[dataset.valid]),
         notes=tuple(notes),
     )
