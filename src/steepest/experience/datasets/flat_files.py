@@ -32,11 +32,6 @@ class Stored(NamedTuple):
     arrays: dict[str, Any]
     described: dict[str, Any]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the arrays take in memory."""
-        return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in self.arrays.values())
-
 
 class Member:
     """An array in a file, of which shape and type are known; indexing reads it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from gymnasium import Space
 
 from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import (
@@ -60,9 +61,10 @@ def describe(dataset: Dataset, folder: Path, **more: Any) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def read_folder(folder: Path) -> Dataset:
+def read_folder(folder: Path, spaces: tuple[Space[Any], Space[Any]] | None = None) -> Dataset:
     """Return the dataset in a folder; its arrays stay on disk.
 
+    Args:      spaces: of observations and actions, where they are known; a folder does not hold them
     Raises:    UsageError where a file is missing, damaged, or contradicts the others
     """
     description = read_json(folder)
@@ -74,7 +76,7 @@ def read_folder(folder: Path) -> Dataset:
     missing = {"action", "reward", *FLAGS} - arrays.keys()
     if missing:
         raise UsageError(f"{folder} lacks {', '.join(sorted(missing))}")
-    return as_dataset(arrays, source=str(folder), **described_by(description, str(folder)))
+    return as_dataset(arrays, source=str(folder), spaces=spaces, **described_by(description, str(folder)))
 
 
 def read_json(folder: Path) -> dict[str, Any]:

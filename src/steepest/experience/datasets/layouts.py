@@ -64,7 +64,7 @@ def from_arrays(
                tests/unit/test_datasets.py::test_ogbench_in_its_three_forms,
                tests/integration/test_datasets.py::test_malformed_files_are_refused
     """
-    found = dict(_flat(arrays))
+    found = dict(known_arrays(arrays))
     given = [name for name in ("timeouts", "masks") if name in found]
     _require(source, found, "observations", "actions", "terminals")
     if len(given) == 2:
@@ -99,7 +99,7 @@ def to_d4rl(dataset: Dataset) -> Iterator[tuple[str, tuple[int, ...], np.dtype[A
         yield name, (len(rows), *array.shape[1:]), array.dtype, (x for _, x in _gathered(array, taken))
 
 
-def _flat(arrays: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+def known_arrays(arrays: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the arrays that a layout knows by name, nested ones as "outer/inner"."""
     known = ("observations", NEXT, "terminals", "timeouts", "masks", "valids", *PLAIN.values())
     for key, value in arrays.items():
@@ -107,7 +107,7 @@ def _flat(arrays: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any
         if name.partition("/")[0] not in known:
             continue
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}/")
+            yield from known_arrays(value, f"{name}/")
         else:
             yield name, value if hasattr(value, "shape") and hasattr(value, "dtype") else np.asarray(value)
 

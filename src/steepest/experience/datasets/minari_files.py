@@ -77,13 +77,23 @@ def check_free(name: str) -> None:
         raise UsageError(f"a Minari dataset {name} is in {root()} already; give another name or version")
 
 
-def nbytes(path: Path) -> int:
-    """Return about how many bytes the dataset in this folder takes in memory."""
+def spaces_in(path: Path, source: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Return the spaces of observations and actions of the Minari dataset in a folder."""
     with _silent():
-        storage = _open(path, str(path))
-        observed = sum(_row_bytes(part) for part in _leaves(storage.observation_space))
-        row = observed + _row_bytes(storage.action_space) + 8
-        return row * (storage.total_steps + storage.total_episodes)
+        storage = _open(path, source)
+        return storage.observation_space, storage.action_space
+
+
+def nbytes(path: Path, source: str) -> int:
+    """Return about how many bytes the Minari dataset in a folder takes in memory."""
+    with _silent():
+        storage = _open(path, source)
+        try:
+            rows = int(storage.total_steps) + int(storage.total_episodes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{source} cannot be read as a Minari dataset: {error!r}") from error
+    leaves = [*_leaves(storage.observation_space), *_leaves(storage.action_space)]
+    return rows * (8 + sum(_row_bytes(leaf) for leaf in leaves))
 
 
 def read_minari(path: Path, source: str, *, allocate: Allocate = in_memory) -> Dataset:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from steepest.errors import UsageError
 from steepest.experience.datasets import flat_files, folders, minari_files
 from steepest.experience.datasets.dataset import Dataset
-from steepest.experience.datasets.layouts import from_arrays
+from steepest.experience.datasets.layouts import from_arrays, known_arrays
 from steepest.files.atomic import atomic_place
 
 MINARI = "minari:"
@@ -105,10 +107,11 @@ def _read(path: Path, source: str, cache: str | os.PathLike[str] | None) -> Data
         raise UsageError(f"{path} is {kind}; accepted are {ACCEPTED}")
     if cache is None:
         if is_minari:
-            _check_fits(source, minari_files.nbytes(path))
+            _check_fits(source, minari_files.nbytes(path, source))
             return minari_files.read_minari(path, source)
         with flat_files.open_file(path) as stored:
-            _check_fits(source, stored.nbytes)
+            known = [x for _, x in known_arrays(stored.arrays)]
+            _check_fits(source, sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in known))
             return from_arrays(stored.arrays, source=source, **stored.described)
     return _read_through(path, source, Path(cache), is_minari=is_minari)
 
@@ -116,10 +119,11 @@ def _read(path: Path, source: str, cache: str | os.PathLike[str] | None) -> Data
 def _read_through(path: Path, source: str, cache: Path, *, is_minari: bool) -> Dataset:
     """Put the rows into files of the cache, unless these are there already, and map them."""
     stamp = _stamp(path)
+    spaces = minari_files.spaces_in(path, source) if is_minari else None
     if (cache / folders.DESCRIPTION).is_file():
         if folders.read_json(cache).get("made_from") != stamp:
             raise UsageError(f"{cache} holds the rows of other data than {source} is now; give another folder as cache")
-        return folders.read_folder(cache)
+        return folders.read_folder(cache, spaces)
     if cache.exists():
         raise UsageError(f"{cache} exists and holds no dataset; give a folder that is not there yet as cache")
     with atomic_place(cache) as temporary:
@@ -132,7 +136,7 @@ def _read_through(path: Path, source: str, cache: Path, *, is_minari: bool) -> D
                 dataset = from_arrays(stored.arrays, source=source, allocate=allocate, **stored.described)
             folders.remove(temporary / "unpacked")
         folders.describe(dataset, temporary, made_from=stamp)
-    return folders.read_folder(cache)
+    return folders.read_folder(cache, spaces)
 
 
 def _stamp(path: Path) -> list[Any]:
