@@ -113,7 +113,7 @@ LAYOUTS: Mistakes = {
     "final observations a row early": ("new[place[ends][part] + 1] = values", "new[place[ends][part]] = values"),
     "one row for every end before": ("np.concatenate([[0], np.cumsum(ends)[:-1]])", "np.cumsum(ends)"),
     "next observations written from the present": ("array, rows + 1)]", "array, rows)]"),
-    "gathered from the file's beginning": ("[index[part] - piece.start]", "[index[part] % len(array[piece])]"),
+    "gathered from the file's beginning": ("[index[part] - piece.start]", "[index[part] - part.start]"),
     "Minari's both flags": ('bool(ended["truncations"][-1:].any())', 'bool(ended["terminations"][-1:].any())'),
     "flags in the midst of an episode": ("if flags[:-1].any():", "if False:"),
     "images as JPEG": ("jpeg_encoding=False", "jpeg_encoding=True"),

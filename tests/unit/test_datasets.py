@@ -332,7 +332,7 @@ def test_a_fingerprint_is_of_all_that_is_learned_from() -> None:
 
 NESTED = spaces.Dict(
     goal=spaces.Dict(place=spaces.Box(-1, 1, (2,), np.float64), kind=spaces.Discrete(3, start=2)),
-    camera=spaces.Box(0, 255, (8, 9, 3), np.uint8),
+    camera=spaces.Box(0, 255, (36, 33, 3), np.uint8),
     pair=spaces.Tuple((spaces.MultiBinary(2), spaces.Box(-1, 1, (1,), np.float32))),
 )
 
@@ -443,6 +443,8 @@ def test_d4rl_with_next_observations() -> None:
         from_arrays(broken)
     with pytest.raises(UsageError, match="terminals and timeouts are both set in row 1"):
         from_arrays({**arrays, "timeouts": np.array([0, 1, 0, 1, 0, 0])})
+    with pytest.raises(UsageError, match="terminals is 2 in row 1; expected 0 or 1"):
+        from_arrays({**arrays, "terminals": 2 * arrays["terminals"]})
 
 
 def test_d4rl_without_next_observations() -> None:
@@ -717,10 +719,14 @@ def test_a_summary_by_hand() -> None:
     for i in (0, 1):
         assert at[i].at_high == pytest.approx((steps[:, i] == 2).mean())
         assert at[i].at_low == pytest.approx((steps[:, i] == -2).mean())
+    three = summarised(from_episodes(some_episodes()[:3]))
+    assert (three.terminated, three.truncated) == pytest.approx((1 / 3, 2 / 3))
     plain = summarised(some())
     assert plain.actions[0].at_low is None
     assert plain.notes == ("bounds are not checked: the dataset names no environment",)
     assert "environment 'Nothing-v9'" in summarised(some(env="Nothing-v9")).notes[0]
+    with pytest.raises(UsageError, match="observations are not those of the environment"):
+        summarised(from_episodes(some_episodes(), spaces=(spaces.Box(-1, 1, (4,)), BOX)))
     with pytest.raises(UsageError, match="the environment takes -1 to 1"):
         summarised(from_episodes(some_episodes(), spaces=(OBSERVED, spaces.Box(-1, 1, (2,), np.float32))))
 
@@ -750,6 +756,8 @@ def test_coverage_is_the_share_of_cells() -> None:
     assert of(*grid) == pytest.approx(1.0)
     assert of(*np.repeat(grid, 3, axis=0)) == pytest.approx(1.0)
     assert of(*grid, *[grid[0]] * 50) < 0.4
+    far = np.array([40, 1]) / 41  # forty numbers in the first of 32 cells, one in the last, and none between
+    assert of(*np.linspace(0, 1, 40), 1000) == pytest.approx(np.exp(-(far * np.log(far)).sum()) / 32)
 
 
 @pytest.mark.parametrize(

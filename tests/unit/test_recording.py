@@ -49,13 +49,13 @@ def test_what_is_recorded_is_what_was_played(pause: bool) -> None:
     env = CountingEnvironments(lengths, pause=pause)
     player = UniformPolicy(env.obs_spec, env.action_spec, 3)
     progress: list[int] = []
-    episodes = record(env, OBSERVED, player, 400, seed=1, on_rows=lambda n, _: progress.append(n))
+    episodes = record(env, OBSERVED, player, 401, seed=1, on_rows=lambda n, _: progress.append(n))
     assert progress == sorted(progress)
-    assert progress[-1] == 400
-    assert sum(len(e.reward) for e in episodes) == 400
+    assert progress[-1] == 401
+    assert sum(len(e.reward) for e in episodes) == 401
     for i, length in enumerate(lengths):
         mine = [e for e in episodes if e.obs[0, 0] == i]
-        quota = 134 if i == 0 else 133
+        quota = 133 if i == 2 else 134
         assert sum(len(e.reward) for e in mine) == quota
         for number, e in enumerate(mine):
             steps = min(length, quota - number * length)
@@ -115,6 +115,9 @@ def test_log_probabilities_are_those_of_the_policy(name: str, agent: Any, squash
     """Played again step by step, on the recorded observations, from the same noise."""
     agent.parameters["policy_head.weight" if "PPO" in name else "head.weight"].mul_(30.0)
     masked = name == "PPO masked"
+    if name == "PPO normalised":
+        agent.state["obs_mean/obs"] += 2.0
+        agent.state["obs_variance/obs"] *= 9.0
     env = CountingEnvironments((3, 4), masked=masked, action_spec=agent.action_spec)
     episodes = record(env, OBSERVED, AgentPolicy(agent, 2), 40, seed=2)
     for e in episodes:
@@ -135,6 +138,11 @@ def test_log_probabilities_are_those_of_the_policy(name: str, agent: Any, squash
     modes = record(env, OBSERVED, AgentPolicy(agent, 2, deterministic=True), 7, seed=2)
     assert all(e.log_prob is None for e in modes)
     assert from_episodes(modes).steps == 7
+    for e in modes:
+        mask = torch.tensor(np.arange(3) == int(e.obs[0, 0]))[None] if masked else None
+        _, distribution, memory = policy_at(agent, e.obs[0], mask, np.array([True]), None)
+        mode = distribution.mode() if memory is None else distribution.mode()[0]
+        np.testing.assert_allclose(e.drawn[:1], mode, rtol=1e-4, atol=1e-5)
 
 
 def policy_at(agent: Any, obs: Any, mask: Any, start: Any, memory: Any) -> Any:

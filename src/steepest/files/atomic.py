@@ -53,9 +53,10 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
 def atomic_place(path: Path) -> Generator[Path]:
     """Give a free path in the same folder, for a file or a folder that a library writes; complete, it becomes ``path``.
 
-    Whatever goes wrong, nothing is at ``path``, or what was there before. A folder takes the place of none.
+    Whatever goes wrong, ``path`` holds what it held before. A folder does not replace another.
 
     Raises:    RunError when the system refuses
+    Verified:  tests/unit/test_files.py::test_a_place_is_taken_as_a_whole
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}-{next(_counter)}.tmp"
