@@ -756,8 +756,9 @@ def test_coverage_is_the_share_of_cells() -> None:
     assert of(*grid) == pytest.approx(1.0)
     assert of(*np.repeat(grid, 3, axis=0)) == pytest.approx(1.0)
     assert of(*grid, *[grid[0]] * 50) < 0.4
-    far = np.array([40, 1]) / 41  # forty numbers in the first of 32 cells, one in the last, and none between
-    assert of(*np.linspace(0, 1, 40), 1000) == pytest.approx(np.exp(-(far * np.log(far)).sum()) / 32)
+    far = np.array([100, 2]) / 102  # in the first of 32 cells and in the last, of a range without its outermost percent
+    spread = np.concatenate([np.linspace(0, 1, 100), [1000, 1e6]])
+    assert of(*spread) == pytest.approx(np.exp(-(far * np.log(far)).sum()) / 32)
 
 
 @pytest.mark.parametrize(

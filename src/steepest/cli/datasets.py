@@ -84,9 +84,10 @@ def collect(argv: list[str]) -> int:
         shares = [_share(text) for text in options.mixture]
         played = {name: getattr(options, name) for name in names}
         dataset = datasets.collect(policy, env, mixture=shares, **common, **played)
-    returns = dataset.returns
+    returns, s = dataset.returns, "" if len(dataset.returns) == 1 else "s"
     print(
-        f"{dataset.steps:,} steps in {len(returns):,} episodes, return {returns.mean():.2f} +- {returns.std():.2f}\n"
+        f"{dataset.steps:,} steps in {len(returns):,} episode{s}, "
+        f"return {returns.mean():.2f} +- {returns.std():.2f}\n"
         f"dataset:        {options.out}\n"
         f"next:           steepest dataset show {options.out} --out dataset.png"
     )

@@ -47,7 +47,7 @@ def draw(dataset: Dataset, summary: Summary, out: Path) -> Path:
         _label(lengths, "Lengths", "steps of an episode", "episodes")
         _actions(actions, dataset, summary)
         _coverage(observations, dataset, summary)
-        title = f"{summary.env or Path(summary.source).name}: {summary.steps:,} steps in {summary.episodes:,} episodes"
+        title = f"{summary.env or Path(summary.source).name}: {summary.amount}"
         figure.suptitle(title, fontweight="bold", x=0.01, ha="left")
         buffer = io.BytesIO()
         figure.savefig(buffer, format=out.suffix[1:].lower())

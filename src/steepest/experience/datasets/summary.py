@@ -76,6 +76,11 @@ class Summary:
     log_prob: Figures | None
     notes: tuple[str, ...]
 
+    @property
+    def amount(self) -> str:
+        """Steps and episodes, in words."""
+        return f"{self.steps:,} steps in {self.episodes:,} episode{'' if self.episodes == 1 else 's'}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return all figures as plain JSON."""
         return asdict(self)
@@ -83,7 +88,7 @@ class Summary:
     def lines(self) -> Iterator[str]:
         """Yield the lines of a table."""
         env = self.env or "an environment without a name"
-        yield f"{self.source}: {self.steps:,} steps in {self.episodes:,} episodes of {env}"
+        yield f"{self.source}: {self.amount} of {env}"
         yield f"  {'':14}{'mean':>11}{'std':>11}{'min':>11}{'25%':>11}{'50%':>11}{'75%':>11}{'max':>11}"
         for label, found in (
             ("return", self.returns),
@@ -166,7 +171,7 @@ def coverage(dataset: Dataset) -> float:
     """Return the share of cells that the steps would fill if they were spread evenly over as many as they fill now.
 
     Equation:  exp(H) / cells,  H = - sum_c p_c log p_c,  p_c the share of steps in cell c
-               a grid of CELLS x CELLS over the first two principal components of the observations
+               a grid of CELLS x CELLS over the first two principal components of the observations, see ``cells``
     Returns:   in (0, 1]: 1 where every cell holds as many steps as any other
     Verified:  tests/unit/test_datasets.py::test_coverage_is_the_share_of_cells
     """
@@ -178,11 +183,13 @@ def coverage(dataset: Dataset) -> float:
 def cells(dataset: Dataset) -> tuple[Array, tuple[Array, Array]]:
     """Return the steps in every cell of the grid, (X, Y), and the edges of the cells along both axes.
 
-    An axis along which the observations have few values has a cell for each.
+    An axis along which the observations have few values has a cell for each. Any other goes from the first percentile
+    to the last, and what lies beyond counts to the outermost cells.
     """
     points = principal_components(dataset)
     edges = tuple(_edges(points[:, i]) for i in range(2))
-    return np.histogram2d(points[:, 0], points[:, 1], bins=list(edges))[0], (edges[0], edges[1])
+    inside = [np.clip(points[:, i], edges[i][0], edges[i][-1]) for i in range(2)]
+    return np.histogram2d(*inside, bins=list(edges))[0], (edges[0], edges[1])
 
 
 def principal_components(dataset: Dataset) -> Array:
@@ -213,7 +220,10 @@ def _edges(values: Array) -> Array:
     if len(distinct) <= CELLS:
         between = (distinct[1:] + distinct[:-1]) / 2
         return np.concatenate([[distinct[0] - 0.5], between, [distinct[-1] + 0.5]])
-    return np.linspace(values.min(), values.max(), CELLS + 1)
+    low, high = np.quantile(values, (0.01, 0.99))
+    if low == high:
+        low, high = values.min(), values.max()
+    return np.linspace(low, high, CELLS + 1)
 
 
 def _field(name: str, array: Array) -> Field:
