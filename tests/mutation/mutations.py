@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dataset_mistakes as dm
 import evaluation_mistakes as em
 import language_mistakes as lm
 import pytest
@@ -1357,7 +1358,7 @@ REPLAY: Mistakes = {
     "the oldest frame stored": ("newest = stacks[:, :, -channels:]", "newest = stacks[:, :, :channels]"),
     "stacks begin a frame late": ("inside = step >= back", "inside = step > back"),
     "a pause's frame in the stack": (
-        'row = row - (inside & ~self.arrays["valid"][row % self.length, env])',
+        'row = row - (inside & ~self.flat["valid"][(row % self.length) * self.envs + env])',
         "row = row - 0",
     ),
     "newest frame first": ("np.concatenate(frames[::-1], axis=1)", "np.concatenate(frames, axis=1)"),
@@ -1437,7 +1438,15 @@ SUSPECTS: dict[str, Suspect] = {
     "algorithms/dqn.py": Suspect(DQN, ("exact/test_q_learning.py",)),
     "losses/soft.py": Suspect(SOFT, ("exact/test_soft.py",)),
     "losses/deterministic.py": Suspect(DETERMINISTIC, ("exact/test_deterministic.py",)),
-    "experience/replay.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
+    "experience/replay.py experience/transitions.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
+    "experience/datasets/dataset.py": Suspect(dm.ROWS, ("unit/test_datasets.py",)),
+    "experience/datasets/sampling.py": Suspect(dm.SAMPLING, ("unit/test_datasets.py",)),
+    " ".join(
+        f"experience/datasets/{name}.py"
+        for name in ("layouts", "minari_files", "read", "folders", "flat_files", "spaces")
+    ): Suspect(dm.LAYOUTS, ("unit/test_datasets.py",)),
+    "experience/datasets/recording.py": Suspect(dm.RECORDING, ("unit/test_recording.py",)),
+    "experience/datasets/summary.py": Suspect(dm.SUMMARY, ("unit/test_datasets.py",)),
     "agents/replay_updates.py": Suspect(OFF_POLICY, ("unit/test_off_policy.py",)),
     "experience/logs.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner/step.py": Suspect(ADAM, ("unit/test_learner.py",)),

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-from steepest.cli import language, train
+from steepest.cli import datasets, language, train
 from steepest.cli.options import parse, with_positional
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
@@ -183,6 +183,8 @@ def _dispatch(argv: list[str]) -> int:
         "compare": language.compare,
         "plot": _plot,
         "verify": _verify,
+        "collect": datasets.collect,
+        "dataset": datasets.show,
         "estimators": _estimators,
         "list": _list,
     }
