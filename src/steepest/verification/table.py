@@ -12,7 +12,6 @@ from typing import Any
 
 from steepest.errors import UsageError
 from steepest.verification.shipped import (
-    agents,
     compatible,
     distributions,
     kl_penalty,
@@ -51,7 +50,6 @@ SHIPPED: tuple[Statement, ...] = (
     *vtrace.rows,
     *trpo.rows,
     *compatible.rows,
-    *agents.rows,
     *on_policy.rows,
     *language.rows,
     *preference.rows,

@@ -19,6 +19,9 @@ from steepest.verification.statement import F64, Rows, Sides, gradient
 rows = Rows()
 
 _TRACE = "losses.gradient_td.eligibility_trace"
+_FOLLOWON = "losses.gradient_td.followon_trace"
+_TDC, _GTD2 = "losses.gradient_td.tdc_direction", "losses.gradient_td.gtd2_direction"
+_CURVATURE = "losses.gradient_td.curvature_direction"
 
 TRACE_DECAY = 0.7
 EMPHASIS_DECAY = 0.6
@@ -127,15 +130,14 @@ def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
 
 
 @rows.equality("1.6", "Off-PAC with traces, V exact: grad Q dropped", episodic, tested=_TRACE)
-def off_pac(c: Process) -> Sides:
-    """Off-PAC's expected update with exact values is the off-policy gradient with grad Q dropped, for every lambda."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), _approximate_gradient(c))
+@rows.control("1.6", "Off-PAC with traces: grad J_beta", episodic, tested=_TRACE, true=True)
+def off_pac(c: Process, true: bool = False) -> Sides:
+    """Off-PAC's expected update with exact values is the off-policy gradient with grad Q dropped, for every lambda.
 
-
-@rows.control("1.6", "Off-PAC with traces: grad J_beta", episodic, tested=_TRACE)
-def off_pac_is_not_the_gradient(c: Process) -> Sides:
-    """Negative control: which is not the gradient of J_beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), _true_gradient(c))
+    Negative control: which is not the true gradient of J_beta.
+    """
+    right = _true_gradient(c) if true else _approximate_gradient(c)
+    return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), right)
 
 
 def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
@@ -168,19 +170,18 @@ def stationary_off_pac(c: Process) -> Sides:
     return Sides(_stationary_actor(c, 0.0), right)
 
 
-@rows.equality("1.6", "emphatic actor: grad J_beta, p^beta", episodic, tested="losses.gradient_td.followon_trace")
-def emphatic_actor(c: Process) -> Sides:
-    """The emphatic update with exact values, interest gamma^t and lambda_a = 1 is the gradient of J_beta, p^beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0), _true_gradient(c))
+@rows.equality("1.6", "emphatic actor: grad J_beta, p^beta", episodic, tested=_FOLLOWON)
+@rows.control("1.6", "emphatic actor, interest 1, p^beta", episodic, tested=_FOLLOWON, discounted=False)
+def emphatic_actor(c: Process, discounted: bool = True) -> Sides:
+    """The emphatic update with exact values, interest gamma^t and lambda_a = 1 is the gradient of J_beta, p^beta.
+
+    Negative control: interest 1 at every step, with p^beta.
+    """
+    found = actor(c, _exact_value(c), emphasis_decay=1.0, discounted_interest=discounted)
+    return Sides(found, _true_gradient(c))
 
 
-@rows.control("1.6", "emphatic actor, interest 1, p^beta", episodic, tested="losses.gradient_td.followon_trace")
-def emphatic_actor_with_interest_1(c: Process) -> Sides:
-    """Negative control: interest 1 at every step, with p^beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0, discounted_interest=False), _true_gradient(c))
-
-
-@rows.equality("1.6", "emphatic actor: grad J_beta, d^beta", continuing, tested="losses.gradient_td.followon_trace")
+@rows.equality("1.6", "emphatic actor: grad J_beta, d^beta", continuing, tested=_FOLLOWON)
 def stationary_emphatic_actor(c: Process) -> Sides:
     """The same in the long run: interest 1, d^beta."""
     right = gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "stationary")
@@ -262,29 +263,24 @@ def _visits(c: Process) -> Tensor:
     return mdps.expected_visits(c.mdp.with_gamma(1.0), c.other)
 
 
-def _any_auxiliary(c: Process) -> Tensor:
-    return c.theta.flatten()[:3]
+_AUXILIARY = "losses.gradient_td.auxiliary_direction"
 
 
-@rows.equality("1.6", "TDC(lambda), expected", episodic, tested="losses.gradient_td.tdc_direction")
-def expected_tdc(c: Process) -> Sides:
-    """E[sum_t (delta e - gamma (1 - lambda) (e . w) phi')] = b - A theta - (C - A') w, any w."""
-    w = _any_auxiliary(c)
-    return Sides(directions(c, linear(c), w).tdc, linear_td.expected_tdc(system_of(c), weights_of(c), w))
+@rows.equality("1.6", "TDC(lambda), expected", episodic, tested=_TDC, method="tdc")
+@rows.equality("1.6", "GTD2(lambda), expected", episodic, tested=_GTD2, method="gtd2")
+@rows.equality("1.6", "auxiliary weights, expected", episodic, tested=_AUXILIARY, method="auxiliary")
+def expected_direction(c: Process, method: str) -> Sides:
+    """E[sum_t (delta e - gamma (1 - lambda) (e . w) phi')] = b - A theta - (C - A') w, any w.
 
-
-@rows.equality("1.6", "GTD2(lambda), expected", episodic, tested="losses.gradient_td.gtd2_direction")
-def expected_gtd2(c: Process) -> Sides:
-    """E[sum_t (phi - gamma phi') (e . w)] = A' w, any w."""
-    w = _any_auxiliary(c)
-    return Sides(directions(c, linear(c), w).gtd2, linear_td.expected_gtd2(system_of(c), w))
-
-
-@rows.equality("1.6", "auxiliary weights, expected", episodic, tested="losses.gradient_td.auxiliary_direction")
-def expected_auxiliary(c: Process) -> Sides:
-    """E[sum_t (delta e - (phi . w) phi)] = b - A theta - C w, any w."""
-    w = _any_auxiliary(c)
-    return Sides(directions(c, linear(c), w).auxiliary, linear_td.expected_auxiliary(system_of(c), weights_of(c), w))
+    For GTD2 E[sum_t (phi - gamma phi') (e . w)] = A' w; for w E[sum_t (delta e - (phi . w) phi)] = b - A theta - C w.
+    """
+    system, w = system_of(c), c.theta.flatten()[:3]
+    exact = {
+        "tdc": linear_td.expected_tdc(system, weights_of(c), w),
+        "gtd2": linear_td.expected_gtd2(system, w),
+        "auxiliary": linear_td.expected_auxiliary(system, weights_of(c), w),
+    }
+    return Sides(getattr(directions(c, linear(c), w), method), exact[method])
 
 
 def _descent(c: Process) -> Tensor:
@@ -292,19 +288,15 @@ def _descent(c: Process) -> Tensor:
     return -0.5 * gradient(lambda x: linear_td.projected_bellman_error(system_of(c), x), weights_of(c))
 
 
-@rows.equality(
-    "1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.tdc_direction", method="tdc"
-)
-@rows.equality(
-    "1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.gtd2_direction", method="gtd2"
-)
+@rows.equality("1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested=_TDC, method="tdc")
+@rows.equality("1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested=_GTD2, method="gtd2")
 def descends(c: Process, method: str) -> Sides:
     """At the settled w, TDC(lambda) and GTD2(lambda) are -1/2 grad MSPBE."""
     w = linear_td.settled_auxiliary(system_of(c), weights_of(c))
     return Sides(getattr(directions(c, linear(c), w), method), _descent(c))
 
 
-@rows.control("1.6", "semi-gradient TD(lambda)", episodic, tested="losses.gradient_td.tdc_direction")
+@rows.control("1.6", "semi-gradient TD(lambda)", episodic, tested=_TDC)
 def semi_gradient_does_not_descend(c: Process) -> Sides:
     """Negative control: without its correction TDC is semi-gradient TD(lambda), which follows no gradient."""
     return Sides(directions(c, linear(c), torch.zeros(3, dtype=F64)).tdc, _descent(c))
@@ -322,16 +314,9 @@ def _smooth_auxiliary(c: Process) -> Tensor:
     return torch.linalg.solve(moment, directions(c, smooth(c), zero).auxiliary)
 
 
-@rows.equality("1.6", "GTD2, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="gtd2")
-@rows.equality("1.6", "TDC, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="tdc")
-@rows.control(
-    "1.6",
-    "GTD2, V not linear, no curvature",
-    episodic,
-    tested="losses.gradient_td.gtd2_direction",
-    method="gtd2",
-    curved=False,
-)
+@rows.equality("1.6", "GTD2, V not linear", episodic, tested=_CURVATURE, method="gtd2")
+@rows.equality("1.6", "TDC, V not linear", episodic, tested=_CURVATURE, method="tdc")
+@rows.control("1.6", "GTD2, V not linear, no curvature", episodic, tested=_GTD2, method="gtd2", curved=False)
 def smooth_descends(c: Process, method: str, curved: bool = True) -> Sides:
     """With the curvature's part, GTD2 and TDC of a value function that is not linear are -1/2 grad MSPBE.
 
