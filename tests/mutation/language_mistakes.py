@@ -240,7 +240,7 @@ FINGERPRINTS: Mistakes = {
 SFT: Mistakes = {
     "padding and prompts counted": ("return int(batch.response_mask.sum())", "return int(batch.attended.sum())"),
     "dropout left off": ("self.lm.model.train()", "pass"),
-    "evaluation per sequence": ("/ processes.total(count)", "/ processes.total(len(ordered))"),
+    "evaluation per sequence": ("/ processes.total(count)", "/ processes.total(len(self.eval_data))"),
     "evaluation with dropout": ("with without_dropout(self.lm), self.autocast():", "with self.autocast():"),
     "packing not tried on the model": ("check_isolation(self.lm)", "pass"),
 }

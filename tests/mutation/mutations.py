@@ -1096,12 +1096,12 @@ RLHF_TRAINER: Mistakes = {
     ),
     "every update draws the same": ('f"responses {step}"', '"responses"'),
     "groups apart": (
-        "for i in rows for _ in range(self.config.group_size)]",
-        "for _ in range(self.config.group_size) for i in rows]",
+        "for i in self.rows_of(step) for _ in range(self.config.group_size)]",
+        "for _ in range(self.config.group_size) for i in self.rows_of(step)]",
     ),
     "an evaluation by new random numbers every time": (
-        'self._draw(self.eval_prompts, "evaluation", 1)',
-        'self._draw(self.eval_prompts, f"evaluation {self.step}", 1)',
+        'self._draw(self.eval_data, "evaluation", 1)',
+        'self._draw(self.eval_data, f"evaluation {self.step}", 1)',
     ),
     "the score before the penalty of a missing end": (
         "not response.ended for response in drawn]",
