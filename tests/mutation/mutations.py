@@ -1203,7 +1203,7 @@ SCORING: Mistakes = {
         "nn.functional.pad(value[:, :-1], (1, 0))",
         "nn.functional.pad(value[:, 1:], (1, 0))",
     ),
-    "the temperature forgotten": ("else logits / temperature, targets", "else logits, targets"),
+    "the temperature forgotten": ("else logits / temperature\n", "else logits\n"),
     "the mask a token early": ("wanted = batch.response_mask[:, 1:]", "wanted = batch.response_mask[:, :-1]"),
     "scores a token early": ("nn.functional.pad(wanted, (1, 0))", "nn.functional.pad(wanted, (0, 1))"),
 }

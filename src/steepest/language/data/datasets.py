@@ -50,11 +50,6 @@ def fingerprint(rows: Iterable[Sequence[Any]]) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Datasets
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def load_sft(
     lm: LanguageModel, source: Any, *, max_length: int | None = None, drop_bad_rows: bool = False
 ) -> tuple[list[Example], Report]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from steepest.errors import RunError, UsageError
+from steepest.errors import RunError, UsageError, require
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.scoring.scoring import logits_of
 
@@ -28,23 +28,18 @@ class Sampling:
     """Draw among the most probable tokens that together have this probability. Biases ratios, as top_k does."""
 
     def __post_init__(self) -> None:
-        for good, name, expected in (
-            (self.max_new_tokens >= 1, "max_new_tokens", "at least 1"),
-            (self.temperature >= 0, "temperature", "zero or more"),
-            (self.top_k >= 0, "top_k", "zero or more"),
-            (0 < self.top_p <= 1, "top_p", "in (0, 1]"),
-        ):
-            if not good:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        require(self.temperature >= 0, "temperature", self.temperature, "zero or more")
+        require(self.top_k >= 0, "top_k", self.top_k, "zero or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
 
 
 class Response(NamedTuple):
     """What a model answered."""
 
     tokens: tuple[int, ...]  # with its end token, if it ended
-    log_probs: tuple[
-        float, ...
-    ]  # nats, under the whole policy at the temperature (1 where that is 0), no top-k or top-p
+    # Nats, under the whole policy at the temperature (1 where that is 0), without top-k or top-p:
+    log_probs: tuple[float, ...]
     ended: bool  # by an end token, not by max_new_tokens
 
 

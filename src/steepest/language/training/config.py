@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from steepest.errors import require
 from steepest.language.models.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT_LENGTH = 1024
 
