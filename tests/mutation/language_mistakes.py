@@ -188,8 +188,8 @@ MODELS: Mistakes = {
     "a tokenizer of another model accepted": ("if len(tokenizer) > lm.vocabulary:", "if False:"),
     "weights that are missing drawn at random": ('refuse_missing(f"the model {source}", loading)', "pass"),
     "a cache where sequences are packed": (
-        "position_ids=batch.position_ids,\n        use_cache=False,",
-        "position_ids=batch.position_ids,\n        use_cache=True,",
+        "position_ids=batch.position_ids, use_cache=False",
+        "position_ids=batch.position_ids, use_cache=True",
     ),
 }
 

@@ -100,11 +100,7 @@ def row_log_probs(lm: LanguageModel, states: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _in_chunks(
-    lm: LanguageModel,
-    rows: Tensor,
-    targets: Tensor,
-    to_logits: Callable[[Tensor], Tensor],
-    temperature: float | Tensor,
+    lm: LanguageModel, rows: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Tensor], temperature: float | Tensor
 ) -> Tensor:
     """(rows,) log-probabilities of one token after each row, of which there are (rows, D or V)."""
 

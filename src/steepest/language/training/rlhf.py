@@ -50,10 +50,7 @@ def _ratio_figures(log_prob: Tensor, old: Tensor, valid: Tensor, clip_epsilon: f
     """Return the policy's move on each response (B,): k3 summed over tokens, and the share of clipped ratios."""
     log_prob = log_prob.detach()
     outside = ((torch.exp(log_prob - old) - 1.0).abs() > clip_epsilon) & valid
-    return {
-        "approx_kl": kl_estimate(log_prob, old).sum(-1),
-        "clip_fraction": outside.sum(-1) / valid.sum(-1),
-    }
+    return {"approx_kl": kl_estimate(log_prob, old).sum(-1), "clip_fraction": outside.sum(-1) / valid.sum(-1)}
 
 
 @dataclass(frozen=True, kw_only=True)
