@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from steepest import distributions, losses, returns
 from steepest.exact import language as languages
@@ -107,12 +108,6 @@ def _token_rewards(p: Preferences, last: Callable[[Tensor], Tensor], score: Tens
     return returns.token_rewards(score.flatten(), new, ref, valid.T, last(valid).T, p.kl_coef), valid.T
 
 
-def _after_the_last(valid: Tensor) -> Tensor:
-    """The step after each response's last one."""
-    last = tokens.last_steps(valid)
-    return torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], -1)
-
-
 @rows.equality("2.2.1", "reward per token, score on the last", preferences, tested="returns.token_rewards")
 def token_rewards(p: Preferences) -> Sides:
     """The reward of every token is the penalty, plus the score on the last one."""
@@ -124,7 +119,7 @@ def token_rewards(p: Preferences) -> Sides:
 @rows.control("2.2.1", "score on the slot after the end", preferences, tested="returns.token_rewards")
 def score_after_the_end(p: Preferences) -> Sides:
     """Negative control: the score on the slot after the last token, where no token is decided."""
-    found, _ = _token_rewards(p, _after_the_last, p.score)
+    found, _ = _token_rewards(p, lambda valid: functional.pad(tokens.last_steps(valid), (1, -1)), p.score)
     return Sides(_score_slope(p, _by_response(p, found.sum(0))), _rlhf_gradient(p))
 
 

@@ -13,7 +13,7 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains, gradients, linear_td
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.losses import gradient_td
-from steepest.verification.random_problems import HORIZON, Paths, Process, continuing, episodic
+from steepest.verification.random_problems import HORIZON, Paths, Process, continuing, episodic, weighted_gradient
 from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
@@ -69,19 +69,14 @@ def _errors(c: Process, paths: Paths, value: Tensor) -> Tensor:
 # The actor
 
 
-def _scores(c: Process) -> Tensor:
-    """(S, A, S, A) grad log pi(a|s) of the softmax policy, by state and action."""
-    states, actions = c.theta.shape
-    taken = torch.eye(states * actions, dtype=F64).view(states, actions, states, actions)
-    expected = torch.eye(states, dtype=F64).unsqueeze(-1) * c.policy.unsqueeze(1)
-    return taken - expected.unsqueeze(1)
-
-
 def actor(
     c: Process, value: Tensor, *, emphasis_decay: float, discounted_interest: bool = True, ratio_inside: bool = True
 ) -> Tensor:
     """(S, A) the expected sum of the updates of Off-PAC's actor with traces, states weighted by gamma^t."""
-    score = _scores(c)
+    states, actions = c.theta.shape
+    taken = torch.eye(states * actions, dtype=F64).view(states, actions, states, actions)
+    expected = torch.eye(states, dtype=F64).unsqueeze(-1) * c.policy.unsqueeze(1)
+    score = taken - expected.unsqueeze(1)  # (S, A, S, A) grad log pi(a|s) of the softmax policy
     delta = _errors(c, c.other_paths, value)
     count = c.other_paths.probability
     trace, followon = torch.zeros(len(count), c.theta.numel(), dtype=F64), torch.zeros_like(count)
@@ -112,21 +107,17 @@ def _exact_value(c: Process) -> Tensor:
     return mdps.state_value(c.mdp, c.policy)
 
 
-def _forward_view(c: Process) -> Tensor:
-    """(S, A) sum_s p^beta(s) sum_a grad pi(a|s) (lambda-return after a - v), for any v."""
-    advantage = linear_td.lambda_action_advantage(c.mdp, c.policy, c.baseline, TRACE_DECAY)
-    fixed = mdps.expected_visits(c.mdp, c.other).unsqueeze(-1) * advantage
-    return gradient(lambda theta: (fixed * softmax_policy(theta)).sum(), c.theta)
-
-
 @rows.equality("1.6", "actor's trace = lambda-returns, any V", episodic, tested=_TRACE)
 @rows.control("1.6", "ratio outside the trace", episodic, tested=_TRACE, ratio_inside=False)
 def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
     """E_beta[sum_t delta_t e_t], rho inside the trace, is the forward view by lambda-returns, whatever V.
 
-    Negative control: the trace gathers bare scores, and only the last step's ratio counts.
+    The forward view is sum_s p^beta(s) sum_a grad pi(a|s) (lambda-return after a - V(s)). Negative control: the trace
+    gathers bare scores, and only the last step's ratio counts.
     """
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=ratio_inside), _forward_view(c))
+    advantage = linear_td.lambda_action_advantage(c.mdp, c.policy, c.baseline, TRACE_DECAY)
+    right = weighted_gradient(c, mdps.expected_visits(c.mdp, c.other), advantage)
+    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=ratio_inside), right)
 
 
 @rows.equality("1.6", "Off-PAC with traces, V exact: grad Q dropped", episodic, tested=_TRACE)
@@ -302,18 +293,6 @@ def semi_gradient_does_not_descend(c: Process) -> Sides:
     return Sides(directions(c, linear(c), torch.zeros(3, dtype=F64)).tdc, _descent(c))
 
 
-def _smooth_error(c: Process, x: Tensor) -> Tensor:
-    return linear_td.smooth_projected_bellman_error(c.mdp, c.policy, smooth(c), x, _visits(c), TRACE_DECAY)
-
-
-def _smooth_auxiliary(c: Process) -> Tensor:
-    phi = torch.autograd.functional.jacobian(smooth(c), weights_of(c))
-    zero = torch.zeros(3, dtype=F64)
-    moment = torch.where(c.mdp.absorbing.unsqueeze(-1), 0.0, phi)
-    moment = moment.T @ _visits(c).diag() @ moment
-    return torch.linalg.solve(moment, directions(c, smooth(c), zero).auxiliary)
-
-
 @rows.equality("1.6", "GTD2, V not linear", episodic, tested=_CURVATURE, method="gtd2")
 @rows.equality("1.6", "TDC, V not linear", episodic, tested=_CURVATURE, method="tdc")
 @rows.control("1.6", "GTD2, V not linear, no curvature", episodic, tested=_GTD2, method="gtd2", curved=False)
@@ -322,7 +301,13 @@ def smooth_descends(c: Process, method: str, curved: bool = True) -> Sides:
 
     Negative control: without the curvature's part.
     """
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
+    phi = torch.autograd.functional.jacobian(smooth(c), weights_of(c))
+    phi = torch.where(c.mdp.absorbing.unsqueeze(-1), 0.0, phi)
+    unsettled = directions(c, smooth(c), torch.zeros(3, dtype=F64)).auxiliary
+    found = directions(c, smooth(c), torch.linalg.solve(phi.T @ _visits(c).diag() @ phi, unsettled))
     slope = getattr(found, method)
-    right = -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c))
-    return Sides(slope + found.curvature if curved else slope, right)
+
+    def error(x: Tensor) -> Tensor:
+        return linear_td.smooth_projected_bellman_error(c.mdp, c.policy, smooth(c), x, _visits(c), TRACE_DECAY)
+
+    return Sides(slope + found.curvature if curved else slope, -0.5 * gradient(error, weights_of(c)))

@@ -96,12 +96,6 @@ def _exact_step(c: Process, max_kl: float = MAX_KL) -> Tensor:
     return gradients.natural_step(c.gradient, gradients.fisher_matrix(weight, softmax_policy, c.theta), max_kl)
 
 
-def _divergence(c: Process, log_policy: Tensor) -> Tensor:
-    """E_{s~d^pi} KL(pi || the policy of these log-probabilities)."""
-    weight = mdps.state_distribution(c.mdp, c.policy)
-    return weight @ (c.policy * (c.policy.log() - log_policy)).sum(-1)
-
-
 # The surrogate
 
 
@@ -140,29 +134,19 @@ def _any_vector(c: Process, at: Setting) -> Tensor:
     return v
 
 
-def _product(c: Process, theta: Tensor) -> Tensor:
-    """(S + 1, A) F v by the agent with logits theta: the table's rows, then the bias."""
-    at = setting(c, theta)
-    v = _any_vector(c, at)
-    found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(v))
-    return torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
-
-
-def _dense_product(c: Process) -> Tensor:
-    """The same by the dense matrix at the process's policy, scores enumerated."""
-    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
-    product = (fisher @ (c.function + c.other_theta[0]).flatten()).view_as(c.theta)
-    return torch.cat([product, product.sum(0, keepdim=True)])
-
-
 @rows.equality("1.10", "Fisher-vector product = dense Fisher matrix", continuing, tested="algorithms.trpo.TRPO.fisher")
 @rows.control("1.10", "Fisher matrix of another policy", continuing, tested="algorithms.trpo.TRPO.fisher", another=True)
 def fisher_vector_product(c: Process, another: bool = False) -> Sides:
-    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v.
+    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v: the rows of the table (S, A), then the bias.
 
     Negative control: at pi', the curvature of KL(pi' || .), which is another than that at pi.
     """
-    return Sides(_product(c, c.other_theta if another else c.theta), _dense_product(c))
+    at = setting(c, c.other_theta if another else c.theta)
+    found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(_any_vector(c, at)))
+    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
+    dense = (fisher @ (c.function + c.other_theta[0]).flatten()).view_as(c.theta)
+    left = torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
+    return Sides(left, torch.cat([dense, dense.sum(0, keepdim=True)]))
 
 
 # The step
@@ -197,7 +181,8 @@ def wrong_step(c: Process, plain: bool = False) -> Sides:
 def divergence_after_the_search(c: Process) -> Sides:
     """KL(pi_old || pi) <= delta after the search, however wrong the quadratic model is."""
     at = setting(c, c.theta, WIDE_KL, checked=True)
-    return Sides(_divergence(c, logits(at, updated(at))), torch.tensor(WIDE_KL, dtype=F64))
+    kl = (c.policy * (c.policy.log() - logits(at, updated(at)))).sum(-1)
+    return Sides(mdps.state_distribution(c.mdp, c.policy) @ kl, torch.tensor(WIDE_KL, dtype=F64))
 
 
 @rows.inequality("1.10", "L(new) >= 0, searched", continuing, tested="algorithms.trpo.TRPO.search")

@@ -124,14 +124,6 @@ def episodes(seed: int) -> Episodes:
     return Episodes(r, terminated, truncated)
 
 
-def _episode_sums(e: Episodes) -> Tensor:
-    """(T,) sum_l (gamma lambda)^l delta_{t+l} within every episode, each as a recording of its own."""
-    r = e.recording
-    after_the_end = torch.cat([r.value[:3], torch.zeros(1, dtype=F64)])  # nothing is worth anything after termination
-    parts = ((r.reward[:3], after_the_end), (r.reward[3:7], r.value[3:8]), (r.reward[7:], r.value[7:]))
-    return torch.cat([trust_region.summed_errors(Recording(x, v, r.gamma, r.trace_decay)) for x, v in parts])
-
-
 @rows.equality("1.10", "GAE within episodes", episodes, tested="returns.generalized_advantage")
 @rows.control("1.10", "GAE across episodes", episodes, tested="returns.generalized_advantage", ends="none")
 @rows.control("1.10", "truncation as termination", episodes, tested="returns.generalized_advantage", ends="all")
@@ -143,7 +135,11 @@ def gae_within_episodes(e: Episodes, ends: str = "as they are") -> Sides:
     never, r = torch.zeros_like(e.terminated), e.recording
     flags = {"none": (never, never), "all": (e.terminated | e.truncated, never)}.get(ends, (e.terminated, e.truncated))
     found = returns.generalized_advantage(r.reward, r.value, *flags, ~never, r.gamma, r.trace_decay)
-    return Sides(found, _episode_sums(e))
+    # Each episode as a recording of its own; nothing is worth anything after termination.
+    values = (torch.cat([r.value[:3], torch.zeros(1, dtype=F64)]), r.value[3:8], r.value[7:])
+    parts = zip(r.reward.split((3, 4, 3)), values, strict=True)
+    right = [trust_region.summed_errors(Recording(x, v, r.gamma, r.trace_decay)) for x, v in parts]
+    return Sides(found, torch.cat(right))
 
 
 @rows.equality("1.10", "lambda-return by its recursion", recording, tested="returns.lambda_return")
