@@ -141,7 +141,7 @@ def _run(argv: list[str]) -> int:
         if os.environ.get("STEEPEST_DEBUG"):
             raise
         if "allocate memory" in str(error) or "out of memory" in str(error):
-            _complain(f"out of memory: {_first_line(error)}")
+            _complain(f"out of memory: {str(error).strip().splitlines()[0]}")
             return 1
         _complain(
             f"internal error, {type(error).__name__}: {error}\n"
@@ -159,10 +159,6 @@ def _complain(text: str) -> None:
     distributed = sys.modules.get("steepest.language.parallel.processes")  # which loads torch: there if they have met
     if launch().rank == 0 if distributed is None else distributed.has_the_last_word():
         print(f"steepest: {text}", file=sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:

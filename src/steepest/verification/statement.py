@@ -87,7 +87,7 @@ class Rows(list[Statement]):
             sides = partial(function, **options) if options else function
             # Python applies the lowest decorator first: each one goes before those below it.
             at = len(self)
-            while at > 0 and _undecided(self[at - 1].sides) is function:
+            while at > 0 and getattr(self[at - 1].sides, "func", self[at - 1].sides) is function:
                 at -= 1
             self.insert(at, Statement(section, claim, kind, problem, sides, tested))
             return function
@@ -97,11 +97,6 @@ class Rows(list[Statement]):
     equality = partialmethod(declaration, "equality")
     inequality = partialmethod(declaration, "inequality")
     control = partialmethod(declaration, "negative control")
-
-
-def _undecided(sides: Callable[[Any], Sides]) -> Callable[..., Sides]:
-    """The function of a row, whatever its options."""
-    return sides.func if isinstance(sides, partial) else sides
 
 
 def relative_error(sides: Sides) -> float:

@@ -13,7 +13,8 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains, gradients, linear_td
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.losses import gradient_td
-from steepest.verification.random_problems import HORIZON, Paths, Process, continuing, episodic, weighted_gradient
+from steepest.verification.random_problems import HORIZON, Process, continuing, episodic, weighted_gradient
+from steepest.verification.shipped.policy_gradient import td_errors
 from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
@@ -60,24 +61,23 @@ def steps_of(c: Process) -> Iterator[Step]:
         )
 
 
-def _errors(c: Process, paths: Paths, value: Tensor) -> Tensor:
-    """(T, K) the shipped TD errors for values by state."""
-    v = value[paths.state]
-    return returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
-
-
 # The actor
 
 
 def actor(
-    c: Process, value: Tensor, *, emphasis_decay: float, discounted_interest: bool = True, ratio_inside: bool = True
+    c: Process,
+    emphasis_decay: float,
+    *,
+    value: Tensor | None = None,
+    discounted_interest: bool = True,
+    ratio_inside: bool = True,
 ) -> Tensor:
-    """(S, A) the expected sum of the updates of Off-PAC's actor with traces, states weighted by gamma^t."""
+    """(S, A) the expected sum of the updates of Off-PAC's actor with traces, states weighted by gamma^t; V exact."""
     states, actions = c.theta.shape
     taken = torch.eye(states * actions, dtype=F64).view(states, actions, states, actions)
     expected = torch.eye(states, dtype=F64).unsqueeze(-1) * c.policy.unsqueeze(1)
     score = taken - expected.unsqueeze(1)  # (S, A, S, A) grad log pi(a|s) of the softmax policy
-    delta = _errors(c, c.other_paths, value)
+    delta = td_errors(c, mdps.state_value(c.mdp, c.policy) if value is None else value, c.other_paths)
     count = c.other_paths.probability
     trace, followon = torch.zeros(len(count), c.theta.numel(), dtype=F64), torch.zeros_like(count)
     previous, total = torch.ones_like(count), torch.zeros(c.theta.numel(), dtype=F64)
@@ -103,10 +103,6 @@ def _approximate_gradient(c: Process) -> Tensor:
     return gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "discounted")
 
 
-def _exact_value(c: Process) -> Tensor:
-    return mdps.state_value(c.mdp, c.policy)
-
-
 @rows.equality("1.6", "actor's trace = lambda-returns, any V", episodic, tested=_TRACE)
 @rows.control("1.6", "ratio outside the trace", episodic, tested=_TRACE, ratio_inside=False)
 def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
@@ -117,7 +113,7 @@ def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
     """
     advantage = linear_td.lambda_action_advantage(c.mdp, c.policy, c.baseline, TRACE_DECAY)
     right = weighted_gradient(c, mdps.expected_visits(c.mdp, c.other), advantage)
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=ratio_inside), right)
+    return Sides(actor(c, 0.0, value=c.baseline, ratio_inside=ratio_inside), right)
 
 
 @rows.equality("1.6", "Off-PAC with traces, V exact: grad Q dropped", episodic, tested=_TRACE)
@@ -127,8 +123,7 @@ def off_pac(c: Process, true: bool = False) -> Sides:
 
     Negative control: which is not the true gradient of J_beta.
     """
-    right = _true_gradient(c) if true else _approximate_gradient(c)
-    return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), right)
+    return Sides(actor(c, 0.0), _true_gradient(c) if true else _approximate_gradient(c))
 
 
 def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
@@ -147,7 +142,7 @@ def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
     probability = (d.unsqueeze(-1) * c.other).unsqueeze(-1) * c.mdp.transition
     mean = (probability * followon).sum((0, 1)) / d
     weight = gradient_td.emphatic_weight(mean, torch.ones_like(mean), emphasis_decay)
-    value = _exact_value(c)
+    value = mdps.state_value(c.mdp, c.policy)
     reward, here, following = c.mdp.reward.unsqueeze(-1), value[:, None, None], value[None, None, :]
     delta = returns.td_error(reward.expand(shape), here.expand(shape), following.expand(shape), never, c.mdp.gamma)
     fixed = (probability * weight[:, None, None] * ratio.unsqueeze(-1) * delta).sum(-1)
@@ -168,8 +163,7 @@ def emphatic_actor(c: Process, discounted: bool = True) -> Sides:
 
     Negative control: interest 1 at every step, with p^beta.
     """
-    found = actor(c, _exact_value(c), emphasis_decay=1.0, discounted_interest=discounted)
-    return Sides(found, _true_gradient(c))
+    return Sides(actor(c, 1.0, discounted_interest=discounted), _true_gradient(c))
 
 
 @rows.equality("1.6", "emphatic actor: grad J_beta, d^beta", continuing, tested=_FOLLOWON)
@@ -183,7 +177,7 @@ def stationary_emphatic_actor(c: Process) -> Sides:
 def emphatic_actor_in_between(c: Process) -> Sides:
     """At lambda_a in between, the two gradients are mixed."""
     mixed = (1.0 - EMPHASIS_DECAY) * _approximate_gradient(c) + EMPHASIS_DECAY * _true_gradient(c)
-    return Sides(actor(c, _exact_value(c), emphasis_decay=EMPHASIS_DECAY), mixed)
+    return Sides(actor(c, EMPHASIS_DECAY), mixed)
 
 
 # The critic
@@ -224,7 +218,7 @@ def directions(c: Process, value_function: Callable[[Tensor], Tensor], auxiliary
     weights = weights_of(c)
     phi = torch.autograd.functional.jacobian(value_function, weights)
     curved = torch.func.jacrev(torch.func.jacrev(value_function))(weights) @ auxiliary
-    delta = _errors(c, c.other_paths, value_function(weights))
+    delta = td_errors(c, value_function(weights), c.other_paths)
     trace = torch.zeros(len(c.other_paths.probability), len(weights), dtype=F64)
     curved_trace = torch.zeros_like(trace)
     sums = [torch.zeros_like(weights) for _ in Directions._fields]

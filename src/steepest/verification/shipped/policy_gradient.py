@@ -117,16 +117,17 @@ def exact_advantage(c: Process, later: bool = False) -> Sides:
     return Sides(score_gradient(c, advantage, c.discounts), c.gradient)
 
 
-def _errors(c: Process, value: Tensor) -> Tensor:
-    """(T, K) the shipped TD errors for values by state."""
-    v = value[c.paths.state]
-    return returns.td_error(c.paths.reward, v[:-1], v[1:], c.paths.terminated, c.mdp.gamma)
+def td_errors(c: Process, value: Tensor, paths: random_problems.Paths | None = None) -> Tensor:
+    """(T, K) the shipped TD errors for values by state, along the trajectories of pi unless others are given."""
+    paths = paths or c.paths
+    v = value[paths.state]
+    return returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
 
 
 @rows.equality("1.5", "TD error as advantage, V exact", episodic, tested="returns.td_error")
 def td_error_as_advantage(c: Process) -> Sides:
     """E[sum_t gamma^t grad log pi delta_t] = grad V where V is exact."""
-    return Sides(score_gradient(c, _errors(c, mdps.state_value(c.mdp, c.policy)), c.discounts), c.gradient)
+    return Sides(score_gradient(c, td_errors(c, mdps.state_value(c.mdp, c.policy)), c.discounts), c.gradient)
 
 
 @rows.equality("1.5", "standardised advantages", undiscounted_episodic, tested="numerics.standardize")
@@ -174,7 +175,7 @@ def bellman_pull(c: Process) -> Tensor:
 @rows.equality("1.5", "bootstrapped critic, target fixed", episodic, tested="losses.value_loss")
 def bootstrapped_critic(c: Process) -> Sides:
     """Regression on r + gamma (1 - terminated) V(s'), held fixed, pulls every state to its Bellman backup."""
-    found = _critic_gradient(c, lambda v: _errors(c, v) + v[c.paths.state[:-1]])
+    found = _critic_gradient(c, lambda v: td_errors(c, v) + v[c.paths.state[:-1]])
     return Sides(found, bellman_pull(c))
 
 
@@ -191,7 +192,7 @@ def target_not_held_fixed(c: Process) -> Sides:
     """Negative control: the residual gradient, which differentiates the target too."""
 
     def expected_loss(value: Tensor) -> Tensor:
-        return c.paths.probability @ (0.5 * _errors(c, value).square() * c.paths.valid).sum(0)
+        return c.paths.probability @ (0.5 * td_errors(c, value).square() * c.paths.valid).sum(0)
 
     return Sides(gradient(expected_loss, c.baseline), bellman_pull(c))
 
@@ -204,8 +205,7 @@ def off_policy_actor(c: Process, next_reward: bool = False) -> Sides:
     Negative control: delta_t with r_{t+1}, read in the indices of the other sections as the next step's reward.
     """
     paths = c.other_paths
-    v = mdps.state_value(c.mdp, c.policy)[paths.state]
-    delta = returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
+    delta = td_errors(c, mdps.state_value(c.mdp, c.policy), paths)
     if next_reward:
         delta = delta - paths.reward + torch.cat([paths.reward[1:], torch.zeros_like(paths.reward[:1])])
     ratio = (c.policy / c.other)[paths.state[:-1], paths.action]

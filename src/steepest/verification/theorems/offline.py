@@ -144,36 +144,21 @@ def expectation_threshold(d: Dataset) -> float:
 
 
 @rows.inequality("2.1.1", "Q-hat <= Q at the threshold", dataset)
-def conservative_pointwise_bound(d: Dataset) -> Sides:
+@rows.inequality("2.1.1", "E_pi[Q-hat] <= V at the threshold", dataset, in_expectation=True)
+def conservative_bound(d: Dataset, in_expectation: bool = False) -> Sides:
     """From the threshold on, the penalty takes off at least what sampling error put on, at every state and action.
 
-    Equation:  Q-hat_0 - Q^pi <= Q-hat_0 - Q-hat_alpha, which is Q-hat_alpha <= Q^pi
-    Source:    notes 2.1.1; Kumar et al. 2020, Theorem 3.1, with the realised sampling error.
+    In expectation the same for the mean under the policy, at every state.
+
+    Equation:  Q-hat_0 - Q^pi <= Q-hat_0 - Q-hat_alpha, which is Q-hat_alpha <= Q^pi;
+               V-hat_0 - V^pi <= V-hat_0 - V-hat_alpha, which is E_pi[Q-hat_alpha] <= V^pi
+    Source:    notes 2.1.1; Kumar et al. 2020, Theorems 3.1 and 3.2, mu = pi, with the realised sampling error.
     """
-    alpha = pointwise_threshold(d)
-    q = mdps.action_value(d.process.mdp, d.policy)
-    free, bound = (
-        offline.conservative_evaluation(d.model, d.policy, d.behaviour, d.policy, weight) for weight in (0.0, alpha)
-    )
-    return Sides(free - q, free - bound)
-
-
-@rows.inequality("2.1.1", "E_pi[Q-hat] <= V at the threshold", dataset)
-def conservative_bound_in_expectation(d: Dataset) -> Sides:
-    """The same for the mean under the policy, at every state.
-
-    Equation:  V-hat_0 - V^pi <= V-hat_0 - V-hat_alpha, which is E_pi[Q-hat_alpha] <= V^pi
-    Source:    notes 2.1.1; Kumar et al. 2020, Theorem 3.2, mu = pi, with the realised sampling error.
-    """
-    alpha = expectation_threshold(d)
-    value = mdps.state_value(d.process.mdp, d.policy)
-    free, bound = (
-        (
-            d.policy * offline.conservative_evaluation_in_expectation(d.model, d.policy, d.behaviour, d.policy, weight)
-        ).sum(-1)
-        for weight in (0.0, alpha)
-    )
-    return Sides(free - value, free - bound)
+    alpha = expectation_threshold(d) if in_expectation else pointwise_threshold(d)
+    true = (mdps.state_value if in_expectation else mdps.action_value)(d.process.mdp, d.policy)
+    found = [_EVALUATIONS[in_expectation](d.model, d.policy, d.behaviour, d.policy, w) for w in (0.0, alpha)]
+    free, bound = [(d.policy * q).sum(-1) for q in found] if in_expectation else found
+    return Sides(free - true, free - bound)
 
 
 @rows.control("2.1.1", "B-hat Q <= Q with alpha = 0", dataset)
