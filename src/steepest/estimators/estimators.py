@@ -35,7 +35,7 @@ class Trajectories:
         rows = int(self.valid[:, columns].any(1).sum())
         whole = (self.action, self.reward, self.terminated, self.truncated, self.valid, self.log_prob)
         state, weight = self.state[: rows + 1, columns], self.weight[:rows]
-        return Trajectories(state, *(x[:rows, columns] for x in whole), weight)
+        return Trajectories(state, *(x[:rows, columns] for x in whole), weight=weight)
 
     @property
     def steps(self) -> int:

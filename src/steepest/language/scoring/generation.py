@@ -9,29 +9,24 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from steepest.errors import RunError, UsageError, require
+from steepest.errors import RunError, UsageError
+from steepest.fields import Checked, Count, NonNegative, PositiveShare, Whole
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.scoring.scoring import logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Checked):
     """How responses are drawn."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest response, its end token included."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Draw among this many most probable tokens; 0: among all. Biases ratios: what is drawn is not the policy."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Draw among the most probable tokens that together have this probability. Biases ratios, as top_k does."""
-
-    def __post_init__(self) -> None:
-        require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        require(self.temperature >= 0, "temperature", self.temperature, "zero or more")
-        require(self.top_k >= 0, "top_k", self.top_k, "zero or more")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
 
 
 class Response(NamedTuple):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from steepest.errors import UsageError, require
+from steepest.fields import NonNegative, Positive
 from steepest.language.data.batching import pad_pairs
 from steepest.language.data.datasets import fingerprint, load_preferences
 from steepest.language.data.examples import Pair
@@ -56,15 +57,15 @@ class DPOConfig(TrainingConfig):
 
     learning_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
 
-    kl_coef: float = 0.1
+    kl_coef: Positive = 0.1
     """Price of a nat of KL from the reference (beta): small lets the policy go far."""
     loss: PreferenceLoss = "dpo"
     """Which of losses.preference is minimised."""
     flip_probability: float = 0.1
     """Probability that a label is wrong, for the losses "smoothed" and "robust"."""
-    sft_coef: float = 0.0
+    sft_coef: NonNegative = 0.0
     """Weight of the mean loss per token of the chosen response, which keeps its probability from falling."""
-    max_gradient_norm: float = 10.0
+    max_gradient_norm: Positive = 10.0
     """The gradient is scaled down to this norm if it is longer."""
     reference: Literal["precomputed", "on_the_fly"] = "precomputed"
     """Score all pairs under the reference before training, or each batch during it."""
@@ -73,9 +74,7 @@ class DPOConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.kl_coef > 0, "kl_coef", self.kl_coef, "a positive number")
         require(0 <= self.flip_probability < 0.5, "flip_probability", self.flip_probability, "in [0, 1/2)")
-        require(self.sft_coef >= 0, "sft_coef", self.sft_coef, "zero or more")
 
 
 class ScoredPairs(NamedTuple):

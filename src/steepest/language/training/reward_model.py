@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError, require
+from steepest.fields import NonNegative
 from steepest.language.data.batching import pad_pairs
 from steepest.language.data.datasets import load_preferences
 from steepest.language.data.examples import Pair
@@ -135,12 +136,8 @@ class RewardModelConfig(TrainingConfig):
 
     learning_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
 
-    centring_coef: float = 0.01
+    centring_coef: NonNegative = 0.01
     """Weight of the loss that keeps scores near zero."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.centring_coef >= 0, "centring_coef", self.centring_coef, "zero or more")
 
 
 def score_losses(config: RewardModelConfig, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Sums]:

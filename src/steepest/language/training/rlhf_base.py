@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError, require
+from steepest.fields import Count, NonNegative, Positive
 from steepest.language.data.batching import pad, responses
 from steepest.language.data.datasets import fingerprint, load_prompts
 from steepest.language.data.examples import Prompt
@@ -74,44 +75,37 @@ class RLHFConfig(TrainingConfig):
 
     reward: str | None = None
     """Reward of responses: the folder of a reward model, or FILE.py:FUNCTION. From Python, any function."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the prompts."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Responses per update."""
-    group_size: int = 1
+    group_size: Count = 1
     """Responses to each prompt."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest response, its end token included."""
-    generation_batch_size: int = 64
+    generation_batch_size: Count = 64
     """Responses that are drawn at once."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """That responses are drawn at. The policy is trained, and the reference read, at this temperature."""
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: NonNegative = 0.0
     """Subtracted from the score of a response that max_new_tokens cut off."""
-    kl_coef: float = 0.05
+    kl_coef: NonNegative = 0.05
     """Price of a nat of KL from the reference (beta), in units of the score."""
-    target_kl: float | None = None
+    target_kl: Positive | None = None
     """Adapt kl_coef after every batch towards this KL per response, in nats; none leaves it as it is."""
-    kl_horizon: float = 10_000.0
+    kl_horizon: Positive = 10_000.0
     """Responses after which a KL far off target has changed kl_coef by a fifth."""
-    update_epochs: int = 1
+    update_epochs: Count = 1
     """Passes over a batch of responses."""
-    minibatches: int = 1
+    minibatches: Count = 1
     """Gradient steps per pass over a batch."""
-    clip_epsilon: float = 0.2
+    clip_epsilon: Positive = 0.2
     """Distance of the probability ratio from 1 beyond which its gradient is cut (epsilon)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kl_coef", "missing_eos_penalty"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        for name in ("kl_horizon", "clip_epsilon", "temperature"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("update_epochs", "minibatches", "group_size", "max_new_tokens", "generation_batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "a positive number or none")
         require(self.batch_size % self.group_size == 0, "batch_size", self.batch_size,
                 f"a multiple of group_size, {self.group_size}")  # fmt: skip
         require(self.batch_size >= self.minibatches, "batch_size", self.batch_size,
