@@ -1098,12 +1098,12 @@ RLHF_TRAINER: Mistakes = {
     ),
     "every update draws the same": ('f"responses {step}"', '"responses"'),
     "groups apart": (
-        "for i in rows for _ in range(self.config.group_size)]",
-        "for _ in range(self.config.group_size) for i in rows]",
+        "for i in self.rows_of(step) for _ in range(self.config.group_size)]",
+        "for _ in range(self.config.group_size) for i in self.rows_of(step)]",
     ),
     "an evaluation by new random numbers every time": (
-        'self._draw(self.eval_prompts, "evaluation", 1)',
-        'self._draw(self.eval_prompts, f"evaluation {self.step}", 1)',
+        'self._draw(self.eval_data, "evaluation", 1)',
+        'self._draw(self.eval_data, f"evaluation {self.step}", 1)',
     ),
     "the score before the penalty of a missing end": (
         "not response.ended for response in drawn]",
@@ -1205,7 +1205,7 @@ SCORING: Mistakes = {
         "nn.functional.pad(value[:, :-1], (1, 0))",
         "nn.functional.pad(value[:, 1:], (1, 0))",
     ),
-    "the temperature forgotten": ("else logits / temperature, targets", "else logits, targets"),
+    "the temperature forgotten": ("else logits / temperature\n", "else logits\n"),
     "the mask a token early": ("wanted = batch.response_mask[:, 1:]", "wanted = batch.response_mask[:, :-1]"),
     "scores a token early": ("nn.functional.pad(wanted, (1, 0))", "nn.functional.pad(wanted, (0, 1))"),
 }

@@ -111,21 +111,6 @@ def is_dataset(place: str) -> bool:
     return place.startswith("minari:") or Path(place).suffix in (".npz", ".hdf5", ".h5") or Path(place).exists()
 
 
-def sft(argv: list[str]) -> int:
-    """steepest sft MODEL DEMONSTRATIONS"""
-    return _language("sft", "demonstrations", argv)
-
-
-def dpo(argv: list[str]) -> int:
-    """steepest dpo MODEL PAIRS"""
-    return _language("dpo", "preferences", argv)
-
-
-def reward(argv: list[str]) -> int:
-    """steepest reward MODEL PAIRS"""
-    return _language("reward", "preferences", argv)
-
-
 def rlhf(argv: list[str]) -> int:
     """steepest rlhf ALGORITHM MODEL PROMPTS --reward REWARD"""
     resumed = pop_flag(argv, "--resume")
@@ -139,11 +124,11 @@ def rlhf(argv: list[str]) -> int:
             f"rlhf takes one of {', '.join(RLHF)}, a model and prompts: "
             "steepest rlhf ppo MODEL PROMPTS.jsonl --reward runs/reward-MODEL-seed0"
         )
-    return _language(argv[0], "prompts", argv[1:], verb=f"rlhf {argv[0]}")
+    return language(argv[0], "prompts", argv[1:], verb=f"rlhf {argv[0]}")
 
 
-def _language(algorithm: str, what: str, argv: list[str], *, verb: str | None = None) -> int:
-    """Train a language model with any of the trainers."""
+def language(algorithm: str, what: str, argv: list[str], *, verb: str | None = None) -> int:
+    """steepest sft MODEL DEMONSTRATIONS, or any other verb that trains a language model."""
     from steepest.language.models.packages import require_language
 
     require_language()
