@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers_runs import differences, start_command, steepest_command, stray_files, wait_for_step
 
 import steepest
 from steepest import Run, UsageError
@@ -140,6 +142,27 @@ def test_resuming_gives_the_same_bits(algorithm: str, seeds: int, tmp_path: Path
         assert torch.equal(found[name], tensor), name
     steps = [row["step"] for row in read_metrics(tmp_path / "run") if row["seed"] == 0]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("algorithm", ["cql", "td3_bc"])
+def test_a_killed_run_resumes_to_the_same_bits(algorithm: str, tmp_path: Path) -> None:
+    """From a file, by the command; killed while it trains."""
+    data = tmp_path / "data.npz"
+    steepest.collect("random", "Pendulum-v1", steps=1000, out=data)
+    arguments = ["train", algorithm, data, "--total-steps", 600, "--compile", "off", "--hidden-sizes", 16]
+    arguments += ["--steps-per-iteration", 20, "--checkpoint-every", 60, "--eval-episodes", 1, "--no-tensorboard"]
+    arguments += ["--batch-size", 32, "--seeds", 2]
+    assert steepest_command(*arguments, "--out", tmp_path / "alone").returncode == 0
+    killed = tmp_path / "killed"
+    process = start_command(*arguments, "--out", killed)
+    wait_for_step(killed, 200, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = steepest_command("train", "--resume", killed)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from step-" in done.stderr
+    assert differences(tmp_path / "alone", killed) == []
+    assert stray_files(killed) == []
 
 
 def test_a_changed_dataset_is_refused(tmp_path: Path) -> None:

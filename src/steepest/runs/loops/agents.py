@@ -150,7 +150,11 @@ class AgentTraining(Training[RunConfig]):
             check_learns_from_data(agent_class)
             if env is None and not issubclass(agent_class, ReplayAgent):
                 raise UsageError(f"{algorithm} needs the environment of the log: its spaces, and where to evaluate")
-            env = env_of(data) if env is None else env
+            if env is None:
+                env, known = env_of(data), read_dataset(data)
+                env_kwargs = known.env_kwargs if env_kwargs is None else env_kwargs
+                if known.max_episode_steps is not None:
+                    options = {"max_episode_steps": known.max_episode_steps, **options}
         elif not agent_class.learns_by_playing:
             raise UsageError(f"{algorithm} learns from data alone: steepest train {algorithm} DATA")
         settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
