@@ -44,7 +44,7 @@ def read_dataset(source: Any, *, cache: str | os.PathLike[str] | None = None) ->
         return _read(minari_files.local_folder(source.removeprefix(MINARI)), source, cache)
     if not isinstance(source, str | os.PathLike):
         raise UsageError(f"the data is an object of type {type(source).__name__}; accepted are {ACCEPTED}")
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.exists():
         raise UsageError(f"there is no data at {path}; accepted are {ACCEPTED}")
     return _read(path, str(path), cache)
