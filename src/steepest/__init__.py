@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from steepest.api.language import reward_model as reward_model
     from steepest.api.language import rlhf as rlhf
     from steepest.api.language import sft as sft
+    from steepest.api.ope import ope as ope
     from steepest.environments import make_env as make_env
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
@@ -50,6 +51,7 @@ _HOME = {
     "collect": "steepest.api.datasets",
     "collect_replay": "steepest.api.datasets",
     "dataset_summary": "steepest.api.datasets",
+    "ope": "steepest.api.ope",
     "read_dataset": "steepest.experience.datasets.read",
     "write_dataset": "steepest.experience.datasets.read",
     "make_env": "steepest.environments",
@@ -84,6 +86,7 @@ __all__ = [
     "evaluate",
     "load",
     "make_env",
+    "ope",
     "plot",
     "read_dataset",
     "respond",

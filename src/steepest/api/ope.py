@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +87,7 @@ class OffPolicyEvaluation:
     policies: list[PolicyEstimates]
 
     def selection(self) -> dict[str, dict[str, float]]:
-        """Return rank correlation and regret@1 of every estimator that has all policies, where true returns are known."""
+        """Return rank correlation and regret@1 of every estimator of all policies, where true returns are known."""
         if len(self.policies) < 2 or any(p.true is None for p in self.policies):
             return {}
         true = torch.tensor([p.true.value for p in self.policies if p.true is not None])
@@ -167,8 +166,8 @@ def ope(
                 "pdis": per_decision_importance(*known),
                 "wis": weighted_trajectory_importance(*known),
                 "wpdis": weighted_per_decision_importance(*known),
-                "dr": doubly_robust(*known[:4], q, value, config.gamma),
-                "wdr": weighted_doubly_robust(*known[:4], q, value, config.gamma),
+                "dr": doubly_robust(reward, q, value, *known[1:]),
+                "wdr": weighted_doubly_robust(reward, q, value, *known[1:]),
             }
             effective = float(effective_sample_size(log_weights(*known[1:4])[..., -1]))
         estimates = {name: _estimate(c, generator, resamples, share) for name, c in contributions.items()}
@@ -253,9 +252,3 @@ def _played(
     first, _ = played.bounds
     returns = torch.from_numpy(played.returns_to_go(config.gamma)[first][:episodes])
     return _estimate(direct_method(returns), generator, resamples, share)
-
-
-def policy_name(path: str) -> str:
-    """Return a short name of a run's folder or a saved agent."""
-    place = Path(path)
-    return place.name if place.is_dir() else place.stem

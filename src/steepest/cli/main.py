@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from steepest.cli import datasets, language, train
+from steepest.cli import datasets, language, ope, train
 from steepest.cli.options import parse, with_positional
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
@@ -183,6 +183,7 @@ def _dispatch(argv: list[str]) -> int:
         "verify": _verify,
         "collect": datasets.collect,
         "dataset": datasets.show,
+        "ope": ope.ope,
         "estimators": _estimators,
         "list": _list,
     }

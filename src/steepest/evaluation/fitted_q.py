@@ -88,9 +88,7 @@ def policy_on(agent: Agent, rows: DatasetRows, *, deterministic: bool = False) -
         raise UsageError(f"the agent holds {agent.members} members; evaluate one of them: agent.member(i)")
     if agent.memory_size:
         raise UsageError("the agent is recurrent; its memory at a row of the data is not known")
-    explores = isinstance(agent.module, DeterministicPolicy) or (
-        agent.action_spec.kind == "discrete" and _greedy(agent)
-    )
+    explores = isinstance(agent.module, DeterministicPolicy) or "buffers/epsilon" in agent.state
     state = {k: v[0] for k, v in agent.state.items()}
     found: list[Distribution] = []
     with torch.no_grad():

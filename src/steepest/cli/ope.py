@@ -1,0 +1,99 @@
+"""The verb ``ope``: what saved agents are worth, from data of other policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from steepest.cli.options import fields_of, parse, say, with_positional
+from steepest.errors import UsageError
+
+if TYPE_CHECKING:
+    from steepest.api.ope import Estimate, OffPolicyEvaluation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpeOptions:
+    """Estimate the values of saved agents from a dataset, without playing."""
+
+    deterministic: bool = False
+    """Evaluate the mode of every policy instead of the policy itself."""
+    true_episodes: int = 0
+    """Play so many episodes of every policy for its true value, to compare."""
+    gamma: float = 0.99
+    """Discount factor."""
+    updates: int = 20_000
+    """Gradient steps of fitted Q evaluation."""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of its network."""
+    learning_rate: float = 3e-4
+    """Its step size at the start; it falls to 0."""
+    batch_size: int = 256
+    """Transitions per gradient step."""
+    conservative_weight: float = 1.0
+    """Weight of the penalty of the conservative estimate; 0 leaves that estimate out."""
+    bound: Literal["expectation", "pointwise"] = "expectation"
+    """Let it bound the value, or Q at every state and action."""
+    share: float = 0.95
+    """Share of the bootstrap intervals."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: bool = False
+    """Print JSON."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def ope(argv: list[str]) -> int:
+    """Run ``steepest ope RUN... DATA ...``."""
+    what = "RUN: folders of runs, or saved agents. DATA: what `steepest collect` wrote, or any other dataset."
+    kind: Any = with_positional(OpeOptions, "given", tuple[str, ...], "RUN... DATA", what)
+    options: Any = parse(kind, argv, "steepest ope")
+    if len(options.given) < 2:
+        raise UsageError("ope takes agents and a dataset: steepest ope runs/one runs/two data.npz")
+    *runs, data = options.given
+    settings = {k: v for k, v in fields_of(options).items() if k not in ("given", "json", "quiet")}
+    from steepest.api.ope import ope as evaluate
+    from steepest.runs.store.folder import finite_json
+
+    found = evaluate(runs, data, note=None if options.quiet or options.json else say, **settings)
+    if options.json:
+        print(json.dumps(finite_json(found.as_dict())))
+        return 0
+    for line in table(found, options.share):
+        print(line)
+    return 0
+
+
+def table(found: OffPolicyEvaluation, share: float) -> list[str]:
+    """Return the lines that a person reads: a block per policy, and how well each estimator ranks them."""
+    from steepest.api.ope import NAMES
+
+    lines = [
+        f"{found.dataset}: {found.episodes:,} episodes; discounted returns, gamma {found.gamma:g}, "
+        f"{100 * share:g}% intervals",
+        f"{'the data itself':44}{_shown(found.behaviour)}",
+    ]
+    for policy in found.policies:
+        lines += ["", policy.policy]
+        if policy.true is not None:
+            lines.append(f"  {'true, by playing':42}{_shown(policy.true)}")
+        lines += [f"  {NAMES[name]:42}{_shown(value)}" for name, value in policy.estimates.items()]
+        if policy.effective_episodes is not None:
+            lines.append(f"  the weights leave {policy.effective_episodes:.1f} of {found.episodes:,} episodes")
+        else:
+            lines.append(f"  no importance sampling: {policy.refused}")
+    ranked = found.selection()
+    if ranked:
+        lines += ["", f"{'':44}{'rank correlation':>18}{'regret@1':>12}"]
+        for name, row in ranked.items():
+            lines.append(f"  {NAMES[name]:42}{row['rank_correlation']:18.2f}{row['regret_at_1']:12.4g}")
+    return lines
+
+
+def _shown(value: Estimate) -> str:
+    if math.isnan(value.value):
+        return f"{'-':>10}   no episode has a weight"
+    return f"{value.value:10.4g}   [{value.low:.4g}, {value.high:.4g}]"
