@@ -18,7 +18,7 @@ from typing import Any
 import jaxtyping
 import pytest
 
-CHECKED_MODULES = ("distributions", "numerics", "returns", "losses")
+CHECKED_MODULES = ("distributions", "numerics", "returns", "losses", "evaluation")
 ENFORCED = os.environ.get("STEEPEST_TYPECHECK", "1") != "0"
 
 # What a shell starts in the background ignores Ctrl-C, and so would the runs that tests start to interrupt them.

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from steepest.api.agents import resume as resume
     from steepest.api.agents import train as train
     from steepest.api.agents import train_seeds as train_seeds
+    from steepest.api.datasets import collect as collect
+    from steepest.api.datasets import collect_replay as collect_replay
+    from steepest.api.datasets import dataset_summary as dataset_summary
     from steepest.api.language import compare as compare
     from steepest.api.language import dpo as dpo
     from steepest.api.language import respond as respond
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
     from steepest.errors import UsageError as UsageError
+    from steepest.experience.datasets.read import read_dataset as read_dataset
+    from steepest.experience.datasets.read import write_dataset as write_dataset
     from steepest.runs.evaluate import Evaluation as Evaluation
     from steepest.runs.run import Run as Run
     from steepest.verification import verify as verify
@@ -42,6 +47,11 @@ _HOME = {
     "resume": "steepest.api.agents",
     "train": "steepest.api.agents",
     "train_seeds": "steepest.api.agents",
+    "collect": "steepest.api.datasets",
+    "collect_replay": "steepest.api.datasets",
+    "dataset_summary": "steepest.api.datasets",
+    "read_dataset": "steepest.experience.datasets.read",
+    "write_dataset": "steepest.experience.datasets.read",
     "make_env": "steepest.environments",
     "RunError": "steepest.errors",
     "SteepestError": "steepest.errors",
@@ -65,13 +75,17 @@ __all__ = [
     "RunError",
     "SteepestError",
     "UsageError",
+    "collect",
+    "collect_replay",
     "compare",
+    "dataset_summary",
     "dpo",
     "estimators",
     "evaluate",
     "load",
     "make_env",
     "plot",
+    "read_dataset",
     "respond",
     "resume",
     "resume_language",
@@ -81,6 +95,7 @@ __all__ = [
     "train",
     "train_seeds",
     "verify",
+    "write_dataset",
 ]
 
 

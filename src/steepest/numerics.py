@@ -121,7 +121,13 @@ class ConjugateGradient(NamedTuple):
 
 
 def conjugate_gradient_start(b: Float[Tensor, " n"], tolerance: float | None = None) -> ConjugateGradient:
-    """x = 0, before the first iteration. See ``conjugate_gradient``."""
+    """x = 0, before the first iteration of solving A x = b.
+
+    Args:      b (n,), in the range of A; tolerance of ||b - A x|| / ||b||, after which nothing changes any more: by
+               default eps^(2/3) of the type, since beyond it only rounding is left, which a singular A does not reduce
+               and whose tiny curvatures would throw x anywhere
+    Verified:  tests/unit/test_numerics.py::test_conjugate_gradient_of_a_singular_matrix
+    """
     share = torch.finfo(b.dtype).eps ** (2.0 / 3.0) if tolerance is None else tolerance
     return ConjugateGradient(torch.zeros_like(b), b, b, share**2 * (b * b).sum())
 
@@ -131,7 +137,11 @@ def conjugate_gradient_step(
 ) -> ConjugateGradient:
     """One iteration; none once the residual is within its limit, or along a direction that A maps to nothing.
 
-    Equation:  alpha = r.r / p.Ap;  x <- x + alpha p;  r' = r - alpha Ap;  p <- r' + (r'.r' / r.r) p
+    A is symmetric, positive semi-definite and only known by its products; where it is singular, x goes to the solution
+    of least norm.
+
+    Equation:  alpha = r.r / p.Ap;  x <- x + alpha p;  r' = r - alpha Ap;  p <- r' + (r'.r' / r.r) p:
+               x_k = argmin 1/2 x.Ax - b.x over span{b, Ab, ..., A^(k-1) b}; exact after rank A iterations
     Source:    Hestenes & Stiefel 1952. A mask stops it: a branch on a value would neither compile nor vmap.
     Verified:  tests/unit/test_numerics.py::test_conjugate_gradient_solves_as_a_dense_solver,
                tests/unit/test_numerics.py::test_conjugate_gradient_stops_where_it_has_arrived
@@ -146,28 +156,6 @@ def conjugate_gradient_step(
     turn = torch.where(moves, (residual * residual).sum() / torch.where(moves, square, one), 0.0)
     direction = torch.where(moves, residual + turn * at.direction, at.direction)
     return ConjugateGradient(at.solution + length * at.direction, residual, direction, at.limit)
-
-
-def conjugate_gradient(
-    matvec: Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]],
-    b: Float[Tensor, " n"],
-    iterations: int,
-    tolerance: float | None = None,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
-    """Solve A x = b for a symmetric, positive semi-definite A that is only known by its products.
-
-    Equation:  x_k = argmin 1/2 x.Ax - b.x over span{b, Ab, ..., A^(k-1) b}; exact after rank A iterations
-    Args:      matvec x (n,) -> A x (n,); b (n,), in the range of A; iterations; tolerance of ||b - A x|| / ||b||, after
-               which nothing changes any more: by default eps^(2/3) of the type, since beyond it only rounding is left,
-               which a singular A does not reduce and whose tiny curvatures would throw x anywhere
-    Returns:   x (n,), where A is singular the solution of least norm; ||b - A x||, by its recurrence
-    Verified:  tests/unit/test_numerics.py::test_conjugate_gradient_solves_as_a_dense_solver,
-               tests/unit/test_numerics.py::test_conjugate_gradient_of_a_singular_matrix
-    """
-    at = conjugate_gradient_start(b, tolerance)
-    for _ in range(iterations):
-        at = conjugate_gradient_step(matvec, at)
-    return at.solution, torch.linalg.vector_norm(at.residual)
 
 
 class LineSearch(NamedTuple):
@@ -198,6 +186,10 @@ def line_search_step(
 ) -> LineSearch:
     """One trial; it changes nothing once one was accepted. A measure that is no number is never accepted.
 
+    Equation:  x + b^j step for the first j = 0, 1, ... with improvement > least_improvement and
+               divergence <= most_divergence; x if there is none
+    Args:      measure x (n,) -> (improvement, divergence); start, step (n,); backtrack b in (0, 1)
+    Returns:   the search; every trial is measured, since a branch on a value would neither compile nor vmap
     Verified:  tests/unit/test_numerics.py::test_line_search_takes_the_first_acceptable_trial,
                tests/unit/test_numerics.py::test_a_failed_line_search_restores_the_start
     """
@@ -213,28 +205,3 @@ def line_search_step(
         at.trials + searching.to(at.trials.dtype),
         at.scale * backtrack,
     )
-
-
-def line_search(
-    measure: Callable[[Float[Tensor, " n"]], tuple[Float[Tensor, ""], Float[Tensor, ""]]],
-    start: Float[Tensor, " n"],
-    step: Float[Tensor, " n"],
-    trials: int,
-    backtrack: float = 0.8,
-    *,
-    least_improvement: float | Float[Tensor, ""] = 0.0,
-    most_divergence: float | Float[Tensor, ""],
-) -> LineSearch:
-    """Backtrack along a step until what is measured is acceptable; stay where nothing is.
-
-    Equation:  x + b^j step for the first j = 0, 1, ..., trials - 1 with improvement > least_improvement and
-               divergence <= most_divergence; x if there is none
-    Args:      measure x (n,) -> (improvement, divergence); start, step (n,); trials; backtrack b in (0, 1)
-    Returns:   the search's end; all trials are measured, since a branch on a value would neither compile nor vmap
-    Verified:  tests/unit/test_numerics.py::test_line_search_takes_the_first_acceptable_trial,
-               tests/unit/test_numerics.py::test_a_failed_line_search_restores_the_start
-    """
-    at = line_search_start(start)
-    for _ in range(trials):
-        at = line_search_step(measure, start, step, at, backtrack, least_improvement, most_divergence)
-    return at

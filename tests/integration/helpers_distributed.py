@@ -64,21 +64,21 @@ def make(case: str, **more: Any) -> Trainer[Any]:
     lm = double(tiny(scale=1.0, seed=1))
     if algorithm == "sft":
         examples = load_sft(lm, demonstrations(13))[0]
-        made: Trainer[Any] = SFT(lm, SFTConfig(**options), examples, eval_examples=examples[:3], seed=5)
+        made: Trainer[Any] = SFT(lm, SFTConfig(**options), examples, eval_data=examples[:3], seed=5)
     elif algorithm in ("dpo", "reward"):
         pairs = load_preferences(lm, preferences(9))[0]
         if algorithm == "dpo":
-            made = DPO(lm, DPOConfig(**options), pairs, eval_pairs=pairs[:3], seed=5)
+            made = DPO(lm, DPOConfig(**options), pairs, eval_data=pairs[:3], seed=5)
         else:
             head = reward_head(32, seed=3).double()
-            made = RewardTrainer(lm, RewardModelConfig(**options), pairs, eval_pairs=pairs[:3], head=head, seed=5)
+            made = RewardTrainer(lm, RewardModelConfig(**options), pairs, eval_data=pairs[:3], head=head, seed=5)
     else:
         kind, config = {"ppo": (TokenPPO, TokenPPOConfig), "rloo": (RLOO, RLOOConfig), "grpo": (GRPO, GRPOConfig)}[
             algorithm
         ]
         prompts = load_prompts(lm, demonstrations(24 // options.get("group_size", 1)))[0]
         head = {"head": reward_head(32, seed=3).double()} if algorithm == "ppo" else {}
-        made = kind(lm, config(**options), prompts, shout, eval_prompts=prompts[:3], seed=5, **head)
+        made = kind(lm, config(**options), prompts, shout, eval_data=prompts[:3], seed=5, **head)
     double(made.lm)
     return made
 

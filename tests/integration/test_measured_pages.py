@@ -23,10 +23,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ablations  # noqa: E402
 import chapter  # noqa: E402
+import open_bandit  # noqa: E402
 
 RUNS: dict[str, Any] = ablations.read_results()["runs"]
 PAGES = sorted(ablations.ABLATIONS)
 PAIRS = [pair for details in ablations.ABLATIONS.values() for pairs in details.values() for pair in pairs]
+STALE_BANDIT = "run: .venv/bin/python benchmarks/open_bandit.py FOLDER"
 STALE = "run: .venv/bin/python benchmarks/ablations.py --pages"
 
 
@@ -46,6 +48,15 @@ def test_the_chapters_table_says_what_was_measured() -> None:
     cases = json.loads(chapter.RESULTS.read_text())["cases"]
     assert list(cases) == list(chapter.CASES)
     assert ablations.between("chapter", chapter.table(cases), text) == text, "run: python benchmarks/chapter.py"
+
+
+def test_the_table_of_real_clicks_says_what_was_measured() -> None:
+    text = (ROOT / "docs" / "off_policy_evaluation.md").read_text()
+    result = json.loads(open_bandit.RESULT.read_text())
+    assert ablations.between("open bandit", open_bandit.table(result), text) == text, STALE_BANDIT
+    assert [(c["campaign"], c["target"]) for c in result["cases"]] == list(
+        itertools.product(open_bandit.CAMPAIGNS, open_bandit.POLICIES)
+    )
 
 
 def test_another_measurement_is_another_page() -> None:

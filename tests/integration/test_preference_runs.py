@@ -274,8 +274,8 @@ def test_held_out_pairs_are_of_other_prompts(model: Path) -> None:
         notes: list[str] = []
         run = LanguageRun(algorithm, model, rows, eval_fraction=0.25, note=notes.append, max_length=64, **options)
         made = run.trainer
-        prompts: Any = [[p.tokens for p in rows] for rows in (made.prompts, made.eval_prompts)] if options else [
-            [p.prompt for p in rows] for rows in (made.pairs, made.eval_pairs)]  # fmt: skip
+        prompts: Any = [[p.tokens for p in rows] for rows in (made.data, made.eval_data)] if options else [
+            [p.prompt for p in rows] for rows in (made.data, made.eval_data)]  # fmt: skip
         assert [len(rows) for rows in prompts] == [24, 8]
         assert not set(prompts[0]) & set(prompts[1])
         assert "evaluation data: 8 rows of 2 prompts held out" in notes

@@ -92,7 +92,7 @@ def command_lines() -> Iterator[Any]:
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
     from steepest import estimators
-    from steepest.api import agents, drive
+    from steepest.api import agents, datasets, drive
     from steepest.api import language as language_api
     from steepest.cli import main
     from steepest.language.models import loading
@@ -104,12 +104,13 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
         raise Parsed
 
     work = ((drive, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
+    data = tuple((datasets, name) for name in ("collect", "collect_replay", "dataset_summary"))
     language = (
         (language_api, "compare"),
         (language_run, "LanguageRun"),
         (loading, "load_model"),
     )
-    for module, name in (*work, *language):
+    for module, name in (*work, *data, *language):
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)
     for page in PAGES:

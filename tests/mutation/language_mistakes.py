@@ -188,8 +188,8 @@ MODELS: Mistakes = {
     "a tokenizer of another model accepted": ("if len(tokenizer) > lm.vocabulary:", "if False:"),
     "weights that are missing drawn at random": ('refuse_missing(f"the model {source}", loading)', "pass"),
     "a cache where sequences are packed": (
-        "position_ids=batch.position_ids,\n        use_cache=False,",
-        "position_ids=batch.position_ids,\n        use_cache=True,",
+        "position_ids=batch.position_ids, use_cache=False",
+        "position_ids=batch.position_ids, use_cache=True",
     ),
 }
 
@@ -240,7 +240,7 @@ FINGERPRINTS: Mistakes = {
 SFT: Mistakes = {
     "padding and prompts counted": ("return int(batch.response_mask.sum())", "return int(batch.attended.sum())"),
     "dropout left off": ("self.lm.model.train()", "pass"),
-    "evaluation per sequence": ("/ processes.total(count)", "/ processes.total(len(ordered))"),
+    "evaluation per sequence": ("/ processes.total(count)", "/ processes.total(len(self.eval_data))"),
     "evaluation with dropout": ("with without_dropout(self.lm), self.autocast():", "with self.autocast():"),
     "packing not tried on the model": ("check_isolation(self.lm)", "pass"),
 }

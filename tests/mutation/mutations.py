@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dataset_mistakes as dm
+import evaluation_mistakes as em
 import language_mistakes as lm
 import offline_mistakes as offline
 import pytest
@@ -1097,12 +1099,12 @@ RLHF_TRAINER: Mistakes = {
     ),
     "every update draws the same": ('f"responses {step}"', '"responses"'),
     "groups apart": (
-        "for i in rows for _ in range(self.config.group_size)]",
-        "for _ in range(self.config.group_size) for i in rows]",
+        "for i in self.rows_of(step) for _ in range(self.config.group_size)]",
+        "for _ in range(self.config.group_size) for i in self.rows_of(step)]",
     ),
     "an evaluation by new random numbers every time": (
-        'self._draw(self.eval_prompts, "evaluation", 1)',
-        'self._draw(self.eval_prompts, f"evaluation {self.step}", 1)',
+        'self._draw(self.eval_data, "evaluation", 1)',
+        'self._draw(self.eval_data, f"evaluation {self.step}", 1)',
     ),
     "the score before the penalty of a missing end": (
         "not response.ended for response in drawn]",
@@ -1204,7 +1206,7 @@ SCORING: Mistakes = {
         "nn.functional.pad(value[:, :-1], (1, 0))",
         "nn.functional.pad(value[:, 1:], (1, 0))",
     ),
-    "the temperature forgotten": ("else logits / temperature, targets", "else logits, targets"),
+    "the temperature forgotten": ("else logits / temperature\n", "else logits\n"),
     "the mask a token early": ("wanted = batch.response_mask[:, 1:]", "wanted = batch.response_mask[:, :-1]"),
     "scores a token early": ("nn.functional.pad(wanted, (1, 0))", "nn.functional.pad(wanted, (0, 1))"),
 }
@@ -1449,6 +1451,14 @@ SUSPECTS: dict[str, Suspect] = {
     "agents/likelihood.py": Suspect(offline.LIKELIHOOD, ("exact/test_offline_updates.py",)),
     "agents/conservative.py": Suspect(offline.CONSERVATIVE_STEPS, ("exact/test_offline_updates.py",)),
     "experience/replay.py experience/transitions.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
+    "experience/datasets/dataset.py": Suspect(dm.ROWS, ("unit/test_datasets.py",)),
+    "experience/datasets/sampling.py": Suspect(dm.SAMPLING, ("unit/test_datasets.py",)),
+    " ".join(
+        f"experience/datasets/{name}.py"
+        for name in ("layouts", "minari_files", "read", "folders", "flat_files", "spaces")
+    ): Suspect(dm.LAYOUTS, ("unit/test_datasets.py",)),
+    "experience/datasets/recording.py": Suspect(dm.RECORDING, ("unit/test_recording.py",)),
+    "experience/datasets/summary.py": Suspect(dm.SUMMARY, ("unit/test_datasets.py",)),
     "agents/replay_updates.py": Suspect(OFF_POLICY, ("unit/test_off_policy.py",)),
     "experience/logs.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner/step.py": Suspect(ADAM, ("unit/test_learner.py",)),
@@ -1493,6 +1503,10 @@ SUSPECTS: dict[str, Suspect] = {
     "language/training/rewards.py": Suspect(lm.REWARDS, ("unit/test_rewards.py", "unit/test_rlhf.py")),
     "language/compare/intervals.py": Suspect(lm.MEASURES, ("unit/test_comparison.py",)),
     "language/compare/comparison.py": Suspect(lm.COMPARISON, ("unit/test_comparison.py",)),
+    "evaluation/importance.py": Suspect(em.IMPORTANCE, ("exact/test_off_policy_evaluation.py",)),
+    "evaluation/intervals.py": Suspect(em.INTERVALS, ("exact/test_off_policy_evaluation.py",)),
+    "evaluation/selection.py": Suspect(em.SELECTION, ("unit/test_policy_selection.py",)),
+    "evaluation/bandit_data.py": Suspect(em.BANDIT_DATA, ("unit/test_bandit_data.py",)),
 }
 
 ROOMS = sorted({file.partition("/")[0].removesuffix(".py") for files in SUSPECTS for file in files.split()})

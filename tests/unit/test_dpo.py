@@ -32,7 +32,7 @@ def trainer(lm: LanguageModel | None = None, rows: int = 16, **options: Any) -> 
     lm = lm or tiny(scale=1.0)
     options = {"batch_size": 8, "learning_rate": 1e-3, "max_length": 64, "warmup": 0.0, **options}
     pairs = load_preferences(lm, preferences(rows + 4))[0]
-    return DPO(lm, DPOConfig(**options), pairs[:rows], eval_pairs=pairs[rows:], seed=5)
+    return DPO(lm, DPOConfig(**options), pairs[:rows], eval_data=pairs[rows:], seed=5)
 
 
 def test_one_pass_equals_two() -> None:
@@ -70,7 +70,7 @@ def test_at_first_the_loss_is_ln_2(options: dict[str, Any]) -> None:
         found = made.reference_log_probs(batch.pairs)
         torch.testing.assert_close(found, tuple(x.detach() for x in expected), rtol=1e-5, atol=1e-4)
     else:
-        order = sorted(range(4), key=lambda i: (module.pair_length(before.pairs[i]), i))
+        order = sorted(range(4), key=lambda i: (before.data[i].length, i))
         torch.testing.assert_close(ref[order, 0], expected[0].detach(), rtol=1e-5, atol=1e-4)
     moved = made.policy_log_probs(batch.pairs)[0]
     assert float((moved - expected[0]).abs().max().detach()) > 1e-2

@@ -185,7 +185,7 @@ def formulas() -> Iterator[str]:
             if not name.startswith("_") and callable(thing) and getattr(thing, "__module__", "") == module.__name__:
                 yield f"{module.__name__}.{name}".removeprefix("steepest.")
     for statement in theorems.STATEMENTS:
-        for function in (statement.problem, statement.sides):
+        for function in (statement.problem, getattr(statement.sides, "func", statement.sides)):
             yield f"{function.__module__}.{function.__name__}".removeprefix("steepest.")
 
 

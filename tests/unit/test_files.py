@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import RunError
-from steepest.files.atomic import atomic_file, write_text_atomic
+from steepest.files.atomic import atomic_file, atomic_place, write_text_atomic
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,30 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), OSError(errno.ENOSPC, "no space")])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_is_taken_as_a_whole(tmp_path: Path, folder: bool, error: BaseException | None) -> None:
+    """What a library writes to a path, a file or a folder of files, is there when it is complete."""
+    path = tmp_path / "new" / "a"
+
+    def write() -> None:
+        with atomic_place(path) as place:
+            assert place.parent == path.parent
+            assert not place.exists()
+            file = place / "inner" / "b" if folder else place
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("new")
+            if error is not None:
+                raise error
+            assert not path.exists()
+
+    if error is None:
+        write()
+        assert (path / "inner" / "b" if folder else path).read_text() == "new"
+        assert list(path.parent.iterdir()) == [path]
+        return
+    with pytest.raises(RunError if isinstance(error, OSError) else KeyboardInterrupt):
+        write()
+    assert list(path.parent.iterdir()) == []

@@ -107,7 +107,7 @@ def test_it_learns_and_evaluation_sees_it() -> None:
     config = SFTConfig(
         epochs=14, batch_size=8, micro_batch_size=4, learning_rate=1e-2, weight_decay=0.01, max_length=64
     )
-    made = SFT(lm, config, [e for i, e in enumerate(examples) if i % 7], eval_examples=examples[::7])
+    made = SFT(lm, config, [e for i, e in enumerate(examples) if i % 7], eval_data=examples[::7])
     before = made.evaluate()["eval/loss"]
     losses = [made.update()["train/loss"] for _ in range(made.total_steps)]
     assert made.done
@@ -121,7 +121,7 @@ def test_evaluation_is_without_dropout() -> None:
     losses: list[float] = []
     for dropout in (0.0, 0.5):
         made = trainer(tiny(scale=1.0, dropout=dropout))
-        made.eval_examples = EXAMPLES
+        made.eval_data = EXAMPLES
         made.lm.model.train()
         losses.append(made.evaluate()["eval/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -137,7 +137,7 @@ def test_packing_is_tried_on_the_model_first() -> None:
 
 def test_evaluation_is_the_mean_over_tokens() -> None:
     made = trainer()
-    made.eval_examples = EXAMPLES
+    made.eval_data = EXAMPLES
     figures, _ = made.gradient([pad(EXAMPLES, made.lm.pad_token)])
     assert made.evaluate()["eval/loss"] == pytest.approx(figures["loss"], rel=1e-5)
 

@@ -50,7 +50,7 @@ STOREYS: list[set[str]] = [
     {"environments", "networks", "learner"},
     {"agents"},
     {"experience"},
-    {"algorithms", "language"},
+    {"algorithms", "language", "evaluation"},
     {"runs"},
     {"verification", "estimators"},
     {"api"},
@@ -62,7 +62,9 @@ STOREYS: list[set[str]] = [
 APART = {
     "exact": {"losses"},  # an oracle that shares code with its subject proves nothing
     **{name: {"losses", "exact"} for name in ("environments", "networks", "learner", "experience")},
-    **{name: {"exact"} for name in ("agents", "algorithms", "language", "runs", "api")},  # nothing that learns looks up
+    **{
+        name: {"exact"} for name in ("agents", "algorithms", "language", "evaluation", "runs", "api")
+    },  # nothing that learns looks up
 }
 """Of what is below, what a folder keeps apart from."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -13,12 +16,13 @@ from torch.func import vmap
 
 from helpers import F64
 from steepest.numerics import (
-    conjugate_gradient,
+    LineSearch,
     conjugate_gradient_start,
     conjugate_gradient_step,
     correlated,
     forward_recurrence,
-    line_search,
+    line_search_start,
+    line_search_step,
     merge_moments,
     reverse_recurrence,
     standardize,
@@ -158,6 +162,15 @@ def spectrum(values: list[float], seed: int = 0) -> Tensor:
     return q @ torch.diag(torch.tensor(values, dtype=F64)) @ q.T
 
 
+def conjugate_gradient(
+    matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float | None = None
+) -> tuple[Tensor, Tensor]:
+    at = conjugate_gradient_start(b, tolerance)
+    for _ in range(iterations):
+        at = conjugate_gradient_step(matvec, at)
+    return at.solution, torch.linalg.vector_norm(at.residual)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_conjugate_gradient_solves_as_a_dense_solver(seed: int) -> None:
     a, b = spectrum([0.1, 0.5, 1.0, 2.0, 5.0, 9.0], seed), rand(6, seed=seed + 9)
@@ -228,6 +241,15 @@ def test_conjugate_gradient_of_several_systems_at_once() -> None:
 # Line search
 
 
+def line_search(
+    measure: Any, start: Tensor, step: Tensor, trials: int, backtrack: float = 0.8, *, least: float = 0.0, most: Any
+) -> LineSearch:
+    at = line_search_start(start)
+    for _ in range(trials):
+        at = line_search_step(measure, start, step, at, backtrack, least, most)
+    return at
+
+
 def parabola(x: Tensor) -> tuple[Tensor, Tensor]:
     """Improvement 3 d - d^2 at a distance d from 0, best at 1.5 and gone at 3; divergence d^2."""
     d = x.sum()
@@ -241,7 +263,7 @@ def parabola(x: Tensor) -> tuple[Tensor, Tensor]:
 def test_line_search_takes_the_first_acceptable_trial(length: float, limit: float, trials: int) -> None:
     """By hand: the step is halved until it improves and is within the limit, which counts as within it."""
     start, step = torch.zeros(2, dtype=F64), torch.tensor([0.25, 0.75], dtype=F64) * length
-    found = line_search(parabola, start, step, 10, 0.5, most_divergence=limit)
+    found = line_search(parabola, start, step, 10, 0.5, most=limit)
     expected = step * 0.5 ** (trials - 1)
     improvement, divergence = parabola(expected)
     assert torch.equal(found.point, expected)
@@ -253,7 +275,7 @@ def test_line_search_takes_the_first_acceptable_trial(length: float, limit: floa
 def test_line_search_asks_for_the_least_improvement() -> None:
     start, step = torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64)
     for least, accepted in ((1.99, 1.0), (2.0, 0.0), (-torch.inf, 1.0)):
-        found = line_search(parabola, start, step, 1, least_improvement=least, most_divergence=torch.inf)
+        found = line_search(parabola, start, step, 1, least=least, most=torch.inf)
         assert float(found.accepted) == accepted
 
 
@@ -264,13 +286,13 @@ def test_a_failed_line_search_restores_the_start(bad: float) -> None:
     measured = torch.tensor(bad, dtype=F64)
     for improvement, divergence in ((measured, torch.zeros_like(measured)), (torch.ones_like(measured), measured)):
         fails = not (improvement > 0.0 and divergence <= 0.5)
-        found = line_search(lambda _, i=improvement, d=divergence: (i, d), start, step, 4, most_divergence=0.5)
+        found = line_search(lambda _, i=improvement, d=divergence: (i, d), start, step, 4, most=0.5)
         assert torch.equal(found.point, start) == fails
         assert float(found.accepted) == float(not fails)
         assert float(found.trials) == (4.0 if fails else 1.0)
     limits = torch.tensor([9.0, 1e-12], dtype=F64)
     zeros, steps = torch.zeros((2, 2), dtype=F64), rand(2, 2).abs()
-    together = vmap(lambda s, d, m: line_search(parabola, s, d, 5, most_divergence=m))(zeros, steps, limits)
+    together = vmap(lambda s, d, m: line_search(parabola, s, d, 5, most=m))(zeros, steps, limits)
     assert together.accepted.tolist() == [1.0, 0.0]
     assert torch.equal(together.point[1], zeros[1])
     assert not torch.equal(together.point[0], zeros[0])

@@ -76,7 +76,7 @@ def trainer(lm: LanguageModel | None = None, **options: Any) -> RewardTrainer:
     lm = lm or tiny(scale=1.0)
     options = {"batch_size": 8, "learning_rate": 3e-3, "max_length": 64, "warmup": 0.0, **options}
     pairs = load_preferences(lm, preferences(24))[0]
-    return RewardTrainer(lm, RewardModelConfig(**options), pairs[:16], eval_pairs=pairs[16:], seed=5)
+    return RewardTrainer(lm, RewardModelConfig(**options), pairs[:16], eval_data=pairs[16:], seed=5)
 
 
 def test_it_learns_and_evaluation_sees_it() -> None:

@@ -191,7 +191,7 @@ def full(kind: str, lm: LanguageModel | None = None, reward: Any = shout, rows: 
     settings = {"batch_size": 8, "max_new_tokens": 6, "learning_rate": 1e-3, "warmup": 0.0, "minibatches": 1}
     trainer, kind_config = KINDS[kind]
     options = kind_config(**{**settings, **groups, **config})
-    return trainer(lm, options, prompts[:rows], reward, eval_prompts=prompts[rows:], seed=3)
+    return trainer(lm, options, prompts[:rows], reward, eval_data=prompts[rows:], seed=3)
 
 
 @each

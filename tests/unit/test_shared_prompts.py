@@ -271,4 +271,4 @@ def test_a_run_says_when_prompts_are_computed_twice(checkpointed: bool) -> None:
     trainer = DPO.from_data(tiny(), config, preferences(4), note=said.append)
     trainer.prepare(said.append)
     assert any("both of its responses" in line for line in said) == checkpointed
-    assert load_preferences(trainer.lm, preferences(4))[0] == trainer.pairs
+    assert load_preferences(trainer.lm, preferences(4))[0] == trainer.data

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import steepest
-from steepest import distributions, losses, numerics, returns
+from steepest import distributions, evaluation, losses, numerics, returns
 from steepest.agents import greedy, natural_step, rollout_updates
 from steepest.algorithms import actor_critic, ppo, ppo_kl, reinforce, trpo
 from steepest.cli import main
+from steepest.evaluation import importance
 from steepest.language.data import tokens
 from steepest.language.training import rlhf, rlhf_base
 from steepest.losses import compatible, gradient_td
@@ -283,6 +284,29 @@ BROKEN += [
     (losses, "smoothed_dpo_loss", scaled, "2.2.2 smoothed DPO with soft labels"),
     (losses, "robust_dpo_loss", scaled, "2.2.2 robust DPO undoes flipped labels"),
     (losses, "implicit_reward", scaled, "2.2.2 r = implicit reward + beta log Z"),
+]
+
+
+def numerator_scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An estimator that is off by a factor."""
+
+    def wrong(*arguments: Any) -> Any:
+        found = function(*arguments)
+        return found._replace(numerator=(1.0 + 1e-6) * found.numerator)
+
+    return wrong
+
+
+BROKEN += [
+    (evaluation, "trajectory_importance", numerator_scaled, "2.1.1 E_beta[w R] = V^pi"),
+    (evaluation, "per_decision_importance", numerator_scaled, "2.1.1 E_beta[sum gamma^t w_t r_t] = V^pi"),
+    (evaluation, "doubly_robust", numerator_scaled, "2.1.1 doubly robust with any Q: E_beta[D] = V^pi"),
+    (evaluation, "doubly_robust", numerator_scaled, "2.1.1 doubly robust with Q^pi: the bound of trees"),
+    (evaluation, "log_weights", negated, "2.1.1 E_beta[w_t] = 1 at every step"),
+    (evaluation, "with_final_value", scaled, "2.1.1 IS of cut episodes, V of the rest added"),
+    (importance, "log_weights", negated, "2.1.1 weighted IS: V^pi from infinitely many episodes"),
+    (importance, "log_weights", negated, "2.1.1 weighted per-decision IS: V^pi from infinitely many episodes"),
+    (importance, "discounted", scaled, "2.1.1 weighted doubly robust: V^pi from infinitely many episodes"),
 ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from steepest.agents.agent import Agent
 from steepest.api.drive import drive
+from steepest.environments import EnvBatch
 from steepest.errors import UsageError
 from steepest.files.tensors import CheckpointError, load_metadata, load_tensors
 from steepest.networks.config import NetworkFactory
@@ -216,14 +217,7 @@ def evaluate(
         render_mode=None if video is None else "rgb_array",
     )
     try:
-        # The number type is the backend's business: EnvPool takes float64 actions where Gymnasium takes float32.
-        same_actions = dataclasses.replace(batch.action_spec, dtype=agent.action_spec.dtype) == agent.action_spec
-        if batch.obs_spec != agent.obs_spec or not same_actions:
-            raise UsageError(
-                f"the agent does not fit {batch.name}: it was trained on observations {_describe(agent.obs_spec)} and "
-                f"actions {_describe(agent.action_spec)}; this environment has observations "
-                f"{_describe(batch.obs_spec)} and actions {_describe(batch.action_spec)}"
-            )
+        check_fit(agent, batch)
         play = partial(
             evaluate_members,
             agent,
@@ -240,6 +234,18 @@ def evaluate(
             return play(on_step=recorder.frame)
     finally:
         batch.close()
+
+
+def check_fit(agent: Agent, batch: EnvBatch) -> None:
+    """Raise UsageError unless an agent's observations and actions are those of an environment."""
+    # The number type is the backend's business: EnvPool takes float64 actions where Gymnasium takes float32.
+    same_actions = dataclasses.replace(batch.action_spec, dtype=agent.action_spec.dtype) == agent.action_spec
+    if batch.obs_spec != agent.obs_spec or not same_actions:
+        raise UsageError(
+            f"the agent does not fit {batch.name}: it was trained on observations {_describe(agent.obs_spec)} and "
+            f"actions {_describe(agent.action_spec)}; this environment has observations "
+            f"{_describe(batch.obs_spec)} and actions {_describe(batch.action_spec)}"
+        )
 
 
 def _describe(spec: ObsSpec | ActionSpec) -> str:

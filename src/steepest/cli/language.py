@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from steepest.cli.options import parse, printable, say, with_positional
+from steepest.cli.options import fields_of, parse, printable, say, with_positional
 from steepest.errors import UsageError
 
 
@@ -100,12 +100,8 @@ def generate(argv: list[str]) -> int:
     from steepest.language.models.loading import load_model
     from steepest.language.scoring.generation import Sampling
 
-    sampling = Sampling(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-    )
+    drawn = ("max_new_tokens", "temperature", "top_k", "top_p")
+    sampling = Sampling(**{name: getattr(options, name) for name in drawn})
     if options.prompt and options.file is not None:
         raise UsageError("give prompts or a file of them, not both")
     if options.out is not None:
@@ -122,15 +118,8 @@ def generate(argv: list[str]) -> int:
     if reads_lines and sys.stdin.isatty():
         converse(lm, sampling, seed=options.seed, raw=options.raw, system=options.system, show=_show_piece)
         return 0
-    rows = answer_prompts(
-        lm,
-        prompts,
-        sampling,
-        seed=options.seed,
-        micro_batch_size=options.micro_batch_size,
-        raw=options.raw,
-        system=options.system,
-    )
+    given = {name: getattr(options, name) for name in ("seed", "micro_batch_size", "raw", "system")}
+    rows = answer_prompts(lm, prompts, sampling, **given)
     if options.out is not None:
         from steepest.files.atomic import write_text_atomic
 
@@ -167,23 +156,11 @@ def compare(argv: list[str]) -> int:
     from steepest.api.language import compare as compare_two
     from steepest.language.compare.report import as_json, terminal_lines
 
-    found = compare_two(
-        model_a,
-        model_b,
-        list(options.prompt) if options.file is None else options.file,
-        judge=options.judge,
-        reference=options.reference,
-        out=options.out,
-        seed=options.seed,
-        micro_batch_size=options.micro_batch_size,
-        raw=options.raw,
-        system=options.system,
-        dtype=options.dtype,
-        device=options.device,
-        note=None if options.quiet or options.json else say,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-    )
+    prompts = list(options.prompt) if options.file is None else options.file
+    note = None if options.quiet or options.json else say
+    ours = ("prompt", "file", "json", "show", "quiet")
+    given = {name: value for name, value in fields_of(options).items() if name not in ours}
+    found = compare_two(model_a, model_b, prompts, note=note, **given)
     if options.json:
         print(json.dumps(as_json(found)))
         return 0

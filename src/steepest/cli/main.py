@@ -14,10 +14,11 @@ import signal
 import sys
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from steepest.cli import language, train
+from steepest.cli import datasets, language, train
 from steepest.cli.options import parse, with_positional
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
@@ -96,10 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
     Of several processes that torchrun started, the main one alone writes on standard output; and one alone says why
     they ended.
     """
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     if launch().rank == 0:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        return _run(argv)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        return _run(argv)
 
 
 def _run(argv: list[str]) -> int:
@@ -141,7 +143,7 @@ def _run(argv: list[str]) -> int:
         if os.environ.get("STEEPEST_DEBUG"):
             raise
         if "allocate memory" in str(error) or "out of memory" in str(error):
-            _complain(f"out of memory: {_first_line(error)}")
+            _complain(f"out of memory: {str(error).strip().splitlines()[0]}")
             return 1
         _complain(
             f"internal error, {type(error).__name__}: {error}\n"
@@ -161,10 +163,6 @@ def _complain(text: str) -> None:
         print(f"steepest: {text}", file=sys.stderr)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Warnings as one line, without the file and line of library code that mean nothing to the user."""
     if not issubclass(category, DeprecationWarning) and launch().rank == 0:
@@ -175,14 +173,16 @@ def _dispatch(argv: list[str]) -> int:
     verbs = {
         "train": train.agents,
         "evaluate": _evaluate,
-        "sft": train.sft,
-        "reward": train.reward,
-        "dpo": train.dpo,
+        "sft": partial(train.language, "sft", "demonstrations"),
+        "reward": partial(train.language, "reward", "preferences"),
+        "dpo": partial(train.language, "dpo", "preferences"),
         "rlhf": train.rlhf,
         "generate": language.generate,
         "compare": language.compare,
         "plot": _plot,
         "verify": _verify,
+        "collect": datasets.collect,
+        "dataset": datasets.show,
         "estimators": _estimators,
         "list": _list,
     }

@@ -39,8 +39,10 @@ class OutputOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentOutputOptions(OutputOptions):
-    """Options of a run's folder and display."""
+    """Options of a run's data, folder and display."""
 
+    data: str | None = None
+    """Dataset or log to learn from instead of playing; steps are gradient steps on a dataset."""
     render: bool = False
     """Show an episode in a window at every evaluation."""
 
@@ -72,18 +74,19 @@ class ResumeOptions(ResumeLanguageOptions):
 
 
 def agents(argv: list[str]) -> int:
-    """steepest train ALGORITHM ENV"""
+    """steepest train ALGORITHM ENV, or ALGORITHM DATA"""
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
         return _resume("train", Path(resumed), argv)
     if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
         if not set(argv) & {"-h", "--help"}:
             raise UsageError(
-                "train takes an algorithm and an environment, then options: steepest train ppo CartPole-v1"
+                "train takes an algorithm and an environment or a dataset, then options: steepest train ppo CartPole-v1"
             )
         print(USAGE, end="")
         return 0
-    algorithm, env, *rest = argv
+    algorithm, place, *rest = argv
+    env: str | None = place
     from steepest.algorithms import find
 
     agent_class = find(algorithm)
@@ -92,26 +95,20 @@ def agents(argv: list[str]) -> int:
     from steepest.runs.run import Run
 
     output_default, from_file = _from_file(rest, AgentOutputOptions)
+    if is_dataset(place):
+        from steepest.experience.datasets.read import env_of
+
+        output_default, env = dataclasses.replace(output_default, data=place), env_of(place)
     defaults = (output_default, *resolve_options(agent_class, env, from_file))
-    output, given = _parsed(defaults, rest, f"train {algorithm} {env}", f"Train {algorithm} on {env}.")
+    output, given = _parsed(defaults, rest, f"train {algorithm} {place}", f"Train {algorithm} on {place}.")
     out = "" if output.out is None else str(output.out)
-    run = drive(lambda note: Run(algorithm, env, out=out, note=note, render=output.render, **given), quiet=output.quiet)
-    return _report(run)
+    given |= {"out": out, "data": output.data, "render": output.render}
+    return _report(drive(lambda note: Run(algorithm, env, note=note, **given), quiet=output.quiet))
 
 
-def sft(argv: list[str]) -> int:
-    """steepest sft MODEL DEMONSTRATIONS"""
-    return _language("sft", "demonstrations", argv)
-
-
-def dpo(argv: list[str]) -> int:
-    """steepest dpo MODEL PAIRS"""
-    return _language("dpo", "preferences", argv)
-
-
-def reward(argv: list[str]) -> int:
-    """steepest reward MODEL PAIRS"""
-    return _language("reward", "preferences", argv)
+def is_dataset(place: str) -> bool:
+    """Return whether a user means data, not an environment: a file or folder, or an id of Minari."""
+    return place.startswith("minari:") or Path(place).suffix in (".npz", ".hdf5", ".h5") or Path(place).exists()
 
 
 def rlhf(argv: list[str]) -> int:
@@ -127,11 +124,11 @@ def rlhf(argv: list[str]) -> int:
             f"rlhf takes one of {', '.join(RLHF)}, a model and prompts: "
             "steepest rlhf ppo MODEL PROMPTS.jsonl --reward runs/reward-MODEL-seed0"
         )
-    return _language(argv[0], "prompts", argv[1:], verb=f"rlhf {argv[0]}")
+    return language(argv[0], "prompts", argv[1:], verb=f"rlhf {argv[0]}")
 
 
-def _language(algorithm: str, what: str, argv: list[str], *, verb: str | None = None) -> int:
-    """Train a language model with any of the trainers."""
+def language(algorithm: str, what: str, argv: list[str], *, verb: str | None = None) -> int:
+    """steepest sft MODEL DEMONSTRATIONS, or any other verb that trains a language model."""
     from steepest.language.models.packages import require_language
 
     require_language()

@@ -6,6 +6,8 @@ usage: steepest VERB ...
   train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
   train --resume RUN              resume any run from its last checkpoint
   evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
+  collect POLICY [ENV] --steps N  write what a run or a saved agent plays as a dataset; --replay writes a run's replay
+  dataset show DATA [--out PNG]   what a dataset holds: returns, lengths, actions, coverage, as a table and a picture
   sft MODEL DATA [options]        fine-tune a language model on demonstrations; --resume RUN resumes
   reward MODEL DATA [options]     train a reward model on preferences
   dpo MODEL DATA [options]        train a language model on preferences directly

@@ -26,13 +26,7 @@ class EnvPoolBatch(EnvBatch):
     """
 
     def __init__(
-        self,
-        env_id: str,
-        num_envs: int,
-        *,
-        seed: int = 0,
-        wrap: Callable[[Any], Any] | None = None,
-        **options: Any,
+        self, env_id: str, num_envs: int, *, seed: int = 0, wrap: Callable[[Any], Any] | None = None, **options: Any
     ) -> None:
         self._wrap = wrap
         options.setdefault("num_threads", min(num_envs, available_cores()))

@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -38,6 +38,18 @@ ENVPOOL_ATARI = "envpool.atari"
 
 NATIVE_FROM = 4
 """From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
+
+
+class _Asked(NamedTuple):
+    """How environments are to be made, whatever kind they are of; see ``make_env``."""
+
+    num_envs: int
+    seed: int
+    vectorization: Vectorization
+    kwargs: dict[str, Any]
+    render_mode: str | None
+    max_episode_steps: int | None
+    on_game: OnGame | None
 
 
 def make_env(
@@ -86,20 +98,20 @@ def make_env(
         raise UsageError(f"max_episode_steps is {max_episode_steps}; it must be at least 1.")
     check_seed(seed)
     kwargs = dict(env_kwargs or {})
+    asked = _Asked(num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps, on_game)
 
     if isinstance(env, str):
         if vectorization == "envpool":
-            return _envpool(env, num_envs, seed, kwargs, atari, render_mode, max_episode_steps, on_game)
+            return _envpool(env, atari, asked)
         spec = find_spec(env)
         if spec.entry_point == atari_games.ENTRY_POINT:
-            options = atari or AtariOptions()
-            return _atari(spec, num_envs, seed, vectorization, kwargs, options, render_mode, max_episode_steps, on_game)
+            return _atari(spec, atari or AtariOptions(), asked)
         _refuse(atari is not None, f"atari options were given, but {env} is not an Atari game.")
-        return _registered(spec, num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps)
+        return _registered(spec, asked)
 
     _refuse(atari is not None, "atari options need the id of an Atari game; preprocess the environment yourself.")
     if isinstance(env, VectorEnv):
-        return _ready(env, num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps)
+        return _ready(env, asked)
     if vectorization in ("native", "envpool"):
         raise UsageError(f'vectorization="{vectorization}" needs an id, but env is {_short(env)}.')
     if isinstance(env, gym.Env):
@@ -131,7 +143,7 @@ def make_env(
         made = cast(AnyEnv, made)
         return made if max_episode_steps is None else TimeLimit(made, max_episode_steps)
 
-    return _loop(name, one, num_envs, seed, vectorization)
+    return _loop(name, one, asked)
 
 
 def find_spec(env_id: str) -> EnvSpec:
@@ -178,32 +190,24 @@ def _unknown(name: str, known: Iterable[str]) -> str:
     return f"There is no environment {name!r}. {hint}"
 
 
-def _registered(
-    spec: EnvSpec,
-    num_envs: int,
-    seed: int,
-    vectorization: Vectorization,
-    kwargs: dict[str, Any],
-    render_mode: str | None,
-    max_episode_steps: int | None,
-) -> EnvBatch:
-    options: dict[str, Any] = {**kwargs, "render_mode": render_mode, "max_episode_steps": max_episode_steps}
-    options = {key: value for key, value in options.items() if value is not None or key in kwargs}
+def _registered(spec: EnvSpec, asked: _Asked) -> EnvBatch:
+    more = {"render_mode": asked.render_mode, "max_episode_steps": asked.max_episode_steps}
+    options: dict[str, Any] = {**asked.kwargs, **more}
+    options = {key: value for key, value in options.items() if value is not None or key in asked.kwargs}
     has_native = spec.vector_entry_point is not None and not spec.additional_wrappers
     _refuse(
-        vectorization == "native" and not has_native,
+        asked.vectorization == "native" and not has_native,
         f'{spec.id} registers no native vector environment; use vectorization="sync".',
     )
     # Windows are a matter of single environments.
-    if vectorization == "native" or (
-        vectorization == "auto" and has_native and num_envs >= NATIVE_FROM and render_mode != "human"
-    ):
+    worth_it = has_native and asked.num_envs >= NATIVE_FROM and asked.render_mode != "human"
+    if asked.vectorization == "native" or (asked.vectorization == "auto" and worth_it):
         venv = _construct(
-            spec.id, lambda: gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **options)
+            spec.id, lambda: gym.make_vec(spec, asked.num_envs, vectorization_mode="vector_entry_point", **options)
         )
-        return _batch(venv, name=spec.id, backend="native", seed=seed)
+        return _batch(venv, name=spec.id, backend="native", seed=asked.seed)
     # Observations are checked at every step here, which Gymnasium's own checker does only at the first.
-    return _loop(spec.id, lambda: _make_one(spec, options), num_envs, seed, vectorization)
+    return _loop(spec.id, lambda: _make_one(spec, options), asked)
 
 
 def _make_one(spec: EnvSpec, options: dict[str, Any]) -> AnyEnv:
@@ -232,43 +236,27 @@ def _make_one(spec: EnvSpec, options: dict[str, Any]) -> AnyEnv:
         mujoco.set_mju_user_warning(before)
 
 
-def _atari(
-    spec: EnvSpec,
-    num_envs: int,
-    seed: int,
-    vectorization: Vectorization,
-    kwargs: dict[str, Any],
-    options: AtariOptions,
-    render_mode: str | None,
-    max_episode_steps: int | None,
-    on_game: OnGame | None,
-) -> EnvBatch:
+def _atari(spec: EnvSpec, options: AtariOptions, asked: _Asked) -> EnvBatch:
     for key in ("obs_type", "frameskip", "repeat_action_probability", "full_action_space", "continuous"):
         _refuse(
-            key in kwargs,
+            key in asked.kwargs,
             f"env_kwargs has {key!r}, but Atari games are preprocessed here: set AtariOptions, or pass a factory to "
             "preprocess them yourself.",
         )
-    scalar_only = render_mode is not None or bool(kwargs)
+    scalar_only = asked.render_mode is not None or bool(asked.kwargs)
     _refuse(
-        vectorization == "native" and scalar_only,
+        asked.vectorization == "native" and scalar_only,
         'Native Atari environments take no render_mode and no env_kwargs; use vectorization="sync".',
     )
-    options, watch = _score_watch(options, "episode_frame_number", on_game)
-    if vectorization == "native" or (vectorization == "auto" and not scalar_only):
+    options, watch = _score_watch(options, "episode_frame_number", asked.on_game)
+    limit = asked.max_episode_steps
+    if asked.vectorization == "native" or (asked.vectorization == "auto" and not scalar_only):
         threads = available_cores()
-        venv = _construct(
-            spec.id, lambda: watch(atari_games.vector_env(spec, num_envs, options, threads, max_episode_steps))
-        )
+        venv = _construct(spec.id, lambda: watch(atari_games.vector_env(spec, asked.num_envs, options, threads, limit)))
         # ale_py's arrays are never used twice, so they need no copy.
-        return _batch(venv, name=spec.id, backend="native", seed=seed, shares_memory=False)
+        return _batch(venv, name=spec.id, backend="native", seed=asked.seed, shares_memory=False)
     return _loop(
-        spec.id,
-        lambda: atari_games.scalar_env(spec, options, render_mode, max_episode_steps, kwargs),
-        num_envs,
-        seed,
-        vectorization,
-        watch,
+        spec.id, lambda: atari_games.scalar_env(spec, options, asked.render_mode, limit, asked.kwargs), asked, watch
     )
 
 
@@ -285,51 +273,35 @@ def _score_watch(
     return unclipped, lambda venv: GameScores(venv, counter, options.clip_reward, on_game)
 
 
-def _envpool(
-    env_id: str,
-    num_envs: int,
-    seed: int,
-    kwargs: dict[str, Any],
-    atari: AtariOptions | None,
-    render_mode: str | None,
-    max_episode_steps: int | None,
-    on_game: OnGame | None,
-) -> EnvBatch:
+def _envpool(env_id: str, atari: AtariOptions | None, asked: _Asked) -> EnvBatch:
     registry = import_envpool().registration.registry
     if env_id not in registry.specs:
         raise UnknownEnvironment(f"EnvPool: {_unknown(env_id, registry.specs)}")
     is_atari_game = registry.specs[env_id][0] == ENVPOOL_ATARI
     _refuse(atari is not None and not is_atari_game, f"atari options were given, but {env_id} is not an Atari game.")
-    options, watch = kwargs, None
+    options, watch = asked.kwargs, None
     if is_atari_game:
-        preprocessing, watch = _score_watch(atari or AtariOptions(), "elapsed_step", on_game)
-        options = {**atari_games.envpool_settings(preprocessing), **kwargs}
-    if max_episode_steps is not None:
-        options["max_episode_steps"] = max_episode_steps
-    if render_mode is not None:
-        options["render_mode"] = render_mode
-    return _construct(env_id, lambda: EnvPoolBatch(env_id, num_envs, seed=seed, wrap=watch, **options))
+        preprocessing, watch = _score_watch(atari or AtariOptions(), "elapsed_step", asked.on_game)
+        options = {**atari_games.envpool_settings(preprocessing), **asked.kwargs}
+    if asked.max_episode_steps is not None:
+        options["max_episode_steps"] = asked.max_episode_steps
+    if asked.render_mode is not None:
+        options["render_mode"] = asked.render_mode
+    return _construct(env_id, lambda: EnvPoolBatch(env_id, asked.num_envs, seed=asked.seed, wrap=watch, **options))
 
 
-def _ready(
-    env: AnyVectorEnv,
-    num_envs: int,
-    seed: int,
-    vectorization: Vectorization,
-    kwargs: dict[str, Any],
-    render_mode: str | None,
-    max_episode_steps: int | None,
-) -> EnvBatch:
-    _refuse(env.num_envs != num_envs, f"num_envs is {num_envs}, but the vector environment has {env.num_envs}.")
+def _ready(env: AnyVectorEnv, asked: _Asked) -> EnvBatch:
+    count = asked.num_envs
+    _refuse(env.num_envs != count, f"num_envs is {count}, but the vector environment has {env.num_envs}.")
     for what, given in (
-        ("vectorization", vectorization != "auto"),
-        ("env_kwargs", bool(kwargs)),
-        ("render_mode", render_mode not in (None, env.render_mode)),
-        ("max_episode_steps", max_episode_steps is not None),
+        ("vectorization", asked.vectorization != "auto"),
+        ("env_kwargs", bool(asked.kwargs)),
+        ("render_mode", asked.render_mode not in (None, env.render_mode)),
+        ("max_episode_steps", asked.max_episode_steps is not None),
     ):
         _refuse(given, f"{what} was given, but the vector environment is already made.")
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
-    return _batch(env, name=name, backend="user", seed=seed)
+    return _batch(env, name=name, backend="user", seed=asked.seed)
 
 
 def _factory_from(env: AnyEnv, num_envs: int) -> tuple[Callable[[], AnyEnv], str]:
@@ -347,13 +319,11 @@ def _factory_from(env: AnyEnv, num_envs: int) -> tuple[Callable[[], AnyEnv], str
 def _loop(
     name: str,
     one: Callable[[], AnyEnv],
-    num_envs: int,
-    seed: int,
-    vectorization: Vectorization,
+    asked: _Asked,
     wrap: Callable[[AnyVectorEnv], AnyVectorEnv] = lambda venv: venv,
 ) -> EnvBatch:
     """Scalar environments, in this process or one process each."""
-    if vectorization == "async":
+    if asked.vectorization == "async":
         owner = os.getpid()
 
         def worker() -> AnyEnv:
@@ -363,15 +333,15 @@ def _loop(
             return one()
 
         def build() -> AnyVectorEnv:
-            return wrap(AsyncVectorEnv([worker] * num_envs, copy=False))
+            return wrap(AsyncVectorEnv([worker] * asked.num_envs, copy=False))
     else:
 
         def build() -> AnyVectorEnv:
-            return wrap(SerialVectorEnv([one] * num_envs))
+            return wrap(SerialVectorEnv([one] * asked.num_envs))
 
     venv = _construct(name, build)
-    backend = "async" if vectorization == "async" else "sync"
-    return _batch(venv, name=name, backend=backend, seed=seed, rebuild=lambda: _construct(name, build))
+    backend = "async" if asked.vectorization == "async" else "sync"
+    return _batch(venv, name=name, backend=backend, seed=asked.seed, rebuild=lambda: _construct(name, build))
 
 
 def _batch(venv: AnyVectorEnv, **options: Any) -> EnvBatch:

@@ -6,13 +6,7 @@ estimator the very same ones, and reports bias, variance and signal-to-noise rat
 theta (S, A) its logits; the estimators go through the shipped ``losses``, ``returns`` and ``distributions``.
 """
 
-from steepest.estimators.comparison import (
-    Comparison,
-    Row,
-    compare,
-    estimate,
-    show,
-)
+from steepest.estimators.comparison import Comparison, Row, compare, estimate, show
 from steepest.estimators.estimators import (
     ESTIMATORS,
     Context,
@@ -35,16 +29,8 @@ from steepest.estimators.estimators import (
     reward_to_go,
     surrogate_loss,
 )
-from steepest.estimators.picture import (
-    check_picture,
-    plot,
-)
-from steepest.estimators.sampling import (
-    PROBLEMS,
-    default_policy,
-    sample,
-    walk,
-)
+from steepest.estimators.picture import check_picture, plot
+from steepest.estimators.sampling import PROBLEMS, default_policy, sample, walk
 
 __all__ = [
     "ESTIMATORS",

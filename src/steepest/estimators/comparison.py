@@ -152,7 +152,10 @@ def compare(
     for name, value, least in (("repeats", repeats, 10), ("steps", steps, 1)):
         if value < least:
             raise UsageError(f"{name} is {value}; expected at least {least}")
-    problem = _find_problem(problem)
+    if isinstance(problem, str):
+        if problem not in PROBLEMS:
+            raise _nearest("problem", problem, list(PROBLEMS))
+        problem = PROBLEMS[problem]()
     mdp = FiniteMDP.from_problem(problem)
     continuing = not bool(mdp.absorbing.any())
     objective = objective or ("average" if continuing else "discounted")
@@ -251,14 +254,6 @@ def _nearest(kind: str, name: str, known: Sequence[str]) -> UsageError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else "."
     return UsageError(f"no {kind} is called {name!r}{hint} Known: {', '.join(known)}")
-
-
-def _find_problem(problem: str | Problem) -> Problem:
-    if isinstance(problem, Problem):
-        return problem
-    if problem not in PROBLEMS:
-        raise _nearest("problem", problem, list(PROBLEMS))
-    return PROBLEMS[problem]()
 
 
 def _choose(estimators: Sequence[str | Estimator | Function] | None, objective: Objective) -> list[Estimator]:

@@ -33,20 +33,9 @@ class Trajectories:
         """The columns of one estimate, without the rows in which all of them are over."""
         columns = slice(index * size, (index + 1) * size)
         rows = int(self.valid[:, columns].any(1).sum())
-
-        def cut(x: Tensor) -> Tensor:
-            return x[:rows, columns]
-
-        return Trajectories(
-            state=self.state[: rows + 1, columns],
-            action=cut(self.action),
-            reward=cut(self.reward),
-            terminated=cut(self.terminated),
-            truncated=cut(self.truncated),
-            valid=cut(self.valid),
-            log_prob=cut(self.log_prob),
-            weight=self.weight[:rows],
-        )
+        whole = (self.action, self.reward, self.terminated, self.truncated, self.valid, self.log_prob)
+        state, weight = self.state[: rows + 1, columns], self.weight[:rows]
+        return Trajectories(state, *(x[:rows, columns] for x in whole), weight=weight)
 
     @property
     def steps(self) -> int:

@@ -310,9 +310,11 @@ def uniform(mdp: FiniteMDP) -> Tensor:
 # Trajectories
 
 
-def trajectories(
-    mdp: FiniteMDP, policy: Tensor, horizon: int
-) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...], tuple[float, ...]]]:
+Trajectory = tuple[float, tuple[int, ...], tuple[int, ...], tuple[float, ...]]
+"""Its probability, states, actions and expected rewards."""
+
+
+def trajectories(mdp: FiniteMDP, policy: Tensor, horizon: int) -> Iterator[Trajectory]:
     """Every trajectory of positive probability, up to absorption or to ``horizon`` actions.
 
     Equation:  P(tau) = initial[s_0] prod_t pi(a_t|s_t) P[s_t, a_t, s_{t+1}]
@@ -330,28 +332,19 @@ def trajectories(
     outcomes = [
         [[(t, p) for t, p in enumerate(row) if p > 0.0] for row in by_action] for by_action in mdp.transition.tolist()
     ]
-    return _follow(mdp.initial.tolist(), absorbing, pi, rewards, outcomes, horizon)
 
+    def follow() -> Iterator[Trajectory]:
+        open_ends: list[Trajectory] = [(p, (s,), (), ()) for s, p in enumerate(mdp.initial.tolist()) if p > 0.0]
+        while open_ends:
+            probability, states, actions, earned = open_ends.pop()
+            s = states[-1]
+            if absorbing[s] or len(actions) == horizon:
+                yield probability, states, actions, earned
+                continue
+            for a, chance in enumerate(pi[s]):
+                if chance > 0.0:
+                    for to, p in outcomes[s][a]:
+                        step = (probability * chance * p, (*states, to), (*actions, a), (*earned, rewards[s][a]))
+                        open_ends.append(step)
 
-def _follow(
-    initial: list[float],
-    absorbing: list[bool],
-    pi: list[list[float]],
-    rewards: list[list[float]],
-    outcomes: list[list[list[tuple[int, float]]]],
-    horizon: int,
-) -> Iterator[tuple[float, tuple[int, ...], tuple[int, ...], tuple[float, ...]]]:
-    open_ends: list[tuple[float, tuple[int, ...], tuple[int, ...], tuple[float, ...]]] = [
-        (p, (s,), (), ()) for s, p in enumerate(initial) if p > 0.0
-    ]
-    while open_ends:
-        probability, states, actions, earned = open_ends.pop()
-        s = states[-1]
-        if absorbing[s] or len(actions) == horizon:
-            yield probability, states, actions, earned
-            continue
-        for a, chance in enumerate(pi[s]):
-            if chance > 0.0:
-                for to, p in outcomes[s][a]:
-                    step = (probability * chance * p, (*states, to), (*actions, a), (*earned, rewards[s][a]))
-                    open_ends.append(step)
+    return follow()

@@ -7,6 +7,7 @@ import fcntl
 import itertools
 import os
 import re
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,41 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_place(path: Path) -> Generator[Path]:
+    """Give a free path in the same folder, for a file or a folder that a library writes; complete, it becomes ``path``.
+
+    Whatever goes wrong, ``path`` holds what it held before. A folder does not replace another.
+
+    Raises:    RunError when the system refuses
+    Verified:  tests/unit/test_files.py::test_a_place_is_taken_as_a_whole
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{next(_counter)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(_explain_write_failure(path, error)) from error
+    try:
+        yield temporary
+        for file in (temporary, *temporary.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            elif file.is_dir():
+                _sync_folder(file)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(_explain_write_failure(path, error)) from error
+    finally:
+        with suppress(OSError):
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:

@@ -51,27 +51,7 @@ _HOME = {
     "train_tokenizer": "models.scratch",
 }
 
-__all__ = [
-    "DPOConfig",
-    "GRPOConfig",
-    "LanguageModel",
-    "RLOOConfig",
-    "RewardModel",
-    "RewardModelConfig",
-    "SFTConfig",
-    "TokenPPOConfig",
-    "generate",
-    "load_model",
-    "load_preferences",
-    "load_prompts",
-    "load_reward_model",
-    "load_sft",
-    "save_model",
-    "save_reward_model",
-    "tiny_llama",
-    "token_log_probs",
-    "train_tokenizer",
-]
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

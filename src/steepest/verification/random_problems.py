@@ -26,6 +26,11 @@ class Paths(NamedTuple):
     valid: Tensor  # (T, K) bool
     probability: Tensor  # (K,)
 
+    @property
+    def flags(self) -> tuple[Tensor, Tensor, Tensor]:
+        """terminated, truncated (never), valid."""
+        return self.terminated, torch.zeros_like(self.terminated), self.valid
+
 
 HORIZON = 3
 """No episode of ``episodic`` is longer."""
@@ -200,6 +205,12 @@ class Recording(NamedTuple):
     def delta(self) -> Tensor:
         """(T,) r_t + gamma V(s_{t+1}) - V(s_t)."""
         return self.reward + self.gamma * self.value[1:] - self.value[:-1]
+
+    @property
+    def flags(self) -> tuple[Tensor, Tensor, Tensor]:
+        """terminated (never), truncated (never), valid (always)."""
+        never = torch.zeros_like(self.reward, dtype=torch.bool)
+        return never, never, ~never
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -30,6 +30,16 @@ class Sides(NamedTuple):
     left: Tensor
     right: Tensor
     scale: float = 0.0
+
+
+def vanishing(term: Tensor, beside: Tensor) -> Sides:
+    """A term that should be zero, measured against the norm of ``beside``."""
+    return Sides(term, torch.zeros_like(term), scale=float(beside.norm()))
+
+
+def loss(name: str) -> dict[str, str]:
+    """Arguments of a row through a function of ``losses``: what it tests, and ``name``, an option of its function."""
+    return {"tested": f"losses.{name}", "name": name}
 
 
 @dataclass(frozen=True)
@@ -61,42 +71,32 @@ class Rows(list[Statement]):
     takes beside its problem. A call, ``rows.equality(...)(f)``, declares a row that belongs after another function's.
     """
 
-    def equality(
-        self, section: str, claim: str, problem: Callable[[int], Any], *, tested: str = "exact", **options: Any
+    def declaration(
+        self,
+        kind: Kind,
+        section: str,
+        claim: str,
+        problem: Callable[[int], Any],
+        *,
+        tested: str = "exact",
+        **options: Any,
     ) -> Callable[[Function], Function]:
-        """Declare left = right."""
-        return self._declaration("equality", section, claim, problem, tested, options)
+        """Declare left = right, left <= right in every entry, or a known mistake: left = right has to fail."""
 
-    def inequality(
-        self, section: str, claim: str, problem: Callable[[int], Any], *, tested: str = "exact", **options: Any
-    ) -> Callable[[Function], Function]:
-        """Declare left <= right in every entry."""
-        return self._declaration("inequality", section, claim, problem, tested, options)
-
-    def control(
-        self, section: str, claim: str, problem: Callable[[int], Any], *, tested: str = "exact", **options: Any
-    ) -> Callable[[Function], Function]:
-        """Declare a known mistake: left = right has to fail."""
-        return self._declaration("negative control", section, claim, problem, tested, options)
-
-    def _declaration(
-        self, kind: Kind, section: str, claim: str, problem: Callable[[int], Any], tested: str, options: dict[str, Any]
-    ) -> Callable[[Function], Function]:
         def declare(function: Function) -> Function:
             sides = partial(function, **options) if options else function
             # Python applies the lowest decorator first: each one goes before those below it.
             at = len(self)
-            while at > 0 and _undecided(self[at - 1].sides) is function:
+            while at > 0 and getattr(self[at - 1].sides, "func", self[at - 1].sides) is function:
                 at -= 1
             self.insert(at, Statement(section, claim, kind, problem, sides, tested))
             return function
 
         return declare
 
-
-def _undecided(sides: Callable[[Any], Sides]) -> Callable[..., Sides]:
-    """The function of a row, whatever its options."""
-    return sides.func if isinstance(sides, partial) else sides
+    equality = partialmethod(declaration, "equality")
+    inequality = partialmethod(declaration, "inequality")
+    control = partialmethod(declaration, "negative control")
 
 
 def relative_error(sides: Sides) -> float:

@@ -12,13 +12,13 @@ from typing import Any
 
 from steepest.errors import UsageError
 from steepest.verification.shipped import (
-    agents,
     compatible,
     distributions,
     kl_penalty,
     language,
     off_policy,
     off_policy_actor,
+    off_policy_evaluation,
     offline,
     on_policy,
     policy_gradient,
@@ -53,10 +53,10 @@ SHIPPED: tuple[Statement, ...] = (
     *vtrace.rows,
     *trpo.rows,
     *compatible.rows,
-    *agents.rows,
     *on_policy.rows,
     *language.rows,
     *preference.rows,
+    *off_policy_evaluation.rows,
 )
 """Every statement that goes through a shipped function, one file per idea."""
 
@@ -86,16 +86,12 @@ class Result:
         return {**data, "figure": self.figure if math.isfinite(self.figure) else None}
 
 
-def _order(section: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in section.split("."))
-
-
 def statements(section: str | None = None) -> list[Statement]:
     """All rows, or those of a section of the notes and its subsections, in the notes' order.
 
     Raises:    UsageError if no row belongs to the section
     """
-    rows = sorted((*STATEMENTS, *SHIPPED), key=lambda s: _order(s.section))
+    rows = sorted((*STATEMENTS, *SHIPPED), key=lambda s: [int(part) for part in s.section.split(".")])
     if section is None:
         return rows
     chosen = [s for s in rows if f"{s.section}.".startswith(f"{section}.")]
@@ -114,10 +110,10 @@ def check(statement: Statement, seeds: int) -> Result:
         figures = [measure(statement.at(seed)) for seed in range(seeds)]
     except Exception as error:
         message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    good = [_as_it_should(statement.kind, x) for x in figures]
-    share = sum(good) / seeds
-    needed = CONTROL_SHARE if statement.kind == "negative control" else 1.0
-    worst = min if statement.kind == "negative control" else max
+    wrong_on_purpose = statement.kind == "negative control"
+    most = TOLERANCE if statement.kind == "equality" else 1.0 + TOLERANCE
+    share = sum(x > CONTROL_THRESHOLD if wrong_on_purpose else x <= most for x in figures) / seeds
+    needed, worst = (CONTROL_SHARE, min) if wrong_on_purpose else (1.0, max)
     figure = math.nan if not figures or any(math.isnan(x) for x in figures) else worst(figures)
     return Result(
         section=statement.section,
@@ -130,14 +126,6 @@ def check(statement: Statement, seeds: int) -> Result:
         share=share,
         message=message,
     )
-
-
-def _as_it_should(kind: Kind, figure: float) -> bool:
-    if kind == "equality":
-        return figure <= TOLERANCE
-    if kind == "inequality":
-        return figure <= 1.0 + TOLERANCE
-    return figure > CONTROL_THRESHOLD
 
 
 def results(section: str | None = None, *, seeds: int = 100) -> Iterator[Result]:

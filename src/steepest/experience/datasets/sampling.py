@@ -9,12 +9,9 @@ import torch
 
 from steepest.environments.spaces import convert_obs
 from steepest.errors import UsageError
-from steepest.experience.datasets.dataset import Array, Dataset, parts
+from steepest.experience.datasets.dataset import Array, Dataset, parts, pieces
 from steepest.experience.transitions import Batch, Transitions
 from steepest.types import ActionSpec, ObsSpec
-
-CHUNK = 65_536
-"""Rows that are converted at a time."""
 
 
 class DatasetRows(Transitions):
@@ -85,8 +82,8 @@ class DatasetRows(Transitions):
         for name in sorted(self.flat):
             array = self.flat[name]
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            for start in range(0, len(array), CHUNK):
-                digest.update(np.ascontiguousarray(array[start : start + CHUNK]).tobytes())
+            for piece in pieces(array):
+                digest.update(np.ascontiguousarray(array[piece]).tobytes())
         return digest.hexdigest()
 
 
@@ -124,8 +121,8 @@ def unit_actions(dataset: Dataset, spec: ActionSpec) -> Array:
         return counted[:, 0] if spec.kind == "discrete" else counted
     low, high = np.array(spec.low), np.array(spec.high)
     # An action that was clipped in float32 may lie a rounding beyond bounds that are kept in float64.
-    slack = 1e-6 * np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
-    _check_bounds(source, valid, flat, low - slack, high + slack)
+    slack_low, slack_high = (1e-6 * np.maximum(1.0, np.abs(bound)) for bound in (low, high))
+    _check_bounds(source, valid, flat, low - slack_low, high + slack_high)
     bounded = np.isfinite(low) & np.isfinite(high)
     lowest, highest = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     unit = (flat - (lowest / 2 + highest / 2)) / (highest / 2 - lowest / 2)

@@ -143,22 +143,30 @@ def compare_models(
         note("scoring the answers under the other models")
     texts = [[response_text(side.lm, r) for r in answers] for side, answers in zip(sides, drawn, strict=True)]
     cut = equally_long(*texts)
-    found = [
-        _side(
-            sides[i].name,
-            drawn[i],
-            texts[i],
-            cut[i],
-            None if rewards is None else rewards[i],
-            None if why is not None else divergence(i, sides[1 - i]),
-            divergence(i, third),
+
+    def answered(i: int) -> Side:
+        """What one model answered; the two are compared at the length of ``cut``."""
+        own = [None] * len(drawn[i]) if rewards is None else rewards[i]
+        return Side(
+            model=sides[i].name,
+            answers=tuple(
+                Answer(text, len(response.tokens), response.ended, reward)
+                for text, response, reward in zip(texts[i], drawn[i], own, strict=True)
+            ),
+            reward=None if rewards is None else mean_interval(rewards[i]),
+            to_other=None if why is not None else divergence(i, sides[1 - i]),
+            to_reference=divergence(i, third),
+            tokens=mean_interval([len(response.tokens) for response in drawn[i]]),
+            characters=mean_interval([len(text) for text in texts[i]]),
+            ended=share_interval(sum(response.ended for response in drawn[i]), len(drawn[i])),
+            distinct_1=distinct_n(cut[i], 1),
+            distinct_2=distinct_n(cut[i], 2),
         )
-        for i in range(2)
-    ]
+
     return Comparison(
         prompts=tuple(prompt.row["prompt"] for prompt in sides[0].prompts),
-        a=found[0],
-        b=found[1],
+        a=answered(0),
+        b=answered(1),
         judge=None if judge is None else judge[0],
         reference=None if reference is None else reference[0],
         win_rate=None if rewards is None else win_rate(*rewards),
@@ -237,30 +245,3 @@ def judged(
             scorer = make_scorer(side.lm, judge, micro_batch_size=micro_batch_size)
             scores.append(scorer(side.prompts, answers).tolist())
     return scores
-
-
-def _side(
-    name: str,
-    drawn: Sequence[Response],
-    texts: Sequence[str],
-    cut: Sequence[str],
-    rewards: list[float] | None,
-    to_other: Divergence | None,
-    to_reference: Divergence | None,
-) -> Side:
-    """What one model answered; ``cut`` are its texts at the length at which the two are compared."""
-    return Side(
-        model=name,
-        answers=tuple(
-            Answer(text, len(response.tokens), response.ended, None if rewards is None else rewards[i])
-            for i, (text, response) in enumerate(zip(texts, drawn, strict=True))
-        ),
-        reward=None if rewards is None else mean_interval(rewards),
-        to_other=to_other,
-        to_reference=to_reference,
-        tokens=mean_interval([len(response.tokens) for response in drawn]),
-        characters=mean_interval([len(text) for text in texts]),
-        ended=share_interval(sum(response.ended for response in drawn), len(drawn)),
-        distinct_1=distinct_n(cut, 1),
-        distinct_2=distinct_n(cut, 2),
-    )

@@ -17,9 +17,7 @@ GROUPED_BATCHES = 32
 """So many batches are sorted by length together: enough to save padding, few enough that the order stays random."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Batches
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def pad(examples: Sequence[Example], pad_token: int, length: int | None = None) -> TokenBatch:
@@ -106,9 +104,7 @@ def check_isolation(lm: LanguageModel) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Order
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, group: bool) -> list[list[int]]:

@@ -50,11 +50,6 @@ def fingerprint(rows: Iterable[Sequence[Any]]) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Datasets
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def load_sft(
     lm: LanguageModel, source: Any, *, max_length: int | None = None, drop_bad_rows: bool = False
 ) -> tuple[list[Example], Report]:
@@ -181,15 +176,13 @@ def _open(
             unused = tuple(name for name in present if name not in columns)
             return rows, columns, Report(rows=len(rows), ignored=unused)
     known = {name for columns in formats for name in columns}
-    hints = [f"{name!r} is close to {near[0]!r}" for name in present if (near := _near(name, known))]
+    unknown = [name for name in present if name not in known]
+    close = [(name, difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)) for name in unknown]
+    hints = [f"{name!r} is close to {near[0]!r}" for name, near in close if near]
     raise UsageError(
         f"the dataset {_name(source)} has the columns {', '.join(present)}; expected {expected}"
         + (f" ({'; '.join(hints)})" if hints else "")
     )
-
-
-def _near(name: str, known: set[str]) -> list[str]:
-    return [] if name in known else difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
 
 
 def _name(source: Any) -> str:

@@ -22,6 +22,11 @@ class Pair(NamedTuple):
     chosen: tuple[int, ...]
     rejected: tuple[int, ...]
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of its two sequences."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 class Prompt(NamedTuple):
     """A prompt ready for a response, and the row of the data that it is from."""

@@ -11,9 +11,7 @@ from steepest.errors import UsageError
 from steepest.language.data.examples import Example, Message, Report, RowError
 from steepest.language.models.language_model import LanguageModel
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Text to tokens
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Renderer:
@@ -184,9 +182,7 @@ def messages(value: Any, what: str) -> list[Message]:
     return messages
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Showing
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def show_example(lm: LanguageModel, example: Example) -> str:

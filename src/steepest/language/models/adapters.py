@@ -14,10 +14,6 @@ from steepest.errors import UsageError
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.packages import hush_bitsandbytes
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Adapters
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def add_adapters(lm: LanguageModel, *, rank: int, alpha: float, dropout: float, seed: int) -> LanguageModel:
     """Freeze the model and put trainable low-rank adapters (LoRA) beside all its linear layers but the head.

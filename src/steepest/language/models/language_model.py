@@ -141,10 +141,7 @@ def hidden_states(lm: LanguageModel, batch: TokenBatch) -> Tensor:
     Verified:  tests/unit/test_language_batching.py::test_packed_sequences_do_not_see_each_other
     """
     output = cast(Any, lm.backbone)(
-        input_ids=batch.tokens,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
+        input_ids=batch.tokens, attention_mask=batch.attention_mask, position_ids=batch.position_ids, use_cache=False
     )
     return output.last_hidden_state
 

@@ -19,11 +19,6 @@ Device = Literal["auto", "cpu", "cuda"]
 Quantization = Literal["none", "4bit"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Loading
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def require_language() -> None:
     """UsageError that says what to install, where the packages of the ``language`` extra are missing."""
     try:

@@ -15,10 +15,6 @@ from steepest.errors import RunError, UsageError
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.packages import quiet
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Saving
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 def save_model(
     lm: LanguageModel,

@@ -10,41 +10,31 @@ import torch
 from torch import Tensor
 
 from steepest.errors import RunError, UsageError
+from steepest.fields import Checked, Count, NonNegative, PositiveShare, Whole
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.scoring.scoring import logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(Checked):
     """How responses are drawn."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest response, its end token included."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Draw among this many most probable tokens; 0: among all. Biases ratios: what is drawn is not the policy."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Draw among the most probable tokens that together have this probability. Biases ratios, as top_k does."""
-
-    def __post_init__(self) -> None:
-        for good, name, expected in (
-            (self.max_new_tokens >= 1, "max_new_tokens", "at least 1"),
-            (self.temperature >= 0, "temperature", "zero or more"),
-            (self.top_k >= 0, "top_k", "zero or more"),
-            (0 < self.top_p <= 1, "top_p", "in (0, 1]"),
-        ):
-            if not good:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
 
 class Response(NamedTuple):
     """What a model answered."""
 
     tokens: tuple[int, ...]  # with its end token, if it ended
-    log_probs: tuple[
-        float, ...
-    ]  # nats, under the whole policy at the temperature (1 where that is 0), no top-k or top-p
+    # Nats, under the whole policy at the temperature (1 where that is 0), without top-k or top-p:
+    log_probs: tuple[float, ...]
     ended: bool  # by an end token, not by max_new_tokens
 
 

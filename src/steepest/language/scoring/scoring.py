@@ -21,16 +21,6 @@ CHUNK_ELEMENTS = 2**24
 """So many logits are held at once (64 MB in float32): more rows than that are done in chunks."""
 
 
-Of = Callable[[Tensor, Tensor], Tensor]
-
-
-class TokenScores(NamedTuple):
-    """What a model says of the tokens of responses; 0 at every other token."""
-
-    log_prob: Tensor  # (B, L) nats
-    entropy: Tensor  # (B, L) nats, of the distribution that the token was drawn from
-
-
 def token_log_probs(lm: LanguageModel, batch: TokenBatch, *, temperature: float | Tensor = 1.0) -> Tensor:
     """Log-probability of every response token, given all before it in its sequence.
 
@@ -42,8 +32,7 @@ def token_log_probs(lm: LanguageModel, batch: TokenBatch, *, temperature: float 
     Verified:  tests/unit/test_language_scoring.py::test_log_probs_are_those_of_the_model,
                tests/unit/test_language_scoring.py::test_chunks_change_neither_value_nor_gradient
     """
-    rows = _read(lm, batch, hidden_too=False)
-    return _score(lm, batch, rows, temperature, _log_probs)[..., 0]
+    return _score(lm, batch, _read(lm, batch, hidden_too=False), temperature)
 
 
 def token_log_probs_and_values(
@@ -63,30 +52,8 @@ def token_log_probs_and_values(
     kinds = [p.dtype for p in value_head.parameters()]
     with torch.autocast(lm.device.type, enabled=False):
         value = value_head(rows.hidden.to(kinds[0]) if kinds else rows.hidden).squeeze(-1)
-    log_prob = _score(lm, batch, rows, temperature, _log_probs)[..., 0]
+    log_prob = _score(lm, batch, rows, temperature)
     return log_prob, nn.functional.pad(value[:, :-1], (1, 0)).to(log_prob.dtype)
-
-
-def token_scores(lm: LanguageModel, batch: TokenBatch, *, temperature: float | Tensor = 1.0) -> TokenScores:
-    """Log-probabilities as from ``token_log_probs``, and the entropy of the distribution at every response token.
-
-    Equation:  H_t = -sum_v pi(v | x, y_<t) log pi(v | x, y_<t)
-    Verified:  tests/unit/test_language_scoring.py::test_log_probs_are_those_of_the_model
-    """
-    both = _score(lm, batch, _read(lm, batch, hidden_too=False), temperature, _log_probs_and_entropy)
-    return TokenScores(both[..., 0], both[..., 1])
-
-
-def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """(rows, V), (rows,) -> (rows, 1)"""
-    # Its gradient is one pass over the log-softmax, which is kept in place of the logits.
-    return -cross_entropy(logits, targets, reduction="none").unsqueeze(1)
-
-
-def _log_probs_and_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """(rows, V), (rows,) -> (rows, 2)"""
-    log_pi = torch.log_softmax(logits, dim=1)
-    return torch.cat([log_pi.gather(1, targets.unsqueeze(1)), -(log_pi.exp() * log_pi).sum(1, keepdim=True)], dim=1)
 
 
 class _Rows(NamedTuple):
@@ -112,12 +79,12 @@ def _read(lm: LanguageModel, batch: TokenBatch, *, hidden_too: bool) -> _Rows:
     return _Rows(output.logits, float32_at_least, output.hidden_states[-1] if hidden_too else None)
 
 
-def _score(lm: LanguageModel, batch: TokenBatch, read: _Rows, temperature: float | Tensor, of: Of) -> Tensor:
-    """Figures of every response token, (B, L, figures); the head is applied where they are needed alone."""
+def _score(lm: LanguageModel, batch: TokenBatch, read: _Rows, temperature: float | Tensor) -> Tensor:
+    """(B, L) log-probabilities of every response token; the head is applied where they are needed alone."""
     wanted = batch.response_mask[:, 1:]
     targets = batch.tokens[:, 1:][wanted]
-    scored = _in_chunks(lm, read.states[:, :-1][wanted], targets, read.to_logits, temperature, of)
-    out = scored.new_zeros((*batch.tokens.shape, scored.shape[1]))
+    scored = _in_chunks(lm, read.states[:, :-1][wanted], targets, read.to_logits, temperature)
+    out = scored.new_zeros(batch.tokens.shape)
     place = torch.nn.functional.pad(wanted, (1, 0)).nonzero(as_tuple=True)
     return out.index_put(place, scored)
 
@@ -129,30 +96,27 @@ def row_log_probs(lm: LanguageModel, states: Tensor, tokens: Tensor) -> Tensor:
     Returns:   (rows,) nats, in float32 at least
     Verified:  tests/unit/test_shared_prompts.py::test_shared_prompts_change_neither_value_nor_gradient
     """
-    return _in_chunks(lm, states, tokens, logits_of(lm), 1.0, _log_probs).squeeze(1)
+    return _in_chunks(lm, states, tokens, logits_of(lm), 1.0)
 
 
 def _in_chunks(
-    lm: LanguageModel,
-    rows: Tensor,
-    targets: Tensor,
-    to_logits: Callable[[Tensor], Tensor],
-    temperature: float | Tensor,
-    of: Of,
+    lm: LanguageModel, rows: Tensor, targets: Tensor, to_logits: Callable[[Tensor], Tensor], temperature: float | Tensor
 ) -> Tensor:
-    """Figures (rows, figures) of one token after each row, of which there are (rows, D or V)."""
+    """(rows,) log-probabilities of one token after each row, of which there are (rows, D or V)."""
 
-    def figures(rows: Tensor, targets: Tensor) -> Tensor:
+    def log_probs(rows: Tensor, targets: Tensor) -> Tensor:
         logits = to_logits(rows)
-        return of(logits if isinstance(temperature, float) and temperature == 1.0 else logits / temperature, targets)
+        logits = logits if isinstance(temperature, float) and temperature == 1.0 else logits / temperature
+        # Its gradient is one pass over the log-softmax, which is kept in place of the logits.
+        return -cross_entropy(logits, targets, reduction="none")
 
     size = max(1, CHUNK_ELEMENTS // lm.vocabulary)
     if len(rows) <= size:
-        return figures(rows, targets)
+        return log_probs(rows, targets)
     # Each chunk's logits are computed again in the backward pass, rather than kept for it.
     parts = zip(rows.split(size), targets.split(size), strict=True)
     return torch.cat(
-        [cast(Tensor, checkpoint(figures, r, t, use_reentrant=False, context_fn=as_computed)) for r, t in parts]
+        [cast(Tensor, checkpoint(log_probs, r, t, use_reentrant=False, context_fn=as_computed)) for r, t in parts]
     )
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from steepest.errors import require
+from steepest.fields import Checked, Count, NonNegative, PartialShare, Positive, Whole
 from steepest.language.models.language_model import LanguageModel
-
-if TYPE_CHECKING:
-    pass
-
 
 DEFAULT_LENGTH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Checked):
     """Settings that every language trainer has."""
 
     learning_rates: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
@@ -25,13 +22,13 @@ class TrainingConfig:
     has_dropout: ClassVar[bool] = False
     """True where dropout is on in training."""
 
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the data."""
     max_steps: int | None = None
     """Stop after this many updates, where the epochs would make more."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Sequences (packed rows, pairs) per update."""
-    micro_batch_size: int = 8
+    micro_batch_size: Count = 8
     """Sequences (packed rows, pairs) in a process's memory at once; changes nothing but speed and memory."""
     max_length: int | None = None
     """Longest sequence in tokens, prompt and response; by default the model's context, and at most 1024."""
@@ -42,21 +39,21 @@ class TrainingConfig:
     """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
     warmup: float = 0.05
     """Fraction of the updates over which the learning rate rises from 0."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """AdamW's decay, of weight matrices alone."""
-    adam_beta2: float = 0.999
+    adam_beta2: PartialShare = 0.999
     """AdamW's memory of squared gradients."""
-    max_gradient_norm: float = 1.0
+    max_gradient_norm: Positive = 1.0
     """The gradient is scaled down to this norm if it is longer."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers (autocast); weights, logits and optimiser stay in float32."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass instead of keeping what is in them: less memory, a third more time."""
-    lora_rank: int = 0
+    lora_rank: Whole = 0
     """Train adapters of this rank (LoRA) and freeze the model; 0 trains all of the model."""
-    lora_alpha: float = 32.0
+    lora_alpha: Positive = 32.0
     """Adapters are scaled by lora_alpha / lora_rank."""
-    lora_dropout: float = 0.0
+    lora_dropout: PartialShare = 0.0
     """Dropout before the adapters, in SFT only: everywhere else dropout is off."""
     eval_fraction: float = 0.0
     """Hold out this fraction of the prompts, with all their rows, where no evaluation data is given."""
@@ -64,19 +61,12 @@ class TrainingConfig:
     """Leave out rows that cannot be used, and count them, instead of refusing the dataset."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "micro_batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        super().__post_init__()
         for name in ("max_steps", "max_length"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "at least 1")
         require(self.learning_rate is None or self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        require(self.max_gradient_norm > 0, "max_gradient_norm", self.max_gradient_norm, "a positive number")
         require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction, in [0, 1)")
-        require(0 <= self.adam_beta2 < 1, "adam_beta2", self.adam_beta2, "in [0, 1)")
-        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "zero or more")
-        require(self.lora_rank >= 0, "lora_rank", self.lora_rank, "zero or more")
-        require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "a positive number")
-        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "in [0, 1)")
         require(self.has_dropout or not self.lora_dropout, "lora_dropout", self.lora_dropout,
                 "0: dropout is off here, only sft has it")  # fmt: skip
         require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a fraction, in [0, 1)")

@@ -15,25 +15,27 @@ token of y_w (Liu et al. 2024, RPO).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from steepest.errors import UsageError, require
-from steepest.language.data.batching import epoch_order, pad_pairs
+from steepest.fields import NonNegative, Positive
+from steepest.language.data.batching import pad_pairs
 from steepest.language.data.datasets import fingerprint, load_preferences
 from steepest.language.data.examples import Pair
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.parallel import processes
 from steepest.language.scoring.pairs import pair_log_probs, why_not_shared
 from steepest.language.scoring.reference import Reference, load_cached, reference_key, save_cached
-from steepest.language.training.config import TrainingConfig, sequence_limit
-from steepest.language.training.trainer import Sums, Trainer, hold_out
+from steepest.language.training.config import TrainingConfig
+from steepest.language.training.trainer import Note, Sums, Trainer
 from steepest.losses import (
     dpo_loss,
     hinge_dpo_loss,
@@ -44,7 +46,6 @@ from steepest.losses import (
     score_function_loss,
     smoothed_dpo_loss,
 )
-from steepest.seeding import stream_seed
 from steepest.types import PreferenceBatch, TokenBatch
 
 PreferenceLoss = Literal["dpo", "ipo", "hinge", "smoothed", "robust", "length_normalized"]
@@ -56,15 +57,15 @@ class DPOConfig(TrainingConfig):
 
     learning_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
 
-    kl_coef: float = 0.1
+    kl_coef: Positive = 0.1
     """Price of a nat of KL from the reference (beta): small lets the policy go far."""
     loss: PreferenceLoss = "dpo"
     """Which of losses.preference is minimised."""
     flip_probability: float = 0.1
     """Probability that a label is wrong, for the losses "smoothed" and "robust"."""
-    sft_coef: float = 0.0
+    sft_coef: NonNegative = 0.0
     """Weight of the mean loss per token of the chosen response, which keeps its probability from falling."""
-    max_gradient_norm: float = 10.0
+    max_gradient_norm: Positive = 10.0
     """The gradient is scaled down to this norm if it is longer."""
     reference: Literal["precomputed", "on_the_fly"] = "precomputed"
     """Score all pairs under the reference before training, or each batch during it."""
@@ -73,9 +74,7 @@ class DPOConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.kl_coef > 0, "kl_coef", self.kl_coef, "a positive number")
         require(0 <= self.flip_probability < 0.5, "flip_probability", self.flip_probability, "in [0, 1/2)")
-        require(self.sft_coef >= 0, "sft_coef", self.sft_coef, "zero or more")
 
 
 class ScoredPairs(NamedTuple):
@@ -131,44 +130,32 @@ class DPO(Trainer[ScoredPairs]):
     algorithm = "dpo"
     can_be_sharded = True
     Config = DPOConfig
+    load_rows = load_preferences
+    prompt_of = attrgetter("prompt")
     terms = "pairs"
     config: DPOConfig
+    data: list[Pair]
+    eval_data: list[Pair]
 
     def __init__(
         self,
         lm: LanguageModel,
         config: DPOConfig,
-        pairs: Sequence[Pair],
+        data: Sequence[Pair],
         *,
-        eval_pairs: Sequence[Pair] = (),
+        eval_data: Sequence[Pair] = (),
         reference: Reference | None = None,
         seed: int = 0,
     ) -> None:
         """``reference`` is by default the model as it is now."""
-        super().__init__(lm, config, seed=seed)
-        self.pairs = list(pairs)
-        self.eval_pairs = list(eval_pairs)
+        super().__init__(lm, config, data, eval_data=eval_data, seed=seed)
+        self.lengths = [pair.length for pair in self.data]
         self.reference = reference
         if reference is None and config.reference == "on_the_fly":
             self.reference = Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
-        self.ref_log_probs: Tensor | None = None  # (pairs and then eval_pairs, 2) nats
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self.ref_log_probs: Tensor | None = None  # (data and then eval_data, 2) nats
 
-    @classmethod
-    def from_data(
-        cls,
-        lm: LanguageModel,
-        config: DPOConfig,
-        data: Any,
-        *,
-        eval_data: Any = None,
-        seed: int = 0,
-        note: Callable[[str], None],
-    ) -> Self:
-        pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
-        return cls(lm, config, pairs, eval_pairs=held_out, seed=seed)
-
-    def prepare(self, note: Callable[[str], None]) -> None:
+    def prepare(self, note: Note) -> None:
         if self.why_not_shared is not None:
             note(f"each prompt is computed for both of its responses: {self.why_not_shared}")
 
@@ -179,37 +166,20 @@ class DPO(Trainer[ScoredPairs]):
         Policy and reference do alike, or a policy equal to its reference would differ from it by rounding. Tried on the
         longest pair, and on that of the shortest prompt, which is padded most.
         """
-        tried = [max(self.pairs, key=pair_length), min(self.pairs, key=lambda p: len(p.prompt))] if self.pairs else []
+        pairs = self.data
+        tried = [max(pairs, key=attrgetter("length")), min(pairs, key=lambda p: len(p.prompt))] if pairs else []
         models = [self.lm, *([] if self.reference is None or self.reference.switches else [self.reference.lm])]
         return next((why for lm in models if (why := why_not_shared(lm, tried)) is not None), None)
 
-    @property
-    def data_fingerprint(self) -> str:
-        return fingerprint(self.pairs)
-
-    @property
-    def eval_fingerprint(self) -> str:
-        return fingerprint(self.eval_pairs)
-
-    @property
-    def epoch_steps(self) -> int:
-        return max(1, -(-len(self.pairs) // self.config.batch_size))
-
     def micro_batches(self, step: int) -> list[ScoredPairs]:
-        epoch, place = divmod(step, self.epoch_steps)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=epoch))
-        return self._cut(self._epoch[1][place])
+        return self._cut(self.rows_of(step))
 
     def _cut(self, rows: Sequence[int]) -> list[ScoredPairs]:
         """This process's share of pairs, by their number among all, in parts that fit memory, of similar length."""
-        everything = self.pairs + self.eval_pairs
+        everything = self.data + self.eval_data
         if self.config.reference == "precomputed":
             self._precomputed()  # by all processes, be their share empty or not
-        rows = sorted(rows, key=lambda i: (pair_length(everything[i]), i))
-        rows = [rows[i] for i in processes.share(len(rows))]
-        size = self.config.micro_batch_size
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        parts = self.parts(rows, lambda i: (everything[i].length, i))
         return [self._batch([everything[i] for i in part], part) for part in parts]
 
     def _batch(self, pairs: Sequence[Pair], rows: Sequence[int]) -> ScoredPairs:
@@ -220,11 +190,10 @@ class DPO(Trainer[ScoredPairs]):
         return ScoredPairs(batch, (ref[:, 0], ref[:, 1]))
 
     def spare(self) -> ScoredPairs:
-        return self._batch(self.pairs[:1], [0])
+        return self._batch(self.data[:1], [0])
 
     def shown(self) -> list[TokenBatch]:
-        rows = order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=0)[0]
-        return list(pad_pairs([self.pairs[i] for i in rows], self.lm.pad_token))
+        return list(pad_pairs([self.data[i] for i in self.rows_of(0)], self.lm.pad_token))
 
     # The reference
 
@@ -234,7 +203,7 @@ class DPO(Trainer[ScoredPairs]):
         They are part of every checkpoint, so that a resumed run has the very same.
         """
         if self.ref_log_probs is None:
-            everything = self.pairs + self.eval_pairs
+            everything = self.data + self.eval_data
             folder = None if self.config.reference_cache is None else Path(self.config.reference_cache).expanduser()
             found = None
             if folder is not None:
@@ -257,10 +226,8 @@ class DPO(Trainer[ScoredPairs]):
 
     @torch.no_grad()
     def _score_all(self, pairs: Sequence[Pair]) -> Tensor:
-        order = sorted(range(len(pairs)), key=lambda i: (pair_length(pairs[i]), i))
-        order = [order[i] for i in processes.share(len(order))]
-        size = self.config.micro_batch_size
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        parts = self.parts(range(len(pairs)), lambda i: (pairs[i].length, i))
+        order = [i for part in parts for i in part]
         found: list[Tensor] = []
         for rows, counts in self.in_step(parts, lambda: [0]):
             batch = pad_pairs([pairs[i] for i in rows], self.lm.pad_token).to(self.lm.device)
@@ -303,19 +270,19 @@ class DPO(Trainer[ScoredPairs]):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Return the metrics of training on the held-out pairs."""
-        if not self.eval_pairs:
+        if not self.eval_data:
             return {}
         totals: dict[str, float] = {}
-        batches = self._cut(range(len(self.pairs), len(self.pairs) + len(self.eval_pairs)))
+        batches = self._cut(range(len(self.data), len(self.data) + len(self.eval_data)))
         for batch, counts in self.in_step(batches, self.spare):
             with self.autocast():
                 loss, figures = self.through(self.loss, batch)
             if counts:
                 for name, value in {"loss": loss, **figures}.items():
                     totals[name] = totals.get(name, 0.0) + float(value)
-        return {f"eval/{name}": value / len(self.eval_pairs) for name, value in processes.totals(totals).items()}
+        return {f"eval/{name}": value / len(self.eval_data) for name, value in processes.totals(totals).items()}
 
-    def shard(self, device: torch.device, note: Callable[[str], None]) -> None:
+    def shard(self, device: torch.device, note: Note) -> None:
         if self.reference is not None:
             raise UsageError('with fsdp, the reference has to be "precomputed": scored before training')
         super().shard(device, note)
@@ -330,30 +297,3 @@ class DPO(Trainer[ScoredPairs]):
         rest = dict(tensors)
         self.ref_log_probs = rest.pop("reference/log_probs", None)
         super().load_tensors(rest, step)
-
-
-def read_pairs(
-    lm: LanguageModel, config: TrainingConfig, data: Any, eval_data: Any, *, seed: int, note: Callable[[str], None]
-) -> tuple[list[Pair], list[Pair]]:
-    """Preferences to train on and to evaluate on, reported through ``note``."""
-    options: dict[str, Any] = {"max_length": sequence_limit(lm, config), "drop_bad_rows": config.drop_bad_rows}
-    pairs, report = load_preferences(lm, data, **options)
-    for line in report.lines():
-        note(line)
-    if eval_data is None:
-        return hold_out(pairs, lambda pair: pair.prompt, config.eval_fraction, seed=seed, note=note)
-    held_out, report = load_preferences(lm, eval_data, **options)
-    for line in report.lines("evaluation data"):
-        note(line)
-    return pairs, held_out
-
-
-def pair_length(pair: Pair) -> int:
-    """Tokens of the longer of its two sequences."""
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
-
-
-def order_of_pairs(pairs: Sequence[Pair], config: TrainingConfig, *, seed: int, epoch: int) -> list[list[int]]:
-    """The batches of an epoch, pairs of similar length together."""
-    lengths = [pair_length(pair) for pair in pairs]
-    return epoch_order(lengths, config.batch_size, seed=stream_seed(seed, "order"), epoch=epoch, group=True)

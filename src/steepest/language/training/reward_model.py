@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError, require
+from steepest.fields import NonNegative
 from steepest.language.data.batching import pad_pairs
-from steepest.language.data.datasets import fingerprint
+from steepest.language.data.datasets import load_preferences
 from steepest.language.data.examples import Pair
 from steepest.language.data.tokens import last_token
 from steepest.language.models.language_model import LanguageModel, hidden_states, without_dropout
@@ -36,7 +38,6 @@ from steepest.language.models.saving import save_model
 from steepest.language.parallel import processes
 from steepest.language.scoring.pairs import joined
 from steepest.language.training.config import TrainingConfig
-from steepest.language.training.dpo import order_of_pairs, pair_length, read_pairs
 from steepest.language.training.trainer import Sums, Trainer
 from steepest.losses import bradley_terry_loss, score_centring_loss
 from steepest.seeding import stream_seed
@@ -135,12 +136,8 @@ class RewardModelConfig(TrainingConfig):
 
     learning_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
 
-    centring_coef: float = 0.01
+    centring_coef: NonNegative = 0.01
     """Weight of the loss that keeps scores near zero."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.centring_coef >= 0, "centring_coef", self.centring_coef, "zero or more")
 
 
 def score_losses(config: RewardModelConfig, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Sums]:
@@ -167,67 +164,37 @@ class RewardTrainer(Trainer[PreferenceBatch]):
 
     algorithm = "reward"
     Config = RewardModelConfig
+    load_rows = load_preferences
+    prompt_of = attrgetter("prompt")
     terms = "pairs"
     config: RewardModelConfig
+    data: list[Pair]
+    eval_data: list[Pair]
 
     def __init__(
         self,
         lm: LanguageModel,
         config: RewardModelConfig,
-        pairs: Sequence[Pair],
+        data: Sequence[Pair],
         *,
-        eval_pairs: Sequence[Pair] = (),
+        eval_data: Sequence[Pair] = (),
         head: nn.Linear | None = None,
         seed: int = 0,
     ) -> None:
         """``head`` is by default a fresh one."""
         if head is None:
             head = reward_head(hidden_width(lm), seed=stream_seed(seed, "reward head")).to(lm.device)
-        super().__init__(lm, config, seed=seed, head=head)
+        super().__init__(lm, config, data, eval_data=eval_data, seed=seed, head=head)
         self.model = RewardModel(self.lm, head)
-        self.pairs = list(pairs)
-        self.eval_pairs = list(eval_pairs)
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
-
-    @classmethod
-    def from_data(
-        cls,
-        lm: LanguageModel,
-        config: RewardModelConfig,
-        data: Any,
-        *,
-        eval_data: Any = None,
-        head: nn.Linear | None = None,
-        seed: int = 0,
-        note: Callable[[str], None],
-    ) -> Self:
-        pairs, held_out = read_pairs(lm, config, data, eval_data, seed=seed, note=note)
-        return cls(lm, config, pairs, eval_pairs=held_out, head=head, seed=seed)
-
-    @property
-    def data_fingerprint(self) -> str:
-        return fingerprint(self.pairs)
-
-    @property
-    def eval_fingerprint(self) -> str:
-        return fingerprint(self.eval_pairs)
-
-    @property
-    def epoch_steps(self) -> int:
-        return max(1, -(-len(self.pairs) // self.config.batch_size))
+        self.lengths = [pair.length for pair in self.data]
 
     def micro_batches(self, step: int) -> list[PreferenceBatch]:
-        epoch, place = divmod(step, self.epoch_steps)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, order_of_pairs(self.pairs, self.config, seed=self.seed, epoch=epoch))
-        return self._cut([self.pairs[i] for i in self._epoch[1][place]])
+        return self._cut(self.data, self.rows_of(step))
 
-    def _cut(self, pairs: Sequence[Pair]) -> list[PreferenceBatch]:
-        """This process's share of pairs, in parts that fit memory and are of similar length."""
-        pairs, size = sorted(pairs, key=pair_length), self.config.micro_batch_size
-        pairs = [pairs[i] for i in processes.share(len(pairs))]
-        parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-        return [pad_pairs(part, self.lm.pad_token).to(self.lm.device) for part in parts]
+    def _cut(self, pairs: Sequence[Pair], rows: Sequence[int]) -> list[PreferenceBatch]:
+        """This process's share of some rows of pairs, in parts that fit memory and are of similar length."""
+        parts = self.parts(rows, lambda i: pairs[i].length)
+        return [pad_pairs([pairs[i] for i in part], self.lm.pad_token).to(self.lm.device) for part in parts]
 
     def shown(self) -> list[TokenBatch]:
         return [side for batch in self.micro_batches(0) for side in batch]
@@ -242,13 +209,13 @@ class RewardTrainer(Trainer[PreferenceBatch]):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Accuracy, loss and calibration on the held-out pairs."""
-        if not self.eval_pairs:
+        if not self.eval_data:
             return {}
         scores: list[Tensor] = []
-        for batch in self._cut(self.eval_pairs):
+        count = len(self.eval_data)
+        for batch in self._cut(self.eval_data, range(count)):
             with self.autocast():
                 scores.append(torch.stack(pair_scores(self.model, batch), -1))
-        count = len(self.eval_pairs)
         every = processes.whole_rows(torch.cat(scores) if scores else None, processes.share(count), count)
         found = calibration(every[:, 0], every[:, 1])
         return {

@@ -34,7 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.errors import UsageError, require
+from steepest.errors import UsageError
+from steepest.fields import AtLeastTwo, Count, NonNegative, Share
 from steepest.language.data.examples import Prompt
 from steepest.language.data.tokens import last_steps
 from steepest.language.models.language_model import LanguageModel
@@ -50,34 +51,25 @@ def _ratio_figures(log_prob: Tensor, old: Tensor, valid: Tensor, clip_epsilon: f
     """Return the policy's move on each response (B,): k3 summed over tokens, and the share of clipped ratios."""
     log_prob = log_prob.detach()
     outside = ((torch.exp(log_prob - old) - 1.0).abs() > clip_epsilon) & valid
-    return {
-        "approx_kl": kl_estimate(log_prob, old).sum(-1),
-        "clip_fraction": outside.sum(-1) / valid.sum(-1),
-    }
+    return {"approx_kl": kl_estimate(log_prob, old).sum(-1), "clip_fraction": outside.sum(-1) / valid.sum(-1)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPPOConfig(RLHFConfig):
     """PPO over tokens, with a value head."""
 
-    update_epochs: int = 4
-    minibatches: int = 4
-    gamma: float = 1.0
+    update_epochs: Count = 4
+    minibatches: Count = 4
+    gamma: Share = 1.0
     """Discount factor; below 1 it prices length."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """GAE's trade of bias (0) against variance (1)."""
-    value_coef: float = 0.1
+    value_coef: NonNegative = 0.1
     """Weight of the value loss."""
     normalize_advantage: bool = True
     """Standardise advantages over the batch's tokens."""
     scale_rewards: bool = False
     """Divide rewards, score and penalty together, by the deviation of the responses' totals."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("gamma", "gae_lambda"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
-        require(self.value_coef >= 0, "value_coef", self.value_coef, "zero or more")
 
 
 class TokenPPO(RLHF[TokenPPOConfig]):
@@ -129,14 +121,10 @@ class TokenPPO(RLHF[TokenPPOConfig]):
 class RLOOConfig(RLHFConfig):
     """REINFORCE with a leave-one-out baseline: no critic."""
 
-    group_size: int = 4
+    group_size: AtLeastTwo = 4
     """Responses to each prompt."""
     scale_rewards: bool = False
     """Divide rewards, score and penalty together, by the deviation of the responses' totals."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.group_size >= 2, "group_size", self.group_size, "at least 2")
 
 
 def grouped(score: Tensor, group_size: int, baseline: Callable[[Tensor], Tensor]) -> Tensor:
@@ -170,12 +158,8 @@ class RLOO(RLHF[RLOOConfig]):
 class GRPOConfig(RLHFConfig):
     """Group-relative policy optimisation: no critic, the KL in the loss."""
 
-    group_size: int = 8
+    group_size: AtLeastTwo = 8
     """Responses to each prompt."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.group_size >= 2, "group_size", self.group_size, "at least 2")
 
 
 class GRPO(RLHF[GRPOConfig]):

@@ -5,15 +5,17 @@ The algorithms are in ``language.training.rlhf``: what they hold fixed while the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError, require
-from steepest.language.data.batching import epoch_order, pad, responses
+from steepest.fields import Count, NonNegative, Positive
+from steepest.language.data.batching import pad, responses
 from steepest.language.data.datasets import fingerprint, load_prompts
 from steepest.language.data.examples import Prompt
 from steepest.language.data.tokens import check_tokens, last_steps
@@ -26,7 +28,7 @@ from steepest.language.scoring.scoring import token_log_probs, token_log_probs_a
 from steepest.language.training.config import TrainingConfig, sequence_limit
 from steepest.language.training.rewards import load_reward, make_scorer, template_difference
 from steepest.language.training.rlhf_watch import WATCHED, alarms, response_figures
-from steepest.language.training.trainer import Sums, Trainer, hold_out
+from steepest.language.training.trainer import Note, Sums, Trainer
 from steepest.losses import k1_estimate, k3_estimate, proportional_kl_coef
 from steepest.returns import scaled_token_rewards, token_rewards
 from steepest.seeding import stream_seed
@@ -73,44 +75,37 @@ class RLHFConfig(TrainingConfig):
 
     reward: str | None = None
     """Reward of responses: the folder of a reward model, or FILE.py:FUNCTION. From Python, any function."""
-    epochs: int = 1
+    epochs: Count = 1
     """Passes over the prompts."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Responses per update."""
-    group_size: int = 1
+    group_size: Count = 1
     """Responses to each prompt."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
-    max_new_tokens: int = 128
+    max_new_tokens: Count = 128
     """Longest response, its end token included."""
-    generation_batch_size: int = 64
+    generation_batch_size: Count = 64
     """Responses that are drawn at once."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """That responses are drawn at. The policy is trained, and the reference read, at this temperature."""
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: NonNegative = 0.0
     """Subtracted from the score of a response that max_new_tokens cut off."""
-    kl_coef: float = 0.05
+    kl_coef: NonNegative = 0.05
     """Price of a nat of KL from the reference (beta), in units of the score."""
-    target_kl: float | None = None
+    target_kl: Positive | None = None
     """Adapt kl_coef after every batch towards this KL per response, in nats; none leaves it as it is."""
-    kl_horizon: float = 10_000.0
+    kl_horizon: Positive = 10_000.0
     """Responses after which a KL far off target has changed kl_coef by a fifth."""
-    update_epochs: int = 1
+    update_epochs: Count = 1
     """Passes over a batch of responses."""
-    minibatches: int = 1
+    minibatches: Count = 1
     """Gradient steps per pass over a batch."""
-    clip_epsilon: float = 0.2
+    clip_epsilon: Positive = 0.2
     """Distance of the probability ratio from 1 beyond which its gradient is cut (epsilon)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kl_coef", "missing_eos_penalty"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
-        for name in ("kl_horizon", "clip_epsilon", "temperature"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
-        for name in ("update_epochs", "minibatches", "group_size", "max_new_tokens", "generation_batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.target_kl is None or self.target_kl > 0, "target_kl", self.target_kl, "a positive number or none")
         require(self.batch_size % self.group_size == 0, "batch_size", self.batch_size,
                 f"a multiple of group_size, {self.group_size}")  # fmt: skip
         require(self.batch_size >= self.minibatches, "batch_size", self.batch_size,
@@ -127,20 +122,24 @@ class RLHF(Trainer[Experience], Generic[C]):
     """
 
     Config = RLHFConfig
+    load_rows = load_prompts
+    prompt_of = attrgetter("tokens")
     terms = "responses"
     best_by = ("eval/objective", "highest")
     """Not the score: the highest one is reached by the model that went farthest from its reference for it."""
     takes_reward = True
     config: C
+    data: list[Prompt]
+    eval_data: list[Prompt]
 
     def __init__(
         self,
         lm: LanguageModel,
         config: C,
-        prompts: Sequence[Prompt],
+        data: Sequence[Prompt],
         reward: Any,
         *,
-        eval_prompts: Sequence[Prompt] = (),
+        eval_data: Sequence[Prompt] = (),
         reference: Reference | None = None,
         head: nn.Module | None = None,
         seed: int = 0,
@@ -150,10 +149,11 @@ class RLHF(Trainer[Experience], Generic[C]):
         require(config.batch_size % together == 0, "batch_size", config.batch_size,
                 f"a multiple of {together}, group_size times the number of processes: each draws and scores whole "
                 "groups, as many as the others")  # fmt: skip
-        super().__init__(lm, config, seed=seed, head=head)
+        super().__init__(lm, config, data, eval_data=eval_data, seed=seed, head=head)
         self.head = head
-        self.prompts = list(prompts)
-        self.eval_prompts = list(eval_prompts)
+        self.lengths = [len(prompt.tokens) for prompt in self.data]
+        self.batch_rows = config.batch_size // config.group_size
+        self.groups_by_length = False
         self.reward = load_reward(reward)
         self.score = make_scorer(self.lm, self.reward, micro_batch_size=config.micro_batch_size)
         self.reference = reference or Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
@@ -162,21 +162,14 @@ class RLHF(Trainer[Experience], Generic[C]):
         self.first_length = 0.0  # tokens, mean over the updates of the first window
         self.recent: list[dict[str, float]] = []  # figures of the latest updates
         self.alarmed: set[str] = set()  # what was said already
-        self.note: Callable[[str], None] = lambda _: None
+        self.note: Note = lambda _: None
 
     @classmethod
     def from_data(
-        cls,
-        lm: LanguageModel,
-        config: C,
-        data: Any,
-        *,
-        eval_data: Any = None,
-        reward: Any = None,
-        seed: int = 0,
-        note: Callable[[str], None],
+        cls, lm: LanguageModel, config: C, data: Any, *, eval_data: Any = None, seed: int = 0, note: Note, **more: Any
     ) -> Self:
-        if reward is None and config.reward is None:
+        reward = config.reward if more.get("reward") is None else more["reward"]
+        if reward is None:
             raise UsageError("reward is missing: the folder of a reward model, or FILE.py:FUNCTION; or from Python a "
                              "function of prompts and completions")  # fmt: skip
         limit = sequence_limit(lm, config)
@@ -185,26 +178,16 @@ class RLHF(Trainer[Experience], Generic[C]):
                 f"max_new_tokens is {config.max_new_tokens}, which leaves no room for a prompt in max_length or the "
                 f"model's context ({limit} tokens)"
             )
-        options: dict[str, Any] = {
-            "max_length": limit, "new_tokens": config.max_new_tokens, "drop_bad_rows": config.drop_bad_rows
-        }  # fmt: skip
-        prompts, report = load_prompts(lm, data, **options)
-        for line in report.lines():
-            note(line)
-        if eval_data is None:
-            prompts, held_out = hold_out(prompts, lambda p: p.tokens, config.eval_fraction, seed=seed, note=note)
-        else:
-            held_out, report = load_prompts(lm, eval_data, **options)
-            for line in report.lines("evaluation data"):
-                note(line)
+        new_tokens = config.max_new_tokens
+        prompts, held_out = cls.read(lm, config, data, eval_data, seed=seed, note=note, new_tokens=new_tokens)
         if len(prompts) * config.group_size < config.minibatches:
             raise UsageError(f"{len(prompts)} prompts do not fill {config.minibatches} minibatches")
-        reward = load_reward(config.reward if reward is None else reward)
+        reward = load_reward(reward)
         if (difference := template_difference(lm, reward, prompts)) is not None:
             note(difference)
-        return cls(lm, config, prompts, reward, eval_prompts=held_out, seed=seed)
+        return cls(lm, config, prompts, reward, eval_data=held_out, seed=seed)
 
-    def prepare(self, note: Callable[[str], None]) -> None:
+    def prepare(self, note: Note) -> None:
         self.note = note
 
     # What an algorithm says of itself
@@ -223,28 +206,24 @@ class RLHF(Trainer[Experience], Generic[C]):
 
     @property
     def data_fingerprint(self) -> str:
-        return fingerprint([prompt.tokens] for prompt in self.prompts)
+        return fingerprint([prompt.tokens] for prompt in self.data)
 
     @property
     def rows_fingerprint(self) -> str:
-        return rows_fingerprint(prompt.row for prompt in self.prompts)  # a reward may look at all of them
+        return rows_fingerprint(prompt.row for prompt in self.data)  # a reward may look at all of them
 
     @property
     def eval_fingerprint(self) -> str:
-        return rows_fingerprint(prompt for prompt in self.eval_prompts)
+        return rows_fingerprint(prompt for prompt in self.eval_data)
 
     @property
     def epoch_steps(self) -> int:
         """What does not fill a batch waits for another epoch's order."""
-        return max(1, len(self.prompts) // (self.config.batch_size // self.config.group_size))
+        return max(1, len(self.data) // self.batch_rows)
 
     def collect(self, step: int) -> Drawn:
         """Draw and score the responses of an update: a function of the policy, the seed and the step."""
-        epoch, place = divmod(step, self.epoch_steps)
-        lengths, size = [len(p.tokens) for p in self.prompts], self.config.batch_size // self.config.group_size
-        seed = stream_seed(self.seed, "order")
-        rows = epoch_order(lengths, size, seed=seed, epoch=epoch, group=False)[place]
-        asked = [self.prompts[i] for i in rows for _ in range(self.config.group_size)]
+        asked = [self.data[i] for i in self.rows_of(step) for _ in range(self.config.group_size)]
         return self._draw(asked, f"responses {step}", self.config.group_size)
 
     def _draw(self, prompts: Sequence[Prompt], stream: str, group_size: int) -> Drawn:
@@ -413,9 +392,9 @@ class RLHF(Trainer[Experience], Generic[C]):
 
         Verified:  tests/unit/test_rlhf.py::test_evaluations_are_compared_at_one_price_of_the_kl
         """
-        if not self.eval_prompts:
+        if not self.eval_data:
             return {}
-        drawn = self._draw(self.eval_prompts, "evaluation", 1)
+        drawn = self._draw(self.eval_data, "evaluation", 1)
         steps = self.steps(drawn.batch)
         measured = self._figures(steps, drawn.score.to(steps.log_prob), self.config.kl_coef)
         figures = {name: float(x) for name, x in measured.items()}

@@ -28,10 +28,7 @@ def response_figures(drawn: Sequence[Response]) -> dict[str, float]:
         tokens = response.tokens
         stretches = [tokens[i : i + REPEATED] for i in range(len(tokens) - REPEATED + 1)]
         shares.append(1.0 - len(set(stretches)) / len(stretches) if stretches else 0.0)
-    return {
-        "ended": sum(response.ended for response in drawn) / len(drawn),
-        "repetition": sum(shares) / len(shares),
-    }
+    return {"ended": sum(response.ended for response in drawn) / len(drawn), "repetition": sum(shares) / len(shares)}
 
 
 def alarms(figures: dict[str, float], first_length: float, max_new_tokens: int) -> dict[str, str]:

@@ -15,23 +15,22 @@ micro-batches of unequal lengths, averaged, would weigh tokens of short response
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from steepest.language.data.batching import check_isolation, epoch_order, pack, pack_rows, pad
-from steepest.language.data.datasets import fingerprint, load_sft
+from steepest.language.data.batching import check_isolation, pack, pack_rows, pad
+from steepest.language.data.datasets import load_sft
 from steepest.language.data.examples import Example
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.parallel import processes
 from steepest.language.scoring.scoring import token_log_probs
 from steepest.language.training.config import TrainingConfig, sequence_limit
-from steepest.language.training.trainer import Sums, Trainer, hold_out
+from steepest.language.training.trainer import Sums, Trainer
 from steepest.losses import score_function_loss
-from steepest.seeding import stream_seed
 from steepest.types import TokenBatch
 
 
@@ -47,90 +46,54 @@ class SFTConfig(TrainingConfig):
     """Make batches of sequences of similar length, which saves padding. Means nothing with packing."""
 
 
+def first_prompt(example: Example) -> tuple[int, ...]:
+    """The tokens before the first that is learned; empty for a text, of which everything is but the very first."""
+    start = example.response.index(True)
+    return example.tokens[:start] if start > 1 else ()
+
+
 class SFT(Trainer[TokenBatch]):
     """Supervised fine-tuning of a language model; dropout is on wherever the model has any."""
 
     algorithm = "sft"
     can_be_sharded = True
     Config = SFTConfig
+    load_rows = load_sft
+    prompt_of = first_prompt
     config: SFTConfig
+    data: list[Example]
+    eval_data: list[Example]
 
     def __init__(
         self,
         lm: LanguageModel,
         config: SFTConfig,
-        examples: Sequence[Example],
+        data: Sequence[Example],
         *,
-        eval_examples: Sequence[Example] = (),
+        eval_data: Sequence[Example] = (),
         seed: int = 0,
     ) -> None:
-        super().__init__(lm, config, seed=seed)
-        self.examples = list(examples)
-        self.eval_examples = list(eval_examples)
-        lengths = [len(e.tokens) for e in self.examples]
+        super().__init__(lm, config, data, eval_data=eval_data, seed=seed)
+        lengths = [len(e.tokens) for e in self.data]
         if config.packing:
             check_isolation(self.lm)
             self.capacity = max(sequence_limit(lm, config), *lengths)
             self.rows = pack_rows(lengths, self.capacity)
         else:
-            self.rows = [[i] for i in range(len(self.examples))]
+            self.rows = [[i] for i in range(len(self.data))]
         self.lengths = [sum(lengths[i] for i in row) for row in self.rows]
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
-
-    @classmethod
-    def from_data(
-        cls,
-        lm: LanguageModel,
-        config: SFTConfig,
-        data: Any,
-        *,
-        eval_data: Any = None,
-        seed: int = 0,
-        note: Callable[[str], None],
-    ) -> Self:
-        limit = sequence_limit(lm, config)
-        examples, report = load_sft(lm, data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
-        for line in report.lines():
-            note(line)
-        if eval_data is not None:
-            held_out, report = load_sft(lm, eval_data, max_length=limit, drop_bad_rows=config.drop_bad_rows)
-            for line in report.lines("evaluation data"):
-                note(line)
-        else:
-            examples, held_out = hold_out(examples, first_prompt, config.eval_fraction, seed=seed, note=note)
-        return cls(lm, config, examples, eval_examples=held_out, seed=seed)
-
-    @property
-    def data_fingerprint(self) -> str:
-        return fingerprint(self.examples)
-
-    @property
-    def eval_fingerprint(self) -> str:
-        return fingerprint(self.eval_examples)
-
-    @property
-    def epoch_steps(self) -> int:
-        return -(-len(self.rows) // self.config.batch_size)
+        self.groups_by_length = config.group_by_length and not config.packing
 
     def micro_batches(self, step: int) -> list[TokenBatch]:
         """This process's share of the batch of an update, cut up into rows of similar length."""
-        epoch, place = divmod(step, self.epoch_steps)
-        if self._epoch[0] != epoch:
-            group = self.config.group_by_length and not self.config.packing
-            seed = stream_seed(self.seed, "order")
-            order = epoch_order(self.lengths, self.config.batch_size, seed=seed, epoch=epoch, group=group)
-            self._epoch = (epoch, order)
-        rows = sorted(self._epoch[1][place], key=lambda row: (self.lengths[row], row))
-        rows = [rows[i] for i in processes.share(len(rows))]
-        size = self.config.micro_batch_size
-        return [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+        parts = self.parts(self.rows_of(step), lambda row: (self.lengths[row], row))
+        return [self._batch(part) for part in parts]
 
     def _batch(self, rows: Sequence[int]) -> TokenBatch:
-        pad_token = self.lm.pad_token
+        examples = [[self.data[i] for i in self.rows[row]] for row in rows]
         if self.config.packing:
-            packed = [[self.examples[i] for i in self.rows[row]] for row in rows]
-            return pack(packed, pad_token, self.capacity).to(self.lm.device)
-        return pad([self.examples[self.rows[row][0]] for row in rows], pad_token).to(self.lm.device)
+            return pack(examples, self.lm.pad_token, self.capacity).to(self.lm.device)
+        return pad([example for (example,) in examples], self.lm.pad_token).to(self.lm.device)
 
     def spare(self) -> TokenBatch:
         return self._batch([0])
@@ -148,12 +111,10 @@ class SFT(Trainer[TokenBatch]):
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Mean loss per response token of the held-out data, and the perplexity that it means."""
-        if not self.eval_examples:
+        if not self.eval_data:
             return {}
-        size = self.config.micro_batch_size
-        ordered = sorted(self.eval_examples, key=lambda e: len(e.tokens))
-        ordered = [ordered[i] for i in processes.share(len(ordered))]
-        batches = [pad(ordered[i : i + size], self.lm.pad_token) for i in range(0, len(ordered), size)]
+        parts = self.parts(range(len(self.eval_data)), lambda i: len(self.eval_data[i].tokens))
+        batches = [pad([self.eval_data[i] for i in part], self.lm.pad_token) for part in parts]
         total, count = 0.0, 0
         with without_dropout(self.lm), self.autocast():
             for batch, counts in self.in_step(batches, self.spare):
@@ -163,9 +124,3 @@ class SFT(Trainer[TokenBatch]):
                     count += self.count(batch)
         loss = processes.total(total) / processes.total(count)
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
-
-
-def first_prompt(example: Example) -> tuple[int, ...]:
-    """The tokens before the first that is learned; empty for a text, of which everything is but the very first."""
-    start = example.response.index(True)
-    return example.tokens[:start] if start > 1 else ()

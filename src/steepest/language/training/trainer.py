@@ -19,21 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError
+from steepest.language.data.batching import epoch_order
+from steepest.language.data.datasets import fingerprint
+from steepest.language.data.examples import Report
 from steepest.language.models.adapters import add_adapters
 from steepest.language.models.language_model import LanguageModel, checkpoint_activations
 from steepest.language.models.saving import save_model
 from steepest.language.parallel import processes
+from steepest.language.training.config import TrainingConfig, schedule_factor, sequence_limit
 from steepest.learner.onednn import fast_products
 from steepest.seeding import stream_seed
 from steepest.types import TokenBatch
 
 if TYPE_CHECKING:
     from steepest.language.parallel.sharding import Sharded
-from steepest.language.training.config import TrainingConfig, schedule_factor
 
 B = TypeVar("B")
 T = TypeVar("T")
 Sums = dict[str, Tensor]
+Note = Callable[[str], None]
 
 
 def with_adapters(lm: LanguageModel, config: TrainingConfig, seed: int) -> LanguageModel:
@@ -72,7 +76,7 @@ def with_adapters(lm: LanguageModel, config: TrainingConfig, seed: int) -> Langu
 
 
 def hold_out(
-    rows: list[T], prompt: Callable[[T], Sequence[int]], fraction: float, *, seed: int, note: Callable[[str], None]
+    rows: list[T], prompt: Callable[[T], Sequence[int]], fraction: float, *, seed: int, note: Note
 ) -> tuple[list[T], list[T]]:
     """Rows to train on, and rows held out for evaluation, never of the same prompt: a function of the seed.
 
@@ -106,6 +110,10 @@ class Trainer(ABC, Generic[B]):
 
     algorithm: ClassVar[str]
     Config: ClassVar[type[TrainingConfig]]
+    load_rows: ClassVar[Callable[..., tuple[list[Any], Report]]]
+    """Reads its data, such as ``datasets.load_sft``."""
+    prompt_of: ClassVar[Callable[[Any], Sequence[int]]]
+    """The tokens of a row's prompt, empty where it has none."""
     terms: ClassVar[str] = "tokens"
     """What the loss is a mean over."""
     best_by: ClassVar[tuple[str, Literal["lowest", "highest"]]] = ("eval/loss", "lowest")
@@ -115,11 +123,26 @@ class Trainer(ABC, Generic[B]):
     can_be_sharded: ClassVar[bool] = False
     """Whether it can train with its model spread over processes."""
 
-    def __init__(self, lm: LanguageModel, config: TrainingConfig, *, seed: int, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        config: TrainingConfig,
+        data: Sequence[Any],
+        *,
+        eval_data: Sequence[Any] = (),
+        seed: int = 0,
+        head: nn.Module | None = None,
+    ) -> None:
         """``head`` is trained with the model, and reads its hidden states."""
         self.adapters_are_fresh = config.lora_rank > 0 and not lm.has_adapters
         self.lm = with_adapters(lm, config, seed)
         self.config = config
+        self.data: list[Any] = list(data)
+        self.eval_data: list[Any] = list(eval_data)
+        self.lengths: list[int] = []  # tokens of each row
+        self.batch_rows = config.batch_size
+        self.groups_by_length = True
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self.seed = seed
         self.step = 0
         self.named = self.lm.parameters()
@@ -141,7 +164,7 @@ class Trainer(ABC, Generic[B]):
             fused=self.sharded is None,  # one pass over the weights instead of a dozen
         )
 
-    def shard(self, device: torch.device, note: Callable[[str], None]) -> None:
+    def shard(self, device: torch.device, note: Note) -> None:
         """Spread the model over the processes' devices (FSDP2), before the first update; ``note`` hears what changes.
 
         From then on all processes have to call ``update``, ``evaluate``, ``tensors``, ``weights`` together.
@@ -163,20 +186,32 @@ class Trainer(ABC, Generic[B]):
         self.optimizer = self._adamw()
 
     @classmethod
-    @abstractmethod
     def from_data(
-        cls,
-        lm: LanguageModel,
-        config: Any,
-        data: Any,
-        *,
-        eval_data: Any,
-        seed: int,
-        note: Callable[[str], None],
+        cls, lm: LanguageModel, config: Any, data: Any, *, eval_data: Any = None, seed: int = 0, note: Note, **more: Any
     ) -> Self:
         """A trainer on data as users have it: read, tokenised, and reported through ``note``."""
+        rows, held_out = cls.read(lm, config, data, eval_data, seed=seed, note=note)
+        return cls(lm, config, rows, eval_data=held_out, seed=seed, **more)
 
-    def prepare(self, note: Callable[[str], None]) -> None:
+    @classmethod
+    def read(
+        cls, lm: LanguageModel, config: TrainingConfig, data: Any, eval_data: Any, *, seed: int, note: Note, **more: Any
+    ) -> tuple[list[Any], list[Any]]:
+        """Rows to train on and to evaluate on; ``more`` goes to ``load_rows``."""
+
+        def load(source: Any, name: str) -> list[Any]:
+            limit = sequence_limit(lm, config)
+            rows, report = cls.load_rows(lm, source, max_length=limit, drop_bad_rows=config.drop_bad_rows, **more)
+            for line in report.lines(name):
+                note(line)
+            return rows
+
+        rows = load(data, "data")
+        if eval_data is None:
+            return hold_out(rows, cls.prompt_of, config.eval_fraction, seed=seed, note=note)
+        return rows, load(eval_data, "evaluation data")
+
+    def prepare(self, note: Note) -> None:
         """Find out what has to be tried on the model as it starts, and where it is trained; ``note`` hears of it.
 
         A run calls it once, before it loads a checkpoint: one that is resumed finds the same.
@@ -185,14 +220,14 @@ class Trainer(ABC, Generic[B]):
     # What each trainer says of itself
 
     @property
-    @abstractmethod
     def data_fingerprint(self) -> str:
         """A hash of the tokenised data."""
+        return fingerprint(self.data)
 
     @property
-    @abstractmethod
     def eval_fingerprint(self) -> str:
         """A hash of the held-out data."""
+        return fingerprint(self.eval_data)
 
     @property
     def rows_fingerprint(self) -> str | None:
@@ -200,9 +235,9 @@ class Trainer(ABC, Generic[B]):
         return None
 
     @property
-    @abstractmethod
     def epoch_steps(self) -> int:
         """Updates in a pass over the data."""
+        return max(1, -(-len(self.lengths) // self.batch_rows))
 
     @abstractmethod
     def micro_batches(self, step: int) -> Sequence[B]:
@@ -233,6 +268,20 @@ class Trainer(ABC, Generic[B]):
         return save_model(self.lm, folder, merge=merge, weights=weights)
 
     # What they share
+
+    def rows_of(self, step: int) -> list[int]:
+        """Numbers of the rows that an update takes: a function of the step and the seed."""
+        epoch, place = divmod(step, self.epoch_steps)
+        if self._epoch[0] != epoch:
+            seed, group = stream_seed(self.seed, "order"), self.groups_by_length
+            self._epoch = (epoch, epoch_order(self.lengths, self.batch_rows, seed=seed, epoch=epoch, group=group))
+        return self._epoch[1][place]
+
+    def parts(self, rows: Sequence[int], length: Callable[[int], Any]) -> list[list[int]]:
+        """This process's share of rows, by their number, in parts that fit memory and are of similar length."""
+        rows, size = sorted(rows, key=length), self.config.micro_batch_size
+        rows = [rows[i] for i in processes.share(len(rows))]
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     @property
     def total_steps(self) -> int:

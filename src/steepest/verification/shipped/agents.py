@@ -1,7 +1,7 @@
 """The algorithms' own losses, on a rollout that holds every trajectory once and weighs it by its probability.
 
 A continuing process has no whole trajectories; there the rollout holds every path of two steps that begins in the
-stationary distribution. The rows are those of REINFORCE and PPO (notes 1.3 to 1.10).
+stationary distribution. The rows are in ``on_policy``, ``kl_penalty`` and ``trpo``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.ppo_kl import PPOKL, PPOKLConfig
 from steepest.algorithms.reinforce import REINFORCE, REINFORCEConfig
 from steepest.algorithms.trpo import TRPO, TRPOConfig
-from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains
 from steepest.types import ActionSpec, ObsField, ObsSpec, Rollout
-from steepest.verification.random_problems import HORIZON, Process, episodic, undiscounted_episodic
-from steepest.verification.shipped.policy_gradient import undiscounted_weighting, value_pull
+from steepest.verification.random_problems import HORIZON, Process
 from steepest.verification.shipped.trust_region import CLIP
-from steepest.verification.statement import F64, Rows, Sides
-
-rows = Rows()
+from steepest.verification.statement import F64
 
 PATH = 2
 """Steps of a path of a continuing process."""
@@ -52,11 +48,8 @@ def episodes(c: Process) -> Experience:
     """Every trajectory of an episodic process."""
     paths = c.paths
     step = torch.arange(HORIZON + 1).unsqueeze(-1).expand_as(paths.state)
-    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
-    return Experience(
-        _rollout(c, paths.state, paths.action, paths.reward, flags, step),
-        paths.probability,
-    )
+    rollout = _rollout(c, paths.state, paths.action, paths.reward, paths.flags, step)
+    return Experience(rollout, paths.probability)
 
 
 def long_run(c: Process) -> Experience:
@@ -70,10 +63,8 @@ def long_run(c: Process) -> Experience:
     never = torch.zeros(action.shape, dtype=torch.bool)
     cut = torch.cat([never[:-1], ~never[-1:]])
     step = torch.arange(PATH + 1).unsqueeze(-1).expand_as(state)
-    return Experience(
-        _rollout(c, state, action, c.mdp.reward[state[:-1], action], (never, cut, ~never), step),
-        chance,
-    )
+    reward = c.mdp.reward[state[:-1], action]
+    return Experience(_rollout(c, state, action, reward, (never, cut, ~never), step), chance)
 
 
 def _rollout(
@@ -84,7 +75,7 @@ def _rollout(
 
 
 @cache
-def _agent(algorithm: str, states: int, actions: int, **options: Any) -> Any:
+def tabular_agent(algorithm: str, states: int, actions: int, **options: Any) -> Any:
     """An agent in float64 without hidden layers: one-hot states in, a table of logits and one of values inside."""
     kind, config, needed = CONFIGS[algorithm]
     obs = ObsSpec((ObsField("obs", "vector", (states,), "float32"),), is_dict=False)
@@ -92,6 +83,16 @@ def _agent(algorithm: str, states: int, actions: int, **options: Any) -> Any:
     agent = kind(config(**settings), obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))
     agent.module.double()
     return agent
+
+
+def tables(theta: Tensor, value: Tensor) -> dict[str, Tensor]:
+    """The parameters of an agent whose logits are theta (S, A), and whose values (S,)."""
+    return {
+        "policy_head.weight": theta.T,
+        "policy_head.bias": torch.zeros(theta.shape[1], dtype=F64),
+        "value_head.weight": value.unsqueeze(0),
+        "value_head.bias": torch.zeros(1, dtype=F64),
+    }
 
 
 def differentiated(loss: Callable[[Tensor], tuple[Tensor, Any]], vector: Tensor) -> tuple[Tensor, tuple[Tensor, Any]]:
@@ -117,15 +118,9 @@ def expected_gradient(
 
     Args:      gain: what the agent takes for the average reward, where that is its objective
     """
-    agent = _agent(algorithm, c.mdp.num_states, c.mdp.num_actions, **options)
-    parameters = {
-        "policy_head.weight": c.theta.T,
-        "policy_head.bias": torch.zeros(c.mdp.num_actions, dtype=F64),
-        "value_head.weight": value.unsqueeze(0),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
+    agent = tabular_agent(algorithm, c.mdp.num_states, c.mdp.num_actions, **options)
     state = {k: x[0].double() if x.is_floating_point() else x[0] for k, x in agent.state.items()}
-    state["params"] = agent.layout.flatten(parameters)
+    state["params"] = agent.layout.flatten(tables(c.theta, value))
     if "gain" in state:  # after endless rollouts at rate 0, it stays
         state |= {"gain": torch.as_tensor(gain, dtype=F64), "gain_rollouts": torch.tensor(torch.inf, dtype=F64)}
     numbers = {"gain_rate": 0.0, "gae_lambda": 0.7, "clip_epsilon": CLIP, "value_coef": 1.0, "entropy_coef": 0.0}
@@ -138,71 +133,3 @@ def expected_gradient(
     slope = agent.layout.unflatten(_slope(agent, state, batch, hyper))
     length = weight.sum()  # the loss is a mean over steps
     return length * slope["policy_head.weight"].T, length * slope["value_head.weight"][0]
-
-
-# REINFORCE and PPO
-
-
-def _ppo(c: Process, value: Tensor, trace_decay: float) -> tuple[Tensor, Tensor]:
-    return expected_gradient("ppo", c, episodes(c), value, gae_lambda=trace_decay)
-
-
-@rows.equality(
-    "1.10", "PPO, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, tested="algorithms.ppo.PPO.loss", exact=True
-)
-@rows.equality(
-    "1.10",
-    "PPO, gamma = 1, lambda = 1, any V",
-    undiscounted_episodic,
-    tested="algorithms.ppo.PPO.loss",
-    trace_decay=1.0,
-)
-@rows.control("1.10", "PPO, gamma = 1, lambda 0.7, any V", undiscounted_episodic, tested="algorithms.ppo.PPO.loss")
-def ppo_climbs(c: Process, trace_decay: float = 0.7, exact: bool = False) -> Sides:
-    """PPO's first gradient at gamma = 1: with exact values at lambda = 0.7, with arbitrary ones at lambda = 1.
-
-    Negative control: below lambda = 1 inexact values bias the gradient.
-    """
-    value = mdps.state_value(c.mdp, c.policy) if exact else c.baseline
-    return Sides(-_ppo(c, value, trace_decay)[0], c.gradient)
-
-
-@rows.equality("1.10", "PPO with a discount: its own sum", episodic, tested="algorithms.ppo.PPO.loss")
-def ppo_with_a_discount(c: Process) -> Sides:
-    """With a discount PPO climbs the sum with states weighted by plain visits."""
-    return Sides(-_ppo(c, mdps.state_value(c.mdp, c.policy), 0.7)[0], undiscounted_weighting(c))
-
-
-@rows.equality("1.10", "PPO's critic is pulled to V^pi", episodic, tested="algorithms.ppo.PPO.loss")
-def ppo_critic(c: Process) -> Sides:
-    """PPO's critic at lambda = 1 is pulled to V^pi, as hard as states are visited."""
-    return Sides(_ppo(c, c.baseline, 1.0)[1], value_pull(c))
-
-
-def _reinforce(c: Process) -> Tensor:
-    """Minus the gradient with reward-to-go and no baseline."""
-    return -expected_gradient("reinforce", c, episodes(c), c.baseline, baseline="none")[0]
-
-
-@rows.equality("1.3", "REINFORCE at gamma = 1", undiscounted_episodic, tested="algorithms.reinforce.REINFORCE.loss")
-def reinforce_without_a_discount(c: Process) -> Sides:
-    """REINFORCE's gradient at gamma = 1."""
-    return Sides(_reinforce(c), c.gradient)
-
-
-@rows.equality("1.3", "REINFORCE with a discount: its own sum", episodic, tested="algorithms.reinforce.REINFORCE.loss")
-def reinforce_with_a_discount(c: Process) -> Sides:
-    """With a discount REINFORCE climbs the sum with states weighted by plain visits."""
-    return Sides(_reinforce(c), undiscounted_weighting(c))
-
-
-@rows.control("1.3", "REINFORCE with a discount: the gradient", episodic, tested="algorithms.reinforce.REINFORCE.loss")
-def reinforce_is_not_the_discounted_gradient(c: Process) -> Sides:
-    """Negative control: which is not the gradient of the discounted objective."""
-    return Sides(_reinforce(c), c.gradient)
-
-
-@rows.equality("1.4", "REINFORCE's baseline is pulled to V^pi", episodic, tested="algorithms.reinforce.REINFORCE.loss")
-def reinforce_critic(c: Process) -> Sides:
-    """REINFORCE's baseline is pulled to V^pi, as hard as states are visited."""
-    return Sides(expected_gradient("reinforce", c, episodes(c), c.baseline)[1], value_pull(c))

@@ -14,7 +14,7 @@ from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 
-_COMPATIBLE_ACTION_GRADIENT = "losses.compatible.compatible_action_gradient"
+_ACTION = "losses.compatible.compatible_action_gradient"
 _COMPATIBLE_FEATURE = "losses.compatible.compatible_feature"
 _DIRECTION = "losses.compatible.deterministic_policy_direction"
 
@@ -40,39 +40,28 @@ def visits_of(c: Control) -> Visits:
     return Visits(states, torch.ones(len(states), dtype=F64), states @ c.feedback.mT, jacobian)
 
 
-def _exact_gradient(c: Control) -> Tensor:
-    """(2,) dJ / d theta, by automatic differentiation of the closed form."""
-    slope = gradient(lambda k: lqr.objective(c.problem, k), c.feedback)
-    return torch.einsum("kmn,mn->k", directions_of(c), slope)
-
-
 @rows.equality("1.11", "E[grad mu grad_a Q], Q exact", control, tested=_DIRECTION)
-def deterministic_actor(c: Control) -> Sides:
-    """E_{p^mu}[grad mu grad_a Q] with the exact grad_a Q is the gradient."""
+@rows.equality("1.11", "COPDAC's actor with the fitted compatible critic", control, tested=_ACTION, critic="fitted")
+@rows.control("1.11", "a fitted critic of other features", control, tested=_DIRECTION, critic="other features")
+def deterministic_actor(c: Control, critic: str = "exact") -> Sides:
+    """E_{p^mu}[grad mu grad_a Q] is the gradient with the exact grad_a Q, and with the compatible critic that fits it.
+
+    The left is the expected update of COPDAC's actor. Negative control: a critic as large, fitted as well, whose
+    features are not grad mu.
+    """
     v = visits_of(c)
     slope = v.state @ lqr_gradients.action_gradient(c.problem, c.feedback).mT
-    return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
-
-
-@rows.equality("1.11", "COPDAC's actor with the fitted compatible critic", control, tested=_COMPATIBLE_ACTION_GRADIENT)
-def compatible_actor(c: Control) -> Sides:
-    """With the compatible critic that fits grad_a Q best, the expected update of COPDAC's actor is the gradient."""
-    v = visits_of(c)
-    w = lqr_gradients.compatible_weights(c.problem, c.feedback, directions_of(c))
-    slope = compatible.compatible_action_gradient(v.jacobian, w)
-    return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
-
-
-@rows.control("1.11", "a fitted critic of other features", control, tested=_DIRECTION)
-def critic_of_other_features(c: Control) -> Sides:
-    """Negative control: a critic as large, fitted as well, whose features are not grad mu."""
-    v = visits_of(c)
-    others = torch.stack([c.other.flip(1), c.feedback.flip(0)])
-    features = torch.einsum("kmn,jn->jmk", others, v.state)
-    target = v.state @ lqr_gradients.action_gradient(c.problem, c.feedback).mT
-    w = torch.linalg.lstsq(features.flatten(0, 1), target.flatten()).solution
-    slope = compatible.compatible_action_gradient(features, w)
-    return Sides(v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope), _exact_gradient(c))
+    if critic == "fitted":
+        w = lqr_gradients.compatible_weights(c.problem, c.feedback, directions_of(c))
+        slope = compatible.compatible_action_gradient(v.jacobian, w)
+    elif critic == "other features":
+        others = torch.stack([c.other.flip(1), c.feedback.flip(0)])
+        features = torch.einsum("kmn,jn->jmk", others, v.state)
+        w = torch.linalg.lstsq(features.flatten(0, 1), slope.flatten()).solution
+        slope = compatible.compatible_action_gradient(features, w)
+    exact = gradient(lambda k: lqr.objective(c.problem, k), c.feedback)
+    found = v.weight @ compatible.deterministic_policy_direction(v.jacobian, slope)
+    return Sides(found, torch.einsum("kmn,mn->k", directions_of(c), exact))
 
 
 @rows.equality("1.11", "compatible features: slope J w, 0 at mu(s)", control, tested=_COMPATIBLE_FEATURE)

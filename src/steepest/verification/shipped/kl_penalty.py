@@ -18,18 +18,16 @@ rows = Rows()
 _LOSS = "algorithms.ppo_kl.PPOKL.loss"
 
 
-def _expected_penalised_loss(c: Process, theta: Tensor, *, printed: bool) -> Tensor:
-    """The penalised loss over states as visited and actions of the old policy, times 1 / (1 - gamma)."""
+def _both(c: Process, theta: Tensor) -> Tensor:
+    """The penalised loss over states as visited and actions of the old policy, times 1 / (1 - gamma).
+
+    With KL(old || new), and with KL(new || old).
+    """
     weight = mdps.discounted_visits(c.mdp, c.policy).unsqueeze(-1) * c.policy
     old, new = distributions.Categorical(c.policy.log()), distributions.Categorical(torch.log_softmax(theta, -1))
-    kl = (new.kl(old) if printed else old.kl(new)).unsqueeze(-1)
-    advantage = mdps.advantage(c.mdp, c.policy)
-    return (weight * losses.penalised_surrogate_loss(new.log_probs, old.log_probs, advantage, kl, KL_WEIGHT)).sum()
-
-
-def _both(c: Process, theta: Tensor) -> Tensor:
-    """With KL(old || new), and with KL(new || old)."""
-    return torch.stack([_expected_penalised_loss(c, theta, printed=p) for p in (False, True)])
+    given = (new.log_probs, old.log_probs, mdps.advantage(c.mdp, c.policy))
+    each = [losses.penalised_surrogate_loss(*given, kl.unsqueeze(-1), KL_WEIGHT) for kl in (old.kl(new), new.kl(old))]
+    return torch.stack([(weight * loss).sum() for loss in each])
 
 
 @rows.equality("1.10", "penalised loss at ratio 1: grad V", continuing, tested="losses.penalised_surrogate_loss")
@@ -37,13 +35,6 @@ def penalised_at_the_old_policy(c: Process) -> Sides:
     """At the old policy the penalised surrogate has the gradient of the objective, whichever way round its KL is."""
     slopes = [gradient(lambda x, i=i: _both(c, x)[i], c.theta) for i in (0, 1)]
     return Sides(-torch.stack(slopes), torch.stack([c.gradient, c.gradient]))
-
-
-def _penalised(c: Process) -> Tensor:
-    """L_pi(pi') - beta E[KL] of both directions, by sums over states and actions."""
-    visits, old, new = mdps.discounted_visits(c.mdp, c.policy), c.policy, c.other
-    costs = torch.stack([visits @ (p * (p / q).log()).sum(-1) for p, q in ((old, new), (new, old))])
-    return trust_region.surrogate(c, new) - KL_WEIGHT * costs
 
 
 @rows.equality("1.10", "penalised loss = -(L - beta KL)", continuing, tested="losses.penalised_surrogate_loss")
@@ -55,7 +46,9 @@ def penalised_at_a_distance(c: Process, exchanged: bool = False) -> Sides:
 
     Negative control: each direction for the other.
     """
-    right = _penalised(c)
+    visits, old, new = mdps.discounted_visits(c.mdp, c.policy), c.policy, c.other
+    costs = torch.stack([visits @ (p * (p / q).log()).sum(-1) for p, q in ((old, new), (new, old))])
+    right = trust_region.surrogate(c, new) - KL_WEIGHT * costs
     return Sides(-_both(c, c.other_theta), right.flip(0) if exchanged else right)
 
 
@@ -63,32 +56,27 @@ TARGET = 0.7
 """Nats, in the middle of what ``recording`` draws."""
 
 
-def _adapted(r: Recording, target: float) -> Tensor:
+def _adapted(r: Recording) -> Tensor:
     """The coefficients after each of ten updates, from 1; the rewards' sizes serve as distances."""
     kl_coef, rows = torch.tensor(1.0, dtype=F64), list[Tensor]()
     for kl in r.reward.abs():
-        kl_coef = losses.adapt_kl_coef(kl_coef, kl, target)
+        kl_coef = losses.adapt_kl_coef(kl_coef, kl, TARGET)
         rows.append(kl_coef)
     return torch.stack(rows)
-
-
-def _counted(r: Recording) -> Tensor:
-    """2 to the number of updates that went too far less that of those that stayed too near."""
-    kl = r.reward.abs()
-    votes = (kl > 1.5 * TARGET).to(F64) - (1.5 * kl < TARGET).to(F64)
-    return 2.0 ** votes.cumsum(0)
 
 
 @rows.equality("1.10", "beta halves, doubles or stays", recording, tested="losses.adapt_kl_coef")
 def adaptation(r: Recording) -> Sides:
     """beta doubles after a KL above 1.5 d_targ and halves after one below d_targ / 1.5."""
-    return Sides(_adapted(r, TARGET), _counted(r))
+    kl = r.reward.abs()
+    votes = (kl > 1.5 * TARGET).to(F64) - (1.5 * kl < TARGET).to(F64)
+    return Sides(_adapted(r), 2.0 ** votes.cumsum(0))
 
 
 @rows.control("1.10", "beta without a margin", recording, tested="losses.adapt_kl_coef")
 def adaptation_without_a_margin(r: Recording) -> Sides:
     """Negative control: it doubles or halves after every update, whichever side of the target it ended on."""
-    return Sides(2.0 ** (r.reward.abs() - TARGET).sign().cumsum(0), _adapted(r, TARGET))
+    return Sides(2.0 ** (r.reward.abs() - TARGET).sign().cumsum(0), _adapted(r))
 
 
 @rows.equality("1.10", "PPO-KL, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, tested=_LOSS)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
 from steepest import distributions, losses, returns
 from steepest.exact import language as languages
@@ -20,7 +21,7 @@ from steepest.language.scoring.reference import Reference
 from steepest.language.training import rlhf, rlhf_base
 from steepest.types import TokenBatch
 from steepest.verification.random_problems import Preferences, preferences
-from steepest.verification.statement import F64, Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient, loss, vanishing
 
 rows = Rows()
 
@@ -86,15 +87,14 @@ def _score_slope(p: Preferences, reward: Tensor) -> Tensor:
 
 
 @rows.equality("2.2.1", "RLHF by the score function", preferences, tested="losses.score_function_loss")
-def rlhf_score_function(p: Preferences) -> Sides:
-    """The same loss with the shaped reward, over every response, has the gradient of the RLHF objective."""
-    return Sides(_score_slope(p, p.score - p.kl_coef * (p.log_policy - p.log_reference)), _rlhf_gradient(p))
+@rows.control("2.2.1", "RLHF without the KL term", preferences, tested="losses.score_function_loss", penalised=False)
+def rlhf_score_function(p: Preferences, penalised: bool = True) -> Sides:
+    """The same loss with the shaped reward, over every response, has the gradient of the RLHF objective.
 
-
-@rows.control("2.2.1", "RLHF without the KL term", preferences, tested="losses.score_function_loss")
-def rlhf_without_the_penalty(p: Preferences) -> Sides:
-    """Negative control: the score alone as reward."""
-    return Sides(_score_slope(p, p.score), _rlhf_gradient(p))
+    Negative control: the score alone as reward.
+    """
+    shaped = p.score - p.kl_coef * (p.log_policy - p.log_reference)
+    return Sides(_score_slope(p, shaped if penalised else p.score), _rlhf_gradient(p))
 
 
 # Rewards of tokens
@@ -108,12 +108,6 @@ def _token_rewards(p: Preferences, last: Callable[[Tensor], Tensor], score: Tens
     return returns.token_rewards(score.flatten(), new, ref, valid.T, last(valid).T, p.kl_coef), valid.T
 
 
-def _after_the_last(valid: Tensor) -> Tensor:
-    """The step after each response's last one."""
-    last = tokens.last_steps(valid)
-    return torch.cat([torch.zeros_like(last[:, :1]), last[:, :-1]], -1)
-
-
 @rows.equality("2.2.1", "reward per token, score on the last", preferences, tested="returns.token_rewards")
 def token_rewards(p: Preferences) -> Sides:
     """The reward of every token is the penalty, plus the score on the last one."""
@@ -125,7 +119,7 @@ def token_rewards(p: Preferences) -> Sides:
 @rows.control("2.2.1", "score on the slot after the end", preferences, tested="returns.token_rewards")
 def score_after_the_end(p: Preferences) -> Sides:
     """Negative control: the score on the slot after the last token, where no token is decided."""
-    found, _ = _token_rewards(p, _after_the_last, p.score)
+    found, _ = _token_rewards(p, lambda valid: functional.pad(tokens.last_steps(valid), (1, -1)), p.score)
     return Sides(_score_slope(p, _by_response(p, found.sum(0))), _rlhf_gradient(p))
 
 
@@ -179,17 +173,16 @@ def _reference(p: Preferences) -> Reference:
 def _slope(trainer: rlhf_base.RLHF[Any], batch: TokenBatch, score: Tensor, weight: Tensor) -> Tensor:
     """(P, S, V) minus the gradient of the weighted sum of the losses of an update's first step."""
     experience = trainer.experience(batch, score)
-    loss, _ = trainer.sequence_loss(*trainer.forward(batch), experience.steps, experience.fixed)
-    return -torch.autograd.grad((weight * loss).sum(), trainer.named["function.table"])[0]
+    each, _ = trainer.sequence_loss(*trainer.forward(batch), experience.steps, experience.fixed)
+    return -torch.autograd.grad((weight * each).sum(), trainer.named["function.table"])[0]
 
 
-@rows.equality(
-    "2.2.1", "RLHF by PPO, lambda = 1, any V", preferences, tested="language.training.rlhf.TokenPPO", trace_decay=1.0
-)
-@rows.equality(
-    "2.2.1", "RLHF by PPO, lambda 0.7, V exact", preferences, tested="language.training.rlhf.TokenPPO", exact=True
-)
-@rows.control("2.2.1", "RLHF by PPO, lambda 0.7, any V", preferences, tested="language.training.rlhf.TokenPPO")
+_TRAINERS = "language.training.rlhf."
+
+
+@rows.equality("2.2.1", "RLHF by PPO, lambda = 1, any V", preferences, tested=f"{_TRAINERS}TokenPPO", trace_decay=1.0)
+@rows.equality("2.2.1", "RLHF by PPO, lambda 0.7, V exact", preferences, tested=f"{_TRAINERS}TokenPPO", exact=True)
+@rows.control("2.2.1", "RLHF by PPO, lambda 0.7, any V", preferences, tested=f"{_TRAINERS}TokenPPO")
 def ppo_over_tokens(p: Preferences, trace_decay: float = 0.7, exact: bool = False) -> Sides:
     """PPO over tokens, every response as often as it is drawn: with lambda = 1 whatever the critic says.
 
@@ -221,8 +214,8 @@ def ppo_past_the_limit(p: Preferences) -> Sides:
 
     def expected_loss(table: Tensor) -> Tensor:
         log_prob = tokens.token_log_probs(_logits(p, table, batch), batch.tokens)
-        loss = losses.score_function_loss(log_prob, advantage.T)
-        return (_drawn(p).flatten() * torch.where(valid.T, loss, torch.zeros_like(loss)).sum(-1)).sum()
+        each = losses.score_function_loss(log_prob, advantage.T)
+        return (_drawn(p).flatten() * torch.where(valid.T, each, torch.zeros_like(each)).sum(-1)).sum()
 
     return Sides(-gradient(expected_loss, p.logits), _rlhf_gradient(p))
 
@@ -238,12 +231,8 @@ def _groups(p: Preferences) -> tuple[TokenBatch, Tensor, Tensor]:
     return token_batches.padded(p.language, prompt, response), prompt * responses + response, share.repeat_interleave(2)
 
 
-@rows.equality(
-    "2.2.1", "RLHF by RLOO, all groups of two", preferences, tested="language.training.rlhf.RLOO", algorithm="RLOO"
-)
-@rows.control(
-    "2.2.1", "RLHF by GRPO, all groups of two", preferences, tested="language.training.rlhf.GRPO", algorithm="GRPO"
-)
+@rows.equality("2.2.1", "RLHF by RLOO, all groups of two", preferences, tested=f"{_TRAINERS}RLOO", algorithm="RLOO")
+@rows.control("2.2.1", "RLHF by GRPO, all groups of two", preferences, tested=f"{_TRAINERS}GRPO", algorithm="GRPO")
 def groups_of_two(p: Preferences, algorithm: str) -> Sides:
     """RLOO, every group of two responses as often as it is drawn, has the gradient of the RLHF objective.
 
@@ -266,12 +255,12 @@ def _kl(p: Preferences, log_prob: Tensor) -> Tensor:
     return languages.prompt_mean(p.language, languages.kl_divergence(log_prob, p.log_reference))
 
 
-@rows.equality("2.2.1", "E[k1] = KL(pi||ref)", preferences, tested="losses.k1_estimate", estimate="k1_estimate")
-@rows.control("2.2.1", "E[k2] = KL(pi||ref)", preferences, tested="losses.k2_estimate", estimate="k2_estimate")
-@rows.equality("2.2.1", "E[k3] = KL(pi||ref)", preferences, tested="losses.k3_estimate", estimate="k3_estimate")
-def value_of_an_estimate(p: Preferences, estimate: str) -> Sides:
+@rows.equality("2.2.1", "E[k1] = KL(pi||ref)", preferences, **loss("k1_estimate"))
+@rows.control("2.2.1", "E[k2] = KL(pi||ref)", preferences, **loss("k2_estimate"))
+@rows.equality("2.2.1", "E[k3] = KL(pi||ref)", preferences, **loss("k3_estimate"))
+def value_of_an_estimate(p: Preferences, name: str) -> Sides:
     """k1 and k3 are unbiased. Negative control: k2 is biased."""
-    found = getattr(losses, estimate)(p.log_policy, p.log_reference)
+    found = getattr(losses, name)(p.log_policy, p.log_reference)
     return Sides((_drawn(p) * found).sum(), _kl(p, p.log_policy))
 
 
@@ -288,40 +277,26 @@ def _kl_slope(p: Preferences) -> Tensor:
     return gradient(lambda table: _kl(p, _whole(p, table)), p.logits)
 
 
-def _other_kl_slope(p: Preferences) -> Tensor:
-    def other(table: Tensor) -> Tensor:
-        return languages.prompt_mean(p.language, languages.kl_divergence(p.log_reference, _whole(p, table)))
-
-    return gradient(other, p.logits)
-
-
 @rows.equality("2.2.1", "E[grad k1] = 0", preferences, tested="losses.k1_estimate")
 def k1_slope(p: Preferences) -> Sides:
     """As a loss, k1 teaches nothing."""
-    slope = _estimate_slope(p, losses.k1_estimate)
-    return Sides(slope, torch.zeros_like(slope), scale=float(_kl_slope(p).norm()))
+    return vanishing(_estimate_slope(p, losses.k1_estimate), _kl_slope(p))
 
 
-@rows.equality(
-    "2.2.1", "E[grad k2] = grad KL(pi||ref)", preferences, tested="losses.k2_estimate", estimate="k2_estimate"
-)
-@rows.equality(
-    "2.2.1",
-    "E[grad k3] = grad KL(ref||pi)",
-    preferences,
-    tested="losses.k3_estimate",
-    estimate="k3_estimate",
-    other=True,
-)
-@rows.control(
-    "2.2.1", "E[grad k3] = grad KL(pi||ref)", preferences, tested="losses.k3_estimate", estimate="k3_estimate"
-)
-def slope_of_an_estimate(p: Preferences, estimate: str, other: bool = False) -> Sides:
+@rows.equality("2.2.1", "E[grad k2] = grad KL(pi||ref)", preferences, **loss("k2_estimate"))
+@rows.equality("2.2.1", "E[grad k3] = grad KL(ref||pi)", preferences, **loss("k3_estimate"), other=True)
+@rows.control("2.2.1", "E[grad k3] = grad KL(pi||ref)", preferences, **loss("k3_estimate"))
+def slope_of_an_estimate(p: Preferences, name: str, other: bool = False) -> Sides:
     """As a loss of whole responses, k2 has the gradient of KL(pi || ref), and k3 that of KL(ref || pi).
 
     Negative control: k3 as a loss for KL(pi || ref).
     """
-    return Sides(_estimate_slope(p, getattr(losses, estimate)), _other_kl_slope(p) if other else _kl_slope(p))
+
+    def other_kl(table: Tensor) -> Tensor:
+        return languages.prompt_mean(p.language, languages.kl_divergence(p.log_reference, _whole(p, table)))
+
+    right = gradient(other_kl, p.logits) if other else _kl_slope(p)
+    return Sides(_estimate_slope(p, getattr(losses, name)), right)
 
 
 @rows.control("2.2.1", "grad k2 summed over tokens = grad KL", preferences, tested="losses.k2_estimate")
@@ -354,6 +329,3 @@ def vocabulary_kl(p: Preferences) -> Sides:
 def vocabulary_kl_slope(p: Preferences) -> Sides:
     """Negative control: as a loss it leaves out that a token decides what follows."""
     return Sides(gradient(lambda table: _vocabulary_kl(p, table), p.logits), _kl_slope(p))
-
-
-_K1, _K2, _K3 = "losses.k1_estimate", "losses.k2_estimate", "losses.k3_estimate"

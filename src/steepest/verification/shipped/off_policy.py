@@ -12,7 +12,7 @@ from steepest import distributions, losses
 from steepest.exact import lqr, lqr_gradients
 from steepest.verification.random_problems import SOFT_TEMPERATURE, Control, Process, control, episodic
 from steepest.verification.shipped.distributions import gauss_hermite, normal_draws
-from steepest.verification.shipped.soft import SoftActor, soft_actor, soft_actor_formula
+from steepest.verification.shipped.soft import SoftActor, sampled_gradient, soft_actor, soft_actor_formula
 from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
@@ -48,12 +48,9 @@ def regression(seed: int) -> Regression:
 @rows.equality("1.7", "V-network's loss: its gradient", regression, tested="losses.soft_value_target")
 def v_gradient(c: Regression) -> Sides:
     """grad V(s) (V(s) - Q(s, a) + temperature log pi(a|s)), summed over the batch."""
-
-    def loss(weights: Tensor) -> Tensor:
-        target = losses.soft_value_target(c.q_value, c.log_prob, c.temperature)
-        return losses.value_loss(c.feature @ weights, target).sum()
-
-    return Sides(gradient(loss, c.weights), (c.value - c.q_value + c.temperature * c.log_prob) @ c.feature)
+    target = losses.soft_value_target(c.q_value, c.log_prob, c.temperature)
+    found = gradient(lambda weights: losses.value_loss(c.feature @ weights, target).sum(), c.weights)
+    return Sides(found, (c.value - c.q_value + c.temperature * c.log_prob) @ c.feature)
 
 
 @rows.equality("1.7", "Q-network's loss: its gradient", regression, tested="losses.soft_q_target")
@@ -64,35 +61,24 @@ def q_gradient(c: Regression, past_the_end: bool = False) -> Sides:
     Negative control: the target as printed, which goes on after termination.
     """
     ends = torch.zeros_like(c.terminated) if past_the_end else c.terminated
-
-    def loss(weights: Tensor) -> Tensor:
-        target = losses.soft_q_target(c.reward, c.next_value, ends, c.gamma)
-        return losses.value_loss(c.feature @ weights, target).sum()
-
+    target = losses.soft_q_target(c.reward, c.next_value, ends, c.gamma)
+    found = gradient(lambda weights: losses.value_loss(c.feature @ weights, target).sum(), c.weights)
     following = torch.where(c.terminated, 0.0, c.gamma * c.next_value)
-    return Sides(gradient(loss, c.weights), (c.value - c.reward - following) @ c.feature)
+    return Sides(found, (c.value - c.reward - following) @ c.feature)
 
 
 @rows.equality("1.7", "policy's loss: its gradient", soft_actor, tested="losses.soft_policy_loss")
 def policy_gradient(c: SoftActor) -> Sides:
     """temperature grad log pi + (temperature grad_a log pi - grad_a Q) grad f, in expectation over the noise."""
-
-    def loss(x: Tensor) -> Tensor:
-        policy = distributions.DiagonalGaussian(x[0].expand_as(c.noise), x[1].expand_as(c.noise))
-        action = policy.sample(c.noise)
-        return c.weight @ losses.soft_policy_loss(policy.log_prob(action), c.q(action), c.temperature)
-
-    return Sides(gradient(loss, c.parameters), soft_actor_formula(c, printed=False))
+    found = sampled_gradient(c, lambda log_prob, q: losses.soft_policy_loss(log_prob, q, c.temperature))
+    return Sides(found, soft_actor_formula(c, printed=False))
 
 
 @rows.equality("1.7", "temperature's loss: its gradient", regression, tested="losses.temperature_loss")
 def temperature_gradient(c: Regression) -> Sides:
     """d/d log(temperature) of the mean loss is entropy less its target."""
-
-    def loss(x: Tensor) -> Tensor:
-        return losses.temperature_loss(x, -c.log_prob, -0.5).mean()
-
-    return Sides(gradient(loss, torch.zeros((), dtype=F64)), 0.5 - c.log_prob.mean())
+    found = gradient(lambda x: losses.temperature_loss(x, -c.log_prob, -0.5).mean(), torch.zeros((), dtype=F64))
+    return Sides(found, 0.5 - c.log_prob.mean())
 
 
 # 1.7: fixed points

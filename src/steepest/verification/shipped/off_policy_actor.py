@@ -13,12 +13,16 @@ from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains, gradients, linear_td
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.losses import gradient_td
-from steepest.verification.random_problems import HORIZON, Paths, Process, continuing, episodic
+from steepest.verification.random_problems import HORIZON, Process, continuing, episodic, weighted_gradient
+from steepest.verification.shipped.policy_gradient import td_errors
 from steepest.verification.statement import F64, Rows, Sides, gradient
 
 rows = Rows()
 
 _TRACE = "losses.gradient_td.eligibility_trace"
+_FOLLOWON = "losses.gradient_td.followon_trace"
+_TDC, _GTD2 = "losses.gradient_td.tdc_direction", "losses.gradient_td.gtd2_direction"
+_CURVATURE = "losses.gradient_td.curvature_direction"
 
 TRACE_DECAY = 0.7
 EMPHASIS_DECAY = 0.6
@@ -57,29 +61,23 @@ def steps_of(c: Process) -> Iterator[Step]:
         )
 
 
-def _errors(c: Process, paths: Paths, value: Tensor) -> Tensor:
-    """(T, K) the shipped TD errors for values by state."""
-    v = value[paths.state]
-    return returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
-
-
 # The actor
 
 
-def _scores(c: Process) -> Tensor:
-    """(S, A, S, A) grad log pi(a|s) of the softmax policy, by state and action."""
+def actor(
+    c: Process,
+    emphasis_decay: float,
+    *,
+    value: Tensor | None = None,
+    discounted_interest: bool = True,
+    ratio_inside: bool = True,
+) -> Tensor:
+    """(S, A) the expected sum of the updates of Off-PAC's actor with traces, states weighted by gamma^t; V exact."""
     states, actions = c.theta.shape
     taken = torch.eye(states * actions, dtype=F64).view(states, actions, states, actions)
     expected = torch.eye(states, dtype=F64).unsqueeze(-1) * c.policy.unsqueeze(1)
-    return taken - expected.unsqueeze(1)
-
-
-def actor(
-    c: Process, value: Tensor, *, emphasis_decay: float, discounted_interest: bool = True, ratio_inside: bool = True
-) -> Tensor:
-    """(S, A) the expected sum of the updates of Off-PAC's actor with traces, states weighted by gamma^t."""
-    score = _scores(c)
-    delta = _errors(c, c.other_paths, value)
+    score = taken - expected.unsqueeze(1)  # (S, A, S, A) grad log pi(a|s) of the softmax policy
+    delta = td_errors(c, mdps.state_value(c.mdp, c.policy) if value is None else value, c.other_paths)
     count = c.other_paths.probability
     trace, followon = torch.zeros(len(count), c.theta.numel(), dtype=F64), torch.zeros_like(count)
     previous, total = torch.ones_like(count), torch.zeros(c.theta.numel(), dtype=F64)
@@ -105,37 +103,27 @@ def _approximate_gradient(c: Process) -> Tensor:
     return gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "discounted")
 
 
-def _exact_value(c: Process) -> Tensor:
-    return mdps.state_value(c.mdp, c.policy)
-
-
-def _forward_view(c: Process) -> Tensor:
-    """(S, A) sum_s p^beta(s) sum_a grad pi(a|s) (lambda-return after a - v), for any v."""
-    advantage = linear_td.lambda_action_advantage(c.mdp, c.policy, c.baseline, TRACE_DECAY)
-    fixed = mdps.expected_visits(c.mdp, c.other).unsqueeze(-1) * advantage
-    return gradient(lambda theta: (fixed * softmax_policy(theta)).sum(), c.theta)
-
-
 @rows.equality("1.6", "actor's trace = lambda-returns, any V", episodic, tested=_TRACE)
 @rows.control("1.6", "ratio outside the trace", episodic, tested=_TRACE, ratio_inside=False)
 def traced_actor(c: Process, ratio_inside: bool = True) -> Sides:
     """E_beta[sum_t delta_t e_t], rho inside the trace, is the forward view by lambda-returns, whatever V.
 
-    Negative control: the trace gathers bare scores, and only the last step's ratio counts.
+    The forward view is sum_s p^beta(s) sum_a grad pi(a|s) (lambda-return after a - V(s)). Negative control: the trace
+    gathers bare scores, and only the last step's ratio counts.
     """
-    return Sides(actor(c, c.baseline, emphasis_decay=0.0, ratio_inside=ratio_inside), _forward_view(c))
+    advantage = linear_td.lambda_action_advantage(c.mdp, c.policy, c.baseline, TRACE_DECAY)
+    right = weighted_gradient(c, mdps.expected_visits(c.mdp, c.other), advantage)
+    return Sides(actor(c, 0.0, value=c.baseline, ratio_inside=ratio_inside), right)
 
 
 @rows.equality("1.6", "Off-PAC with traces, V exact: grad Q dropped", episodic, tested=_TRACE)
-def off_pac(c: Process) -> Sides:
-    """Off-PAC's expected update with exact values is the off-policy gradient with grad Q dropped, for every lambda."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), _approximate_gradient(c))
+@rows.control("1.6", "Off-PAC with traces: grad J_beta", episodic, tested=_TRACE, true=True)
+def off_pac(c: Process, true: bool = False) -> Sides:
+    """Off-PAC's expected update with exact values is the off-policy gradient with grad Q dropped, for every lambda.
 
-
-@rows.control("1.6", "Off-PAC with traces: grad J_beta", episodic, tested=_TRACE)
-def off_pac_is_not_the_gradient(c: Process) -> Sides:
-    """Negative control: which is not the gradient of J_beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=0.0), _true_gradient(c))
+    Negative control: which is not the true gradient of J_beta.
+    """
+    return Sides(actor(c, 0.0), _true_gradient(c) if true else _approximate_gradient(c))
 
 
 def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
@@ -154,7 +142,7 @@ def _stationary_actor(c: Process, emphasis_decay: float) -> Tensor:
     probability = (d.unsqueeze(-1) * c.other).unsqueeze(-1) * c.mdp.transition
     mean = (probability * followon).sum((0, 1)) / d
     weight = gradient_td.emphatic_weight(mean, torch.ones_like(mean), emphasis_decay)
-    value = _exact_value(c)
+    value = mdps.state_value(c.mdp, c.policy)
     reward, here, following = c.mdp.reward.unsqueeze(-1), value[:, None, None], value[None, None, :]
     delta = returns.td_error(reward.expand(shape), here.expand(shape), following.expand(shape), never, c.mdp.gamma)
     fixed = (probability * weight[:, None, None] * ratio.unsqueeze(-1) * delta).sum(-1)
@@ -168,19 +156,17 @@ def stationary_off_pac(c: Process) -> Sides:
     return Sides(_stationary_actor(c, 0.0), right)
 
 
-@rows.equality("1.6", "emphatic actor: grad J_beta, p^beta", episodic, tested="losses.gradient_td.followon_trace")
-def emphatic_actor(c: Process) -> Sides:
-    """The emphatic update with exact values, interest gamma^t and lambda_a = 1 is the gradient of J_beta, p^beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0), _true_gradient(c))
+@rows.equality("1.6", "emphatic actor: grad J_beta, p^beta", episodic, tested=_FOLLOWON)
+@rows.control("1.6", "emphatic actor, interest 1, p^beta", episodic, tested=_FOLLOWON, discounted=False)
+def emphatic_actor(c: Process, discounted: bool = True) -> Sides:
+    """The emphatic update with exact values, interest gamma^t and lambda_a = 1 is the gradient of J_beta, p^beta.
+
+    Negative control: interest 1 at every step, with p^beta.
+    """
+    return Sides(actor(c, 1.0, discounted_interest=discounted), _true_gradient(c))
 
 
-@rows.control("1.6", "emphatic actor, interest 1, p^beta", episodic, tested="losses.gradient_td.followon_trace")
-def emphatic_actor_with_interest_1(c: Process) -> Sides:
-    """Negative control: interest 1 at every step, with p^beta."""
-    return Sides(actor(c, _exact_value(c), emphasis_decay=1.0, discounted_interest=False), _true_gradient(c))
-
-
-@rows.equality("1.6", "emphatic actor: grad J_beta, d^beta", continuing, tested="losses.gradient_td.followon_trace")
+@rows.equality("1.6", "emphatic actor: grad J_beta, d^beta", continuing, tested=_FOLLOWON)
 def stationary_emphatic_actor(c: Process) -> Sides:
     """The same in the long run: interest 1, d^beta."""
     right = gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "stationary")
@@ -191,7 +177,7 @@ def stationary_emphatic_actor(c: Process) -> Sides:
 def emphatic_actor_in_between(c: Process) -> Sides:
     """At lambda_a in between, the two gradients are mixed."""
     mixed = (1.0 - EMPHASIS_DECAY) * _approximate_gradient(c) + EMPHASIS_DECAY * _true_gradient(c)
-    return Sides(actor(c, _exact_value(c), emphasis_decay=EMPHASIS_DECAY), mixed)
+    return Sides(actor(c, EMPHASIS_DECAY), mixed)
 
 
 # The critic
@@ -232,7 +218,7 @@ def directions(c: Process, value_function: Callable[[Tensor], Tensor], auxiliary
     weights = weights_of(c)
     phi = torch.autograd.functional.jacobian(value_function, weights)
     curved = torch.func.jacrev(torch.func.jacrev(value_function))(weights) @ auxiliary
-    delta = _errors(c, c.other_paths, value_function(weights))
+    delta = td_errors(c, value_function(weights), c.other_paths)
     trace = torch.zeros(len(c.other_paths.probability), len(weights), dtype=F64)
     curved_trace = torch.zeros_like(trace)
     sums = [torch.zeros_like(weights) for _ in Directions._fields]
@@ -262,82 +248,55 @@ def _visits(c: Process) -> Tensor:
     return mdps.expected_visits(c.mdp.with_gamma(1.0), c.other)
 
 
-def _any_auxiliary(c: Process) -> Tensor:
-    return c.theta.flatten()[:3]
+_AUXILIARY = "losses.gradient_td.auxiliary_direction"
 
 
-@rows.equality("1.6", "TDC(lambda), expected", episodic, tested="losses.gradient_td.tdc_direction")
-def expected_tdc(c: Process) -> Sides:
-    """E[sum_t (delta e - gamma (1 - lambda) (e . w) phi')] = b - A theta - (C - A') w, any w."""
-    w = _any_auxiliary(c)
-    return Sides(directions(c, linear(c), w).tdc, linear_td.expected_tdc(system_of(c), weights_of(c), w))
+@rows.equality("1.6", "TDC(lambda), expected", episodic, tested=_TDC, method="tdc")
+@rows.equality("1.6", "GTD2(lambda), expected", episodic, tested=_GTD2, method="gtd2")
+@rows.equality("1.6", "auxiliary weights, expected", episodic, tested=_AUXILIARY, method="auxiliary")
+def expected_direction(c: Process, method: str) -> Sides:
+    """E[sum_t (delta e - gamma (1 - lambda) (e . w) phi')] = b - A theta - (C - A') w, any w.
+
+    For GTD2 E[sum_t (phi - gamma phi') (e . w)] = A' w; for w E[sum_t (delta e - (phi . w) phi)] = b - A theta - C w.
+    """
+    system, w = system_of(c), c.theta.flatten()[:3]
+    exact = {
+        "tdc": linear_td.expected_tdc(system, weights_of(c), w),
+        "gtd2": linear_td.expected_gtd2(system, w),
+        "auxiliary": linear_td.expected_auxiliary(system, weights_of(c), w),
+    }
+    return Sides(getattr(directions(c, linear(c), w), method), exact[method])
 
 
-@rows.equality("1.6", "GTD2(lambda), expected", episodic, tested="losses.gradient_td.gtd2_direction")
-def expected_gtd2(c: Process) -> Sides:
-    """E[sum_t (phi - gamma phi') (e . w)] = A' w, any w."""
-    w = _any_auxiliary(c)
-    return Sides(directions(c, linear(c), w).gtd2, linear_td.expected_gtd2(system_of(c), w))
+@rows.equality("1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested=_TDC, method="tdc")
+@rows.equality("1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested=_GTD2, method="gtd2")
+@rows.control("1.6", "semi-gradient TD(lambda)", episodic, tested=_TDC, method="tdc", corrected=False)
+def descends(c: Process, method: str, corrected: bool = True) -> Sides:
+    """At the settled w, TDC(lambda) and GTD2(lambda) are -1/2 grad MSPBE.
+
+    Negative control: without its correction TDC is semi-gradient TD(lambda), which follows no gradient.
+    """
+    system, weights = system_of(c), weights_of(c)
+    w = linear_td.settled_auxiliary(system, weights) if corrected else torch.zeros(3, dtype=F64)
+    right = -0.5 * gradient(lambda x: linear_td.projected_bellman_error(system, x), weights)
+    return Sides(getattr(directions(c, linear(c), w), method), right)
 
 
-@rows.equality("1.6", "auxiliary weights, expected", episodic, tested="losses.gradient_td.auxiliary_direction")
-def expected_auxiliary(c: Process) -> Sides:
-    """E[sum_t (delta e - (phi . w) phi)] = b - A theta - C w, any w."""
-    w = _any_auxiliary(c)
-    return Sides(directions(c, linear(c), w).auxiliary, linear_td.expected_auxiliary(system_of(c), weights_of(c), w))
-
-
-def _descent(c: Process) -> Tensor:
-    """(3,) -1/2 the gradient of the projected Bellman error, by automatic differentiation."""
-    return -0.5 * gradient(lambda x: linear_td.projected_bellman_error(system_of(c), x), weights_of(c))
-
-
-@rows.equality(
-    "1.6", "TDC(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.tdc_direction", method="tdc"
-)
-@rows.equality(
-    "1.6", "GTD2(lambda) = -1/2 grad MSPBE", episodic, tested="losses.gradient_td.gtd2_direction", method="gtd2"
-)
-def descends(c: Process, method: str) -> Sides:
-    """At the settled w, TDC(lambda) and GTD2(lambda) are -1/2 grad MSPBE."""
-    w = linear_td.settled_auxiliary(system_of(c), weights_of(c))
-    return Sides(getattr(directions(c, linear(c), w), method), _descent(c))
-
-
-@rows.control("1.6", "semi-gradient TD(lambda)", episodic, tested="losses.gradient_td.tdc_direction")
-def semi_gradient_does_not_descend(c: Process) -> Sides:
-    """Negative control: without its correction TDC is semi-gradient TD(lambda), which follows no gradient."""
-    return Sides(directions(c, linear(c), torch.zeros(3, dtype=F64)).tdc, _descent(c))
-
-
-def _smooth_error(c: Process, x: Tensor) -> Tensor:
-    return linear_td.smooth_projected_bellman_error(c.mdp, c.policy, smooth(c), x, _visits(c), TRACE_DECAY)
-
-
-def _smooth_auxiliary(c: Process) -> Tensor:
-    phi = torch.autograd.functional.jacobian(smooth(c), weights_of(c))
-    zero = torch.zeros(3, dtype=F64)
-    moment = torch.where(c.mdp.absorbing.unsqueeze(-1), 0.0, phi)
-    moment = moment.T @ _visits(c).diag() @ moment
-    return torch.linalg.solve(moment, directions(c, smooth(c), zero).auxiliary)
-
-
-@rows.equality("1.6", "GTD2, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="gtd2")
-@rows.equality("1.6", "TDC, V not linear", episodic, tested="losses.gradient_td.curvature_direction", method="tdc")
-@rows.control(
-    "1.6",
-    "GTD2, V not linear, no curvature",
-    episodic,
-    tested="losses.gradient_td.gtd2_direction",
-    method="gtd2",
-    curved=False,
-)
+@rows.equality("1.6", "GTD2, V not linear", episodic, tested=_CURVATURE, method="gtd2")
+@rows.equality("1.6", "TDC, V not linear", episodic, tested=_CURVATURE, method="tdc")
+@rows.control("1.6", "GTD2, V not linear, no curvature", episodic, tested=_GTD2, method="gtd2", curved=False)
 def smooth_descends(c: Process, method: str, curved: bool = True) -> Sides:
     """With the curvature's part, GTD2 and TDC of a value function that is not linear are -1/2 grad MSPBE.
 
     Negative control: without the curvature's part.
     """
-    found = directions(c, smooth(c), _smooth_auxiliary(c))
+    phi = torch.autograd.functional.jacobian(smooth(c), weights_of(c))
+    phi = torch.where(c.mdp.absorbing.unsqueeze(-1), 0.0, phi)
+    unsettled = directions(c, smooth(c), torch.zeros(3, dtype=F64)).auxiliary
+    found = directions(c, smooth(c), torch.linalg.solve(phi.T @ _visits(c).diag() @ phi, unsettled))
     slope = getattr(found, method)
-    right = -0.5 * gradient(lambda x: _smooth_error(c, x), weights_of(c))
-    return Sides(slope + found.curvature if curved else slope, right)
+
+    def error(x: Tensor) -> Tensor:
+        return linear_td.smooth_projected_bellman_error(c.mdp, c.policy, smooth(c), x, _visits(c), TRACE_DECAY)
+
+    return Sides(slope + found.curvature if curved else slope, -0.5 * gradient(error, weights_of(c)))

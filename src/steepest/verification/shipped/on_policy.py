@@ -1,15 +1,13 @@
-"""REINFORCE in its forms, the actor-critic, and the average reward (notes 1.2 to 1.5, and 1.8): the agents' own losses.
+"""REINFORCE, actor-critic, PPO and the average reward (notes 1.2 to 1.5, 1.8, 1.10): the losses of the agents.
 
 The rollouts are those of ``agents``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from steepest import returns
 from steepest.agents import average_reward
@@ -26,40 +24,21 @@ from steepest.verification.random_problems import (
 )
 from steepest.verification.shipped.agents import PATH, episodes, expected_gradient, long_run
 from steepest.verification.shipped.policy_gradient import bellman_pull, undiscounted_weighting, value_pull
-from steepest.verification.statement import F64, Rows, Sides
+from steepest.verification.statement import F64, Rows, Sides, vanishing
 
 rows = Rows()
 
-_CRITIC_LOSS = "algorithms.trpo.TRPO.loss"
+# 1.2 to 1.5, 1.10: episodes
 
-
-# 1.2 to 1.5: episodes
-
-Values = Callable[[Process], Tensor]
-
-
-def exact_values(c: Process) -> Tensor:
-    """(S,) V^pi."""
-    return mdps.state_value(c.mdp, c.policy)
-
-
-def any_values(c: Process) -> Tensor:
-    """(S,) an arbitrary function of the state."""
-    return c.baseline
-
-
-_REINFORCE: dict[str, Any] = {
-    "tested": "algorithms.reinforce.REINFORCE.loss",
-    "algorithm": "reinforce",
-    "values": any_values,
-}
+_PPO: dict[str, Any] = {"tested": "algorithms.ppo.PPO.loss", "algorithm": "ppo"}
+_REINFORCE: dict[str, Any] = {"tested": "algorithms.reinforce.REINFORCE.loss", "algorithm": "reinforce"}
 _ACTOR_CRITIC = "algorithms.actor_critic.ActorCritic.loss"
 _CRITIC: dict[str, Any] = {"tested": _ACTOR_CRITIC, "algorithm": "actor_critic"}
 _WEIGHTED: dict[str, Any] = {"state_weighting": "discounted"}
 _FULL: dict[str, Any] = {**_REINFORCE, "estimator": "full_return", "baseline": "none"}
 _TO_GO: dict[str, Any] = {**_REINFORCE, **_WEIGHTED}
-_EXACT: dict[str, Any] = {**_CRITIC, "values": exact_values, **_WEIGHTED}
-_ANY: dict[str, Any] = {**_CRITIC, "values": any_values, **_WEIGHTED}
+_ANY: dict[str, Any] = {**_CRITIC, **_WEIGHTED}
+_EXACT: dict[str, Any] = {**_ANY, "exact": True}
 _ONE_STEP: dict[str, Any] = {"advantage": "n_step", "n_steps": 1}
 _TWO_STEPS: dict[str, Any] = {"advantage": "n_step", "n_steps": 2}
 
@@ -69,11 +48,25 @@ def full_return_is_that_of_the_trajectory(c: Process) -> Sides:
     """R(tau), at every decided step of every trajectory."""
     paths = c.paths
     nothing = torch.zeros(paths.state.shape, dtype=F64)
-    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
-    found = returns.full_return(paths.reward, nothing, *flags, c.mdp.gamma)
+    found = returns.full_return(paths.reward, nothing, *paths.flags, c.mdp.gamma)
     return Sides(found * paths.valid, c.returns * paths.valid)
 
 
+def monte_carlo_critic(c: Process, algorithm: str, **options: Any) -> Sides:
+    """A critic of whole returns is pulled to V^pi, as hard as states are visited, whatever the advantage."""
+    return Sides(expected_gradient(algorithm, c, episodes(c), c.baseline, **options)[1], value_pull(c))
+
+
+rows.equality("1.4", "REINFORCE's baseline is pulled to V^pi", episodic, **_REINFORCE)(monte_carlo_critic)
+
+
+@rows.equality("1.10", "PPO, gamma = 1, V exact, lambda 0.7", undiscounted_episodic, **_PPO, exact=True)
+@rows.equality("1.10", "PPO, gamma = 1, lambda = 1, any V", undiscounted_episodic, **_PPO, gae_lambda=1.0)
+@rows.control("1.10", "PPO, gamma = 1, lambda 0.7, any V", undiscounted_episodic, **_PPO)
+@rows.equality("1.10", "PPO with a discount: its own sum", episodic, **_PPO, exact=True, own_sum=True)
+@rows.equality("1.3", "REINFORCE at gamma = 1", undiscounted_episodic, **_REINFORCE, baseline="none")
+@rows.equality("1.3", "REINFORCE with a discount: its own sum", episodic, **_REINFORCE, baseline="none", own_sum=True)
+@rows.control("1.3", "REINFORCE with a discount: the gradient", episodic, **_REINFORCE, baseline="none")
 @rows.equality("1.2", "REINFORCE, full return", episodic, **_FULL)
 @rows.equality("1.2", "REINFORCE, full return, from the episode's first step", episodic, **_FULL, **_WEIGHTED)
 @rows.equality("1.2", "REINFORCE, full return, gamma = 1", undiscounted_episodic, **_FULL)
@@ -85,22 +78,21 @@ def full_return_is_that_of_the_trajectory(c: Process) -> Sides:
 @rows.equality("1.5", "actor-critic, two steps, V exact", episodic, **_EXACT, **_TWO_STEPS)
 @rows.equality("1.5", "actor-critic, lambda = 1, any V", episodic, **_ANY, gae_lambda=1.0)
 @rows.control("1.5", "actor-critic, one step, any V", episodic, **_ANY, **_ONE_STEP)
-def climbs_the_objective(c: Process, algorithm: str, values: Values, **options: Any) -> Sides:
-    """With gamma^t on the states (or gamma = 1), minus the loss's gradient is the gradient of the objective."""
-    return Sides(-expected_gradient(algorithm, c, episodes(c), values(c), **options)[0], c.gradient)
+@rows.equality("1.5", "actor-critic with a discount: its own sum", episodic, **_CRITIC, exact=True, own_sum=True)
+def climbs(c: Process, algorithm: str, exact: bool = False, own_sum: bool = False, **options: Any) -> Sides:
+    """With gamma^t on the states (or gamma = 1), minus the loss's gradient is the gradient of the objective.
+
+    Without gamma^t it is the theorem's sum with states weighted by plain visits.
+    """
+    value = mdps.state_value(c.mdp, c.policy) if exact else c.baseline
+    found = -expected_gradient(algorithm, c, episodes(c), value, **options)[0]
+    return Sides(found, undiscounted_weighting(c) if own_sum else c.gradient)
 
 
-@rows.equality("1.5", "actor-critic with a discount: its own sum", episodic, **_CRITIC, values=exact_values)
-def climbs_its_own_sum(c: Process, algorithm: str, values: Values, **options: Any) -> Sides:
-    """Without it, minus the loss's gradient is the theorem's sum with states weighted by plain visits."""
-    return Sides(-expected_gradient(algorithm, c, episodes(c), values(c), **options)[0], undiscounted_weighting(c))
-
-
-@rows.equality("1.5", "actor-critic: Monte-Carlo critic pulled to V^pi", episodic, tested=_ACTOR_CRITIC)
-def monte_carlo_critic(c: Process) -> Sides:
-    """The Monte-Carlo critic is pulled to V^pi, as hard as states are visited, whatever the advantage."""
-    pull = expected_gradient("actor_critic", c, episodes(c), c.baseline, critic="monte_carlo")[1]
-    return Sides(pull, value_pull(c))
+rows.equality("1.10", "PPO's critic is pulled to V^pi", episodic, **_PPO, gae_lambda=1.0)(monte_carlo_critic)
+rows.equality("1.5", "actor-critic: Monte-Carlo critic pulled to V^pi", episodic, **_CRITIC, critic="monte_carlo")(
+    monte_carlo_critic
+)
 
 
 @rows.equality("1.5", "actor-critic: bootstrapped critic pulled to the backup", episodic, tested=_ACTOR_CRITIC)
@@ -110,16 +102,10 @@ def bootstrapped_critic(c: Process) -> Sides:
     return Sides(pull, bellman_pull(c))
 
 
-def _unbroken(r: Recording) -> tuple[Tensor, Tensor, Tensor]:
-    """terminated, truncated, valid."""
-    never = torch.zeros(r.reward.shape, dtype=torch.bool)
-    return never, never, ~never
-
-
 @rows.equality("1.10", "n-step advantage by TD errors", recording, tested="returns.n_step_advantage")
 def n_step_is_a_sum_of_errors(r: Recording) -> Sides:
     """A^(3)_t = delta_t + gamma delta_{t+1} + gamma^2 delta_{t+2}, fewer at the end."""
-    found = returns.n_step_advantage(r.reward, r.value, *_unbroken(r), r.gamma, 3)
+    found = returns.n_step_advantage(r.reward, r.value, *r.flags, r.gamma, 3)
     padded = torch.cat([r.delta, torch.zeros(2, dtype=F64)])
     return Sides(found, padded[:-2] + r.gamma * padded[1:-1] + r.gamma**2 * padded[2:])
 
@@ -127,32 +113,26 @@ def n_step_is_a_sum_of_errors(r: Recording) -> Sides:
 # 1.8: the average reward
 
 _TRPO = "algorithms.trpo.TRPO.policy_gradient"
+_TRPO_CRITIC: dict[str, Any] = {"tested": "algorithms.trpo.TRPO.loss", "algorithm": "trpo"}
 _PPO_KL = "algorithms.ppo_kl.PPOKL.loss"
 _DISCOUNTED: dict[str, Any] = {"objective": "discounted", "gamma": 0.5}
-
-
-def _differential_errors(c: Process, gain: Tensor) -> Tensor:
-    """(S, A, S) the shipped differential TD errors of every transition, with exact values."""
-    v, shape = gains.differential_value(c.mdp, c.policy), c.mdp.transition.shape
-    here, there = v.view(-1, 1, 1).expand(shape), v.expand(shape)
-    return returns.differential_td_error(c.mdp.reward.unsqueeze(-1).expand(shape), here, there, gain)
 
 
 @rows.equality("1.8", "differential TD error has mean zero", continuing, tested="returns.differential_td_error")
 def differential_error_has_mean_zero(c: Process) -> Sides:
     """E_{a~pi, s'}[delta] = 0 in every state, with the exact gain and values."""
     chance = c.policy.unsqueeze(-1) * c.mdp.transition
-    mean = (chance * _differential_errors(c, gains.gain(c.mdp, c.policy))).sum((1, 2))
-    scale = float(gains.differential_value(c.mdp, c.policy).norm())
-    return Sides(mean, torch.zeros_like(mean), scale=scale)
+    v, shape = gains.differential_value(c.mdp, c.policy), c.mdp.transition.shape
+    here, there = v.view(-1, 1, 1).expand(shape), v.expand(shape)
+    reward, gain = c.mdp.reward.unsqueeze(-1).expand(shape), gains.gain(c.mdp, c.policy)
+    return vanishing((chance * returns.differential_td_error(reward, here, there, gain)).sum((1, 2)), v)
 
 
 @rows.equality("1.8", "differential GAE by its sum", recording, tested="returns.differential_generalized_advantage")
 def differential_gae(r: Recording) -> Sides:
     """A_t = sum_l lambda^l delta_{t+l}, delta = r - gain + v(s') - v(s), to the recording's end."""
     gain = 0.3
-    _, cut, valid = _unbroken(r)
-    found = returns.differential_generalized_advantage(r.reward, r.value, cut, valid, gain, r.trace_decay)
+    found = returns.differential_generalized_advantage(r.reward, r.value, *r.flags[1:], gain, r.trace_decay)
     delta = r.reward - gain + r.value[1:] - r.value[:-1]
     powers = r.trace_decay ** torch.arange(len(delta), dtype=F64)
     return Sides(found, torch.stack([(powers[: len(delta) - t] * delta[t:]).sum() for t in range(len(delta))]))
@@ -160,7 +140,7 @@ def differential_gae(r: Recording) -> Sides:
 
 @rows.equality("1.8", "actor-critic, average reward: grad r(pi)", continuing, **_CRITIC)
 @rows.equality("1.8", "actor-critic, average reward, n steps: grad r(pi)", continuing, **_CRITIC, **_TWO_STEPS)
-@rows.equality("1.8", "PPO, average reward: grad r(pi)", continuing, tested="algorithms.ppo.PPO.loss", algorithm="ppo")
+@rows.equality("1.8", "PPO, average reward: grad r(pi)", continuing, **_PPO)
 @rows.equality("1.8", "PPO-KL, average reward: grad r(pi)", continuing, tested=_PPO_KL, algorithm="ppo_kl")
 @rows.equality("1.8", "TRPO, average reward: grad r(pi)", continuing, tested=_TRPO, algorithm="trpo")
 @rows.control("1.8", "TRPO, discount kept: grad r(pi)", continuing, tested=_TRPO, algorithm="trpo", **_DISCOUNTED)
@@ -174,14 +154,7 @@ def climbs_the_gain(c: Process, algorithm: str, **options: Any) -> Sides:
 
 
 @rows.equality("1.8", "critic pulled to r - gain + v(s'), pinned", continuing, tested=_ACTOR_CRITIC)
-@rows.equality(
-    "1.8",
-    "TRPO's critic pulled to r - gain + v(s'), pinned",
-    continuing,
-    tested=_CRITIC_LOSS,
-    algorithm="trpo",
-    gae_lambda=0.0,
-)
+@rows.equality("1.8", "TRPO's critic pulled to r - gain + v(s'), pinned", continuing, **_TRPO_CRITIC, gae_lambda=0.0)
 @rows.control("1.8", "critic, the gain left out", continuing, tested=_ACTOR_CRITIC, left_out=True)
 def differential_critic(c: Process, algorithm: str = "actor_critic", left_out: bool = False, **options: Any) -> Sides:
     """The critic is pulled to r - gain + v(s'), less a share of the mean value; TRPO's, at lambda = 0, too.

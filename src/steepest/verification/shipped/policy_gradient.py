@@ -34,25 +34,15 @@ def score_gradient(
     return -gradient(expected_loss, c.theta)
 
 
-def _flags(c: Process) -> tuple[Tensor, Tensor, Tensor]:
-    """terminated, truncated, valid."""
-    return c.paths.terminated, torch.zeros_like(c.paths.terminated), c.paths.valid
-
-
 def _to_go(c: Process) -> Tensor:
     """(T, K) the shipped reward-to-go, without bootstrap."""
     nothing = torch.zeros(c.paths.state.shape, dtype=F64)
-    return returns.reward_to_go(c.paths.reward, nothing, *_flags(c), c.mdp.gamma)
+    return returns.reward_to_go(c.paths.reward, nothing, *c.paths.flags, c.mdp.gamma)
 
 
 def undiscounted_weighting(c: Process) -> Tensor:
     """(S, A) what an estimator that leaves gamma^t out has for its mean."""
     return gradients.undiscounted_weighting_gradient(c.mdp, softmax_policy, c.theta)
-
-
-def _here(c: Process, by_state: Tensor) -> Tensor:
-    """(T, K) a function of the state at every step."""
-    return by_state[c.paths.state[:-1]]
 
 
 @rows.equality("1.2", "full return", episodic, tested="losses.score_function_loss")
@@ -84,41 +74,35 @@ rows.equality("1.2", "gamma = 1", undiscounted_episodic, tested="losses.score_fu
 
 @rows.equality("1.3", "reward-to-go with gamma^t", episodic, tested="returns.reward_to_go")
 @rows.equality("1.3", "reward-to-go at gamma = 1", undiscounted_episodic, tested="returns.reward_to_go")
-def reward_to_go(c: Process) -> Sides:
-    """E[sum_t gamma^t grad log pi G_t] = grad V."""
-    return Sides(score_gradient(c, _to_go(c), c.discounts), c.gradient)
-
-
-@rows.control("1.3", "rewards from t + 1", episodic, tested="returns.reward_to_go")
-def reward_to_go_of_the_next_step(c: Process) -> Sides:
-    """Negative control: rewards counted from t + 1."""
-    return Sides(score_gradient(c, _to_go(c) - c.paths.reward, c.discounts), c.gradient)
+@rows.control("1.3", "rewards from t + 1", episodic, tested="returns.reward_to_go", from_the_next=True)
+def reward_to_go(c: Process, from_the_next: bool = False) -> Sides:
+    """E[sum_t gamma^t grad log pi G_t] = grad V. Negative control: rewards counted from t + 1."""
+    to_go = _to_go(c) - c.paths.reward if from_the_next else _to_go(c)
+    return Sides(score_gradient(c, to_go, c.discounts), c.gradient)
 
 
 @rows.equality("1.3", "states without gamma^t: their own sum", episodic, tested="losses.score_function_loss")
-def undiscounted_states(c: Process) -> Sides:
-    """Without gamma^t on the states, the estimator has a mean of its own: plain visits in the theorem's sum."""
-    return Sides(score_gradient(c, _to_go(c)), undiscounted_weighting(c))
+@rows.control("1.3", "states without gamma^t: the gradient", episodic, tested="losses.score_function_loss", true=True)
+def undiscounted_states(c: Process, true: bool = False) -> Sides:
+    """Without gamma^t on the states, the estimator has a mean of its own: plain visits in the theorem's sum.
 
-
-@rows.control("1.3", "states without gamma^t: the gradient", episodic, tested="losses.score_function_loss")
-def undiscounted_states_are_biased(c: Process) -> Sides:
-    """Negative control: that mean is not the gradient of the discounted objective."""
-    return Sides(score_gradient(c, _to_go(c)), c.gradient)
+    Negative control: that mean is not the true gradient of the discounted objective.
+    """
+    return Sides(score_gradient(c, _to_go(c)), c.gradient if true else undiscounted_weighting(c))
 
 
 @rows.equality("1.4", "baseline b(s_t), arbitrary", episodic, tested="losses.score_function_loss")
-def with_baseline(c: Process) -> Sides:
-    """E[sum_t gamma^t grad log pi (G_t - b(s_t))] = grad V, b arbitrary."""
-    return Sides(score_gradient(c, _to_go(c) - _here(c, c.baseline), c.discounts), c.gradient)
+@rows.control("1.4", "baseline b(s_t') inside the sum", episodic, tested="losses.score_function_loss", inside=True)
+def with_baseline(c: Process, inside: bool = False) -> Sides:
+    """E[sum_t gamma^t grad log pi (G_t - b(s_t))] = grad V, b arbitrary.
 
-
-@rows.control("1.4", "baseline b(s_t') inside the sum", episodic, tested="losses.score_function_loss")
-def baseline_inside_the_sum(c: Process) -> Sides:
-    """Negative control: sum_{t' >= t} (r_t' - b(s_t')), as printed."""
-    b = _here(c, c.baseline) * c.paths.valid
-    inside = torch.stack([(c.discounts[: HORIZON - t] * b[t:]).sum(0) for t in range(HORIZON)])
-    return Sides(score_gradient(c, _to_go(c) - inside, c.discounts), c.gradient)
+    Negative control: sum_{t' >= t} (r_t' - b(s_t')), as printed.
+    """
+    b = c.baseline[c.paths.state[:-1]]
+    if inside:
+        b = b * c.paths.valid
+        b = torch.stack([(c.discounts[: HORIZON - t] * b[t:]).sum(0) for t in range(HORIZON)])
+    return Sides(score_gradient(c, _to_go(c) - b, c.discounts), c.gradient)
 
 
 @rows.equality("1.5", "advantage of step t", episodic, tested="losses.score_function_loss")
@@ -133,16 +117,17 @@ def exact_advantage(c: Process, later: bool = False) -> Sides:
     return Sides(score_gradient(c, advantage, c.discounts), c.gradient)
 
 
-def _errors(c: Process, value: Tensor) -> Tensor:
-    """(T, K) the shipped TD errors for values by state."""
-    v = value[c.paths.state]
-    return returns.td_error(c.paths.reward, v[:-1], v[1:], c.paths.terminated, c.mdp.gamma)
+def td_errors(c: Process, value: Tensor, paths: random_problems.Paths | None = None) -> Tensor:
+    """(T, K) the shipped TD errors for values by state, along the trajectories of pi unless others are given."""
+    paths = paths or c.paths
+    v = value[paths.state]
+    return returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
 
 
 @rows.equality("1.5", "TD error as advantage, V exact", episodic, tested="returns.td_error")
 def td_error_as_advantage(c: Process) -> Sides:
     """E[sum_t gamma^t grad log pi delta_t] = grad V where V is exact."""
-    return Sides(score_gradient(c, _errors(c, mdps.state_value(c.mdp, c.policy)), c.discounts), c.gradient)
+    return Sides(score_gradient(c, td_errors(c, mdps.state_value(c.mdp, c.policy)), c.discounts), c.gradient)
 
 
 @rows.equality("1.5", "standardised advantages", undiscounted_episodic, tested="numerics.standardize")
@@ -190,21 +175,16 @@ def bellman_pull(c: Process) -> Tensor:
 @rows.equality("1.5", "bootstrapped critic, target fixed", episodic, tested="losses.value_loss")
 def bootstrapped_critic(c: Process) -> Sides:
     """Regression on r + gamma (1 - terminated) V(s'), held fixed, pulls every state to its Bellman backup."""
-    found = _critic_gradient(c, lambda v: _errors(c, v) + v[c.paths.state[:-1]])
+    found = _critic_gradient(c, lambda v: td_errors(c, v) + v[c.paths.state[:-1]])
     return Sides(found, bellman_pull(c))
 
 
-@rows.control("1.5", "target without gamma", episodic, tested="losses.value_loss")
-def bootstrapped_critic_without_gamma(c: Process) -> Sides:
-    """Negative control: the target as printed, r + V(s'), without gamma or a terminal case."""
-    return Sides(_critic_gradient(c, lambda v: c.paths.reward + v[c.paths.state[1:]]), bellman_pull(c))
-
-
-@rows.control("1.5", "target past the end", episodic, tested="losses.value_loss")
-def bootstrapped_critic_past_the_end(c: Process) -> Sides:
-    """Negative control: a target that goes on after termination."""
-    found = _critic_gradient(c, lambda v: c.paths.reward + c.mdp.gamma * v[c.paths.state[1:]])
-    return Sides(found, bellman_pull(c))
+@rows.control("1.5", "target without gamma", episodic, tested="losses.value_loss", discounted=False)
+@rows.control("1.5", "target past the end", episodic, tested="losses.value_loss", discounted=True)
+def without_a_terminal_case(c: Process, discounted: bool) -> Sides:
+    """Negative controls: the target as printed, r + V(s'), without gamma; and one that goes on after termination."""
+    gamma = c.mdp.gamma if discounted else 1.0
+    return Sides(_critic_gradient(c, lambda v: c.paths.reward + gamma * v[c.paths.state[1:]]), bellman_pull(c))
 
 
 @rows.control("1.5", "target not held fixed", episodic, tested="returns.td_error")
@@ -212,7 +192,7 @@ def target_not_held_fixed(c: Process) -> Sides:
     """Negative control: the residual gradient, which differentiates the target too."""
 
     def expected_loss(value: Tensor) -> Tensor:
-        return c.paths.probability @ (0.5 * _errors(c, value).square() * c.paths.valid).sum(0)
+        return c.paths.probability @ (0.5 * td_errors(c, value).square() * c.paths.valid).sum(0)
 
     return Sides(gradient(expected_loss, c.baseline), bellman_pull(c))
 
@@ -225,8 +205,7 @@ def off_policy_actor(c: Process, next_reward: bool = False) -> Sides:
     Negative control: delta_t with r_{t+1}, read in the indices of the other sections as the next step's reward.
     """
     paths = c.other_paths
-    v = mdps.state_value(c.mdp, c.policy)[paths.state]
-    delta = returns.td_error(paths.reward, v[:-1], v[1:], paths.terminated, c.mdp.gamma)
+    delta = td_errors(c, mdps.state_value(c.mdp, c.policy), paths)
     if next_reward:
         delta = delta - paths.reward + torch.cat([paths.reward[1:], torch.zeros_like(paths.reward[:1])])
     ratio = (c.policy / c.other)[paths.state[:-1], paths.action]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from steepest import losses
 from steepest.exact import language as languages
 from steepest.exact import preferences as exact_preferences
 from steepest.verification.random_problems import Preferences, preferences
-from steepest.verification.statement import Rows, Sides, gradient
+from steepest.verification.statement import Rows, Sides, gradient, loss, vanishing
 
 rows = Rows()
 
@@ -61,13 +62,14 @@ def reward_loss_invariant(p: Preferences) -> Sides:
 PairLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def _over_pairs(p: Preferences, loss: PairLoss, preference: Tensor) -> Callable[[Tensor], Tensor]:
+def _over_pairs(p: Preferences, pair_loss: PairLoss, preference: Tensor) -> Callable[[Tensor], Tensor]:
     """The expectation of a loss over pairs and labels, as a function of the policy's table."""
 
     def expected(table: Tensor) -> Tensor:
         first, second = _pairs(languages.response_log_probs(p.language, table))
         ref_first, ref_second = _pairs(p.log_reference)
-        won, lost = loss(first, second, ref_first, ref_second), loss(second, first, ref_second, ref_first)
+        won = pair_loss(first, second, ref_first, ref_second)
+        lost = pair_loss(second, first, ref_second, ref_first)
         return _drawn_mean(p, preference * won + (1.0 - preference) * lost)
 
     return expected
@@ -83,9 +85,13 @@ def _population(p: Preferences) -> Callable[[Tensor], Tensor]:
     return exact
 
 
-def _dpo(p: Preferences) -> Callable[[Tensor], Tensor]:
+def _dpo(p: Preferences, *, exchanged: bool = False, reference: float = 1.0) -> Callable[[Tensor], Tensor]:
     preference = exact_preferences.preference_probs(p.score)
-    return _over_pairs(p, lambda a, b, c, d: losses.dpo_loss(a, b, c, d, p.kl_coef), preference)
+    return _over_pairs(
+        p,
+        lambda a, b, c, d: losses.dpo_loss(a, b, reference * c, reference * d, p.kl_coef),
+        1.0 - preference if exchanged else preference,
+    )
 
 
 @rows.equality("2.2.2", "L_DPO over all pairs, value and gradient", preferences, tested="losses.dpo_loss")
@@ -94,38 +100,25 @@ def dpo_over_pairs(p: Preferences) -> Sides:
     return Sides(_value_and_slope(_dpo(p), p.logits), _value_and_slope(_population(p), p.logits))
 
 
-@rows.control("2.2.2", "L_DPO, chosen and rejected exchanged", preferences, tested="losses.dpo_loss")
-def dpo_swapped(p: Preferences) -> Sides:
-    """Negative control: chosen and rejected exchanged."""
-    preference = 1.0 - exact_preferences.preference_probs(p.score)
-    wrong = _over_pairs(p, lambda a, b, c, d: losses.dpo_loss(a, b, c, d, p.kl_coef), preference)
-    return Sides(gradient(wrong, p.logits), gradient(_population(p), p.logits))
-
-
-@rows.control("2.2.2", "L_DPO without the reference", preferences, tested="losses.dpo_loss")
-def dpo_without_the_reference(p: Preferences) -> Sides:
-    """Negative control: log-probabilities taken for log-ratios."""
-    preference = exact_preferences.preference_probs(p.score)
-    wrong = _over_pairs(
-        p, lambda a, b, c, d: losses.dpo_loss(a, b, torch.zeros_like(c), torch.zeros_like(d), p.kl_coef), preference
-    )
-    return Sides(gradient(wrong, p.logits), gradient(_population(p), p.logits))
+@rows.control("2.2.2", "L_DPO, chosen and rejected exchanged", preferences, tested="losses.dpo_loss", exchanged=True)
+@rows.control("2.2.2", "L_DPO without the reference", preferences, tested="losses.dpo_loss", reference=0.0)
+def wrong_dpo(p: Preferences, **mistake: Any) -> Sides:
+    """Negative controls: chosen and rejected exchanged; log-probabilities taken for log-ratios."""
+    return Sides(gradient(_dpo(p, **mistake), p.logits), gradient(_population(p), p.logits))
 
 
 @rows.equality("2.2.2", "L_DPO is at rest at pi*", preferences, tested="losses.dpo_loss")
 def dpo_at_rest(p: Preferences) -> Sides:
     """pi* of Lemma 7 is where DPO comes to rest."""
     optimum = languages.policy_logits(p.language, p.log_optimum)
-    slope = gradient(_dpo(p), optimum)
-    return Sides(slope, torch.zeros_like(slope), scale=float(gradient(_dpo(p), p.logits).norm()))
+    return vanishing(gradient(_dpo(p), optimum), gradient(_dpo(p), p.logits))
 
 
 @rows.equality("2.2.2", "L_DPO = ln 2 at the reference", preferences, tested="losses.dpo_loss")
 def dpo_at_the_reference(p: Preferences) -> Sides:
     """Where the policy is the reference every pair's loss is ln 2."""
-    four = (*_pairs(p.log_reference), *_pairs(p.log_reference))
-    loss = losses.dpo_loss(*four, p.kl_coef)
-    return Sides(loss, torch.full_like(loss, math.log(2.0)))
+    found = losses.dpo_loss(*_pairs(p.log_reference), *_pairs(p.log_reference), p.kl_coef)
+    return Sides(found, torch.full_like(found, math.log(2.0)))
 
 
 @rows.equality("2.2.2", "margins of pi* = differences of r + f(x)", preferences, tested="losses.preference_metrics")
@@ -151,21 +144,13 @@ def soft_labels(p: Preferences) -> Sides:
 _FLIPS = 0.2
 
 
-@rows.equality(
-    "2.2.2", "robust DPO undoes flipped labels", preferences, tested="losses.robust_dpo_loss", loss="robust_dpo_loss"
-)
-@rows.control(
-    "2.2.2",
-    "smoothed DPO undoes flipped labels",
-    preferences,
-    tested="losses.smoothed_dpo_loss",
-    loss="smoothed_dpo_loss",
-)
-def labels_flipped(p: Preferences, loss: str) -> Sides:
+@rows.equality("2.2.2", "robust DPO undoes flipped labels", preferences, **loss("robust_dpo_loss"))
+@rows.control("2.2.2", "smoothed DPO undoes flipped labels", preferences, **loss("smoothed_dpo_loss"))
+def labels_flipped(p: Preferences, name: str) -> Sides:
     """The robust loss undoes wrong labels, a fifth of all, on average. Negative control: the smoothed does not."""
     preference = exact_preferences.preference_probs(p.score)
     observed = (1.0 - _FLIPS) * preference + _FLIPS * (1.0 - preference)
-    function = getattr(losses, loss)
+    function = getattr(losses, name)
     found = gradient(_over_pairs(p, lambda a, b, c, d: function(a, b, c, d, p.kl_coef, _FLIPS), observed), p.logits)
     return Sides(found, gradient(_population(p), p.logits))
 
@@ -181,8 +166,7 @@ def ipo_at_rest(p: Preferences) -> Sides:
         won = losses.ipo_loss(h, zero, zero, zero, p.kl_coef)
         return (preference * won + (1.0 - preference) * losses.ipo_loss(zero, h, zero, zero, p.kl_coef)).sum()
 
-    slope = gradient(expected, best)
-    return Sides(slope, torch.zeros_like(slope), scale=float(gradient(expected, torch.zeros_like(best)).norm()))
+    return vanishing(gradient(expected, best), gradient(expected, torch.zeros_like(best)))
 
 
 @rows.equality("2.2.2", "r = implicit reward + beta log Z", preferences, tested="losses.implicit_reward")

@@ -151,17 +151,16 @@ def regression(seed: int) -> Regression:
 
 
 @rows.equality("1.11", "Q-network's loss: its semi-gradient", regression, tested="losses.chosen_q_value")
-def semi_gradient(c: Regression) -> Sides:
-    """(Q(s, a) - y) grad Q(s, a), summed over the batch; y has none."""
-    return Sides(_slope(c, None), _by_action(c, c.delta.unsqueeze(-1) * c.feature, c.action))
+@rows.control("1.11", "Q-network's loss: through the target too", regression, tested="losses.dqn_target", residual=True)
+def semi_gradient(c: Regression, residual: bool = False) -> Sides:
+    """(Q(s, a) - y) grad Q(s, a), summed over the batch; y has none.
 
-
-@rows.control("1.11", "Q-network's loss: through the target too", regression, tested="losses.dqn_target")
-def residual_gradient(c: Regression) -> Sides:
-    """Negative control: the gradient of the squared Bellman error, through its target too."""
-    weighed = c.delta.unsqueeze(-1)
-    whole = _by_action(c, weighed * c.feature, c.action) - _by_action(c, weighed * c.following, c.best)
-    return Sides(_slope(c, None), whole)
+    Negative control: the gradient of the squared Bellman error, through its target too.
+    """
+    found = _by_action(c, c.delta.unsqueeze(-1) * c.feature, c.action)
+    if residual:
+        found = found - _by_action(c, c.delta.unsqueeze(-1) * c.following, c.best)
+    return Sides(_slope(c, None), found)
 
 
 @rows.equality("1.11", "Q-network's loss beyond the Huber threshold", regression, tested="losses.huber_loss")
@@ -230,27 +229,23 @@ def noise(seed: int) -> Noise:
 
 
 @rows.equality("1.11", "DQN's overestimation, errors listed", noise, tested="losses.dqn_target")
-def overestimation(c: Noise) -> Sides:
-    """DQN's is too high by gamma E[max of the errors]: the size, unless all three are down."""
-    return Sides(c.dqn().mean(), c.right + c.gamma * c.size * (7.0 / 8.0 - 1.0 / 8.0))
+@rows.control("1.11", "no overestimation by DQN", noise, tested="losses.dqn_target", unbiased=True)
+def overestimation(c: Noise, unbiased: bool = False) -> Sides:
+    """DQN's is too high by gamma E[max of the errors]: the size, unless all three are down.
 
-
-@rows.control("1.11", "no overestimation by DQN", noise, tested="losses.dqn_target")
-def dqn_is_unbiased(c: Noise) -> Sides:
-    """Negative control: DQN's mean target, where errors have mean 0."""
-    return Sides(c.dqn().mean(), c.right)
+    Negative control: DQN's mean target is right, where errors have mean 0.
+    """
+    return Sides(c.dqn().mean(), c.right if unbiased else c.right + c.gamma * c.size * (7.0 / 8.0 - 1.0 / 8.0))
 
 
 @rows.equality("1.11", "no overestimation by double DQN", noise, tested="losses.double_dqn_target")
-def double_is_unbiased(c: Noise) -> Sides:
-    """With errors of its own, the network that picks the action leaves the mean target where it belongs."""
-    return Sides(c.double(c.online).mean(), c.right)
+@rows.control("1.11", "the same with one network", noise, tested="losses.double_dqn_target", one_network=True)
+def double_is_unbiased(c: Noise, one_network: bool = False) -> Sides:
+    """With errors of its own, the network that picks the action leaves the mean target where it belongs.
 
-
-@rows.control("1.11", "the same with one network", noise, tested="losses.double_dqn_target")
-def double_with_one_network(c: Noise) -> Sides:
-    """Negative control: both networks make the same errors."""
-    return Sides(c.double(c.q_value).mean(), c.right)
+    Negative control: both networks make the same errors.
+    """
+    return Sides(c.double(c.q_value if one_network else c.online).mean(), c.right)
 
 
 @rows.inequality("1.11", "double DQN's target <= DQN's", noise, tested="losses.double_dqn_target")

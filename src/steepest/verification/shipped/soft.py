@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,8 +17,6 @@ from steepest.verification.statement import F64, Rows, Sides, gradient
 rows = Rows()
 
 _SAMPLE = "distributions.DiagonalGaussian.sample"
-
-# 1.7: the reparametrised gradient
 
 
 class SoftActor(NamedTuple):
@@ -50,13 +49,19 @@ def soft_actor_gradient(c: SoftActor, printed: bool) -> Sides:
 
     Negative control: the formula as printed begins with grad pi.
     """
+    found = sampled_gradient(c, lambda log_prob, q: c.temperature * log_prob - q)
+    return Sides(found, soft_actor_formula(c, printed=printed))
 
-    def loss(x: Tensor) -> Tensor:
+
+def sampled_gradient(c: SoftActor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(2, 2) the gradient of the mean of a loss of log-probabilities and action values, through the actions."""
+
+    def mean(x: Tensor) -> Tensor:
         policy = distributions.DiagonalGaussian(x[0].expand_as(c.noise), x[1].expand_as(c.noise))
         action = policy.sample(c.noise)
-        return c.weight @ (c.temperature * policy.log_prob(action) - c.q(action))
+        return c.weight @ loss(policy.log_prob(action), c.q(action))
 
-    return Sides(gradient(loss, c.parameters), soft_actor_formula(c, printed=printed))
+    return gradient(mean, c.parameters)
 
 
 def soft_actor_formula(c: SoftActor, *, printed: bool) -> Tensor:
@@ -65,7 +70,8 @@ def soft_actor_formula(c: SoftActor, *, printed: bool) -> Tensor:
     action = mean + std * c.noise
     by_mean, by_log_std = c.noise / std, c.noise.square() - 1.0  # grad log pi at a fixed action
     if printed:
-        density = _density(c.noise, std)
+        log_density = -0.5 * c.noise.square() - torch.log(std) - 0.5 * math.log(2.0 * math.pi)
+        density = log_density.sum(-1, keepdim=True).exp()
         by_mean, by_log_std = by_mean * density, by_log_std * density
     slope = c.coefficients[0] + 2.0 * c.coefficients[1] * action + 3.0 * c.coefficients[2] * action.square()
     through_action = -c.temperature * c.noise / std - slope - action.flip(-1)
@@ -73,9 +79,3 @@ def soft_actor_formula(c: SoftActor, *, printed: bool) -> Tensor:
         [c.temperature * by_mean + through_action, c.temperature * by_log_std + through_action * std * c.noise]
     )
     return torch.einsum("n,knd->kd", c.weight, rows)
-
-
-def _density(noise: Tensor, std: Tensor) -> Tensor:
-    """(n, 1) the density of N(mean, std^2) at mean + std noise."""
-    log_density = -0.5 * noise.square() - torch.log(std) - 0.5 * math.log(2.0 * math.pi)
-    return log_density.sum(-1, keepdim=True).exp()

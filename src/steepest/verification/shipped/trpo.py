@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor
 
 from steepest import losses, numerics
 from steepest.agents import natural_step as shipped
-from steepest.algorithms.trpo import TRPO, TRPOConfig
+from steepest.algorithms.trpo import TRPO
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import gradients
 from steepest.exact.finite_mdp import softmax_policy
-from steepest.types import ActionSpec, ObsField, ObsSpec
 from steepest.verification.random_problems import Process, continuing
-from steepest.verification.shipped.agents import differentiated
+from steepest.verification.shipped.agents import differentiated, tables, tabular_agent
 from steepest.verification.statement import F64, Rows, Sides, gradient
 from steepest.verification.theorems import trust_region
 
@@ -32,16 +30,6 @@ ITERATIONS = 20
 """Twice the rank of the Fisher matrix, for what rounding leaves over."""
 
 
-@cache
-def _agent(states: int, actions: int) -> TRPO:
-    """An agent in float64 without hidden layers: its logits are a table, with a bias beside it."""
-    obs = ObsSpec((ObsField("obs", "vector", (states,), "float32"),), is_dict=False)
-    config = TRPOConfig(hidden_sizes=(), min_probability=0.0, normalize_advantage=False, minibatches=1)
-    agent = TRPO(config, obs, ActionSpec("discrete", (), "int64", (actions,), (0,)))
-    agent.module.double()
-    return agent
-
-
 class Setting(NamedTuple):
     """An agent that is the process's policy, and its states and actions as often as they are met, d^pi(s) pi(a|s)."""
 
@@ -54,13 +42,7 @@ class Setting(NamedTuple):
 def setting(c: Process, theta: Tensor, max_kl: float = MAX_KL, *, checked: bool = False) -> Setting:
     """The agent with logits theta; batch and advantages are those of the process's policy."""
     states, actions = c.theta.shape
-    agent = _agent(states, actions)
-    parameters = {
-        "policy_head.weight": theta.T,
-        "policy_head.bias": torch.zeros(actions, dtype=F64),
-        "value_head.weight": c.baseline.unsqueeze(0),
-        "value_head.bias": torch.zeros(1, dtype=F64),
-    }
+    agent: TRPO = tabular_agent("trpo", states, actions)
     weight = mdps.state_distribution(c.mdp, c.policy).unsqueeze(-1) * c.policy
     batch = {
         "obs/obs": torch.eye(states, dtype=F64).repeat_interleave(actions, 0),
@@ -78,7 +60,7 @@ def setting(c: Process, theta: Tensor, max_kl: float = MAX_KL, *, checked: bool 
         "kl_limit": max_kl if checked else torch.inf,
     }
     hyper = {k: torch.tensor(x, dtype=F64) for k, x in numbers.items()}
-    return Setting(agent, {"params": agent.layout.flatten(parameters)}, batch, hyper)
+    return Setting(agent, {"params": agent.layout.flatten(tables(theta, c.baseline))}, batch, hyper)
 
 
 def logits(at: Setting, vector: Tensor) -> Tensor:
@@ -112,12 +94,6 @@ def _exact_step(c: Process, max_kl: float = MAX_KL) -> Tensor:
     """(S, A) the exact natural step in logits, from the gradient by automatic differentiation."""
     weight = mdps.state_distribution(c.mdp, c.policy)
     return gradients.natural_step(c.gradient, gradients.fisher_matrix(weight, softmax_policy, c.theta), max_kl)
-
-
-def _divergence(c: Process, log_policy: Tensor) -> Tensor:
-    """E_{s~d^pi} KL(pi || the policy of these log-probabilities)."""
-    weight = mdps.state_distribution(c.mdp, c.policy)
-    return weight @ (c.policy * (c.policy.log() - log_policy)).sum(-1)
 
 
 # The surrogate
@@ -158,29 +134,19 @@ def _any_vector(c: Process, at: Setting) -> Tensor:
     return v
 
 
-def _product(c: Process, theta: Tensor) -> Tensor:
-    """(S + 1, A) F v by the agent with logits theta: the table's rows, then the bias."""
-    at = setting(c, theta)
-    v = _any_vector(c, at)
-    found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(v))
-    return torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
-
-
-def _dense_product(c: Process) -> Tensor:
-    """The same by the dense matrix at the process's policy, scores enumerated."""
-    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
-    product = (fisher @ (c.function + c.other_theta[0]).flatten()).view_as(c.theta)
-    return torch.cat([product, product.sum(0, keepdim=True)])
-
-
 @rows.equality("1.10", "Fisher-vector product = dense Fisher matrix", continuing, tested="algorithms.trpo.TRPO.fisher")
 @rows.control("1.10", "Fisher matrix of another policy", continuing, tested="algorithms.trpo.TRPO.fisher", another=True)
 def fisher_vector_product(c: Process, another: bool = False) -> Sides:
-    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v.
+    """F v = sum_s d^pi(s) sum_a pi grad log pi grad log pi^T v: the rows of the table (S, A), then the bias.
 
     Negative control: at pi', the curvature of KL(pi' || .), which is another than that at pi.
     """
-    return Sides(_product(c, c.other_theta if another else c.theta), _dense_product(c))
+    at = setting(c, c.other_theta if another else c.theta)
+    found = at.agent.layout.unflatten(at.agent.fisher(at.state, at.batch)(_any_vector(c, at)))
+    fisher = gradients.fisher_matrix(mdps.state_distribution(c.mdp, c.policy), softmax_policy, c.theta)
+    dense = (fisher @ (c.function + c.other_theta[0]).flatten()).view_as(c.theta)
+    left = torch.cat([found["policy_head.weight"].T, found["policy_head.bias"].unsqueeze(0)])
+    return Sides(left, torch.cat([dense, dense.sum(0, keepdim=True)]))
 
 
 # The step
@@ -215,7 +181,8 @@ def wrong_step(c: Process, plain: bool = False) -> Sides:
 def divergence_after_the_search(c: Process) -> Sides:
     """KL(pi_old || pi) <= delta after the search, however wrong the quadratic model is."""
     at = setting(c, c.theta, WIDE_KL, checked=True)
-    return Sides(_divergence(c, logits(at, updated(at))), torch.tensor(WIDE_KL, dtype=F64))
+    kl = (c.policy * (c.policy.log() - logits(at, updated(at)))).sum(-1)
+    return Sides(mdps.state_distribution(c.mdp, c.policy) @ kl, torch.tensor(WIDE_KL, dtype=F64))
 
 
 @rows.inequality("1.10", "L(new) >= 0, searched", continuing, tested="algorithms.trpo.TRPO.search")
@@ -230,40 +197,43 @@ def improvement_after_the_search(c: Process) -> Sides:
     return Sides(torch.ones_like(gains), 1.0 + gains)
 
 
+def _checked(c: Process, **limits: float) -> Setting:
+    """A search within the trust region, or within other limits."""
+    at = setting(c, c.theta, checked=True)
+    return at._replace(hyper=at.hyper | {k: torch.tensor(x, dtype=F64) for k, x in limits.items()})
+
+
 @rows.equality("1.10", "a step downhill is refused", continuing, tested="algorithms.trpo.TRPO.search")
 def downhill_search(c: Process) -> Sides:
     """Backwards along the natural step every trial lowers L, within the trust region too: the policy stays.
 
     Here the step is that of the advantages, and tilting a policy against them lowers their mean at any length.
     """
-    at = setting(c, c.theta, checked=True)
+    at = _checked(c)
     return Sides(logits(at, searched(at, -step(at))), c.policy.log())
 
 
 @rows.control("1.10", "a step downhill, by its KL alone", continuing, tested="algorithms.trpo.TRPO.search")
 def downhill_within_the_trust_region(c: Process) -> Sides:
     """Negative control: by its KL alone a trial on the way back would have been taken."""
-    at = setting(c, c.theta, checked=True)
-    unchecked = at._replace(hyper={**at.hyper, "least_improvement": torch.tensor(-torch.inf, dtype=F64)})
+    at, unchecked = _checked(c), _checked(c, least_improvement=-torch.inf)
     return Sides(logits(at, searched(unchecked, -step(at))), logits(at, searched(at, -step(at))))
 
 
-def _failing(c: Process) -> Setting:
-    """A search in which no trial is acceptable: a divergence below zero is asked for."""
-    at = setting(c, c.theta, checked=True)
-    return at._replace(hyper={**at.hyper, "kl_limit": torch.tensor(-1.0, dtype=F64)})
+FAILING = {"kl_limit": -1.0}
+"""No trial is acceptable: a divergence below zero is asked for."""
 
 
 @rows.equality("1.10", "a failed search changes nothing", continuing, tested="algorithms.trpo.TRPO.search")
 def failed_search(c: Process) -> Sides:
     """A failed search leaves the policy as it was."""
-    at = _failing(c)
+    at = _checked(c, **FAILING)
     return Sides(logits(at, updated(at)), c.policy.log())
 
 
 @rows.control("1.10", "a failed search left at its last trial", continuing, tested="algorithms.trpo.TRPO.search")
 def failed_search_without_restoring(c: Process) -> Sides:
     """Negative control: the last trial, kept although it was refused."""
-    at = _failing(c)
+    at = _checked(c, **FAILING)
     last = at.state["params"] + 0.8**4 * step(at)
     return Sides(logits(at, last), logits(at, updated(at, 5)))

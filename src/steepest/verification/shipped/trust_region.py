@@ -62,29 +62,26 @@ def kl_estimate(c: Process, wrong_way: bool = False) -> Sides:
     return Sides(found, (p * (p.log() - q.log())).sum(-1))
 
 
-def _no_flags(r: Recording) -> tuple[Tensor, Tensor, Tensor]:
-    never = torch.zeros_like(r.reward, dtype=torch.bool)
-    return never, never, ~never
-
-
 def _gae(r: Recording, decay: float) -> Tensor:
-    return returns.generalized_advantage(r.reward, r.value, *_no_flags(r), r.gamma, decay)
+    return returns.generalized_advantage(r.reward, r.value, *r.flags, r.gamma, decay)
 
 
 @rows.equality("1.10", "TD errors telescope, every k", recording, tested="returns.td_error")
 def td_errors_telescope(r: Recording) -> Sides:
     """sum_{l<k} gamma^l delta_{t+l} = A^(k), for every k."""
-    never = _no_flags(r)[0]
-    delta = returns.td_error(r.reward, r.value[:-1], r.value[1:], never, r.gamma)
+    delta = returns.td_error(r.reward, r.value[:-1], r.value[1:], r.flags[0], r.gamma)
     steps = len(r.reward)
     right = torch.stack([trust_region.k_step_advantage(r, 0, k) for k in range(1, steps + 1)])
     return Sides((r.gamma ** torch.arange(steps, dtype=F64) * delta).cumsum(0), right)
 
 
 @rows.equality("1.10", "GAE = mixture of A^(k)", recording, tested="returns.generalized_advantage")
-def gae_is_a_mixture(r: Recording) -> Sides:
-    """GAE = (1 - lambda) sum_{k<n} lambda^(k-1) A^(k) + lambda^(n-1) A^(n)."""
-    return Sides(_gae(r, r.trace_decay), trust_region.weighted_advantages(r))
+def gae_is_a_mixture(r: Recording, last_takes_the_rest: bool = True) -> Sides:
+    """GAE = (1 - lambda) sum_{k<n} lambda^(k-1) A^(k) + lambda^(n-1) A^(n).
+
+    Negative control: a finite mixture whose last weight is (1 - lambda) lambda^(n-1).
+    """
+    return Sides(_gae(r, r.trace_decay), trust_region.weighted_advantages(r, last_takes_the_rest=last_takes_the_rest))
 
 
 @rows.equality("1.10", "GAE = sum of TD errors", recording, tested="returns.generalized_advantage")
@@ -106,10 +103,9 @@ def gae_at_lambda_1(r: Recording) -> Sides:
     return Sides(_gae(r, 1.0), torch.stack([trust_region.k_step_advantage(r, t, steps - t) for t in range(steps)]))
 
 
-@rows.control("1.10", "GAE, equal last weight", recording, tested="returns.generalized_advantage")
-def gae_with_equal_last_weight(r: Recording) -> Sides:
-    """Negative control: a finite mixture whose last weight is (1 - lambda) lambda^(n-1)."""
-    return Sides(_gae(r, r.trace_decay), trust_region.weighted_advantages(r, last_takes_the_rest=False))
+rows.control(
+    "1.10", "GAE, equal last weight", recording, tested="returns.generalized_advantage", last_takes_the_rest=False
+)(gae_is_a_mixture)
 
 
 class Episodes(NamedTuple):
@@ -128,14 +124,6 @@ def episodes(seed: int) -> Episodes:
     return Episodes(r, terminated, truncated)
 
 
-def _episode_sums(e: Episodes) -> Tensor:
-    """(T,) sum_l (gamma lambda)^l delta_{t+l} within every episode, each as a recording of its own."""
-    r = e.recording
-    after_the_end = torch.cat([r.value[:3], torch.zeros(1, dtype=F64)])  # nothing is worth anything after termination
-    parts = ((r.reward[:3], after_the_end), (r.reward[3:7], r.value[3:8]), (r.reward[7:], r.value[7:]))
-    return torch.cat([trust_region.summed_errors(Recording(x, v, r.gamma, r.trace_decay)) for x, v in parts])
-
-
 @rows.equality("1.10", "GAE within episodes", episodes, tested="returns.generalized_advantage")
 @rows.control("1.10", "GAE across episodes", episodes, tested="returns.generalized_advantage", ends="none")
 @rows.control("1.10", "truncation as termination", episodes, tested="returns.generalized_advantage", ends="all")
@@ -147,13 +135,17 @@ def gae_within_episodes(e: Episodes, ends: str = "as they are") -> Sides:
     never, r = torch.zeros_like(e.terminated), e.recording
     flags = {"none": (never, never), "all": (e.terminated | e.truncated, never)}.get(ends, (e.terminated, e.truncated))
     found = returns.generalized_advantage(r.reward, r.value, *flags, ~never, r.gamma, r.trace_decay)
-    return Sides(found, _episode_sums(e))
+    # Each episode as a recording of its own; nothing is worth anything after termination.
+    values = (torch.cat([r.value[:3], torch.zeros(1, dtype=F64)]), r.value[3:8], r.value[7:])
+    parts = zip(r.reward.split((3, 4, 3)), values, strict=True)
+    right = [trust_region.summed_errors(Recording(x, v, r.gamma, r.trace_decay)) for x, v in parts]
+    return Sides(found, torch.cat(right))
 
 
 @rows.equality("1.10", "lambda-return by its recursion", recording, tested="returns.lambda_return")
 def lambda_return(r: Recording) -> Sides:
     """G_t = r_t + gamma [(1 - lambda) V(s_{t+1}) + lambda G_{t+1}], G_T = V(s_T), by the recursion itself."""
-    found = returns.lambda_return(r.reward, r.value, *_no_flags(r), r.gamma, r.trace_decay)
+    found = returns.lambda_return(r.reward, r.value, *r.flags, r.gamma, r.trace_decay)
     following, rows = r.value[-1], list[Tensor]()
     for t in reversed(range(len(r.reward))):
         following = r.reward[t] + r.gamma * ((1.0 - r.trace_decay) * r.value[t + 1] + r.trace_decay * following)

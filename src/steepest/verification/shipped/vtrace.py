@@ -20,6 +20,7 @@ rows = Rows()
 
 TRACE_DECAY = 0.7
 RHO_BAR, C_BAR = 1.2, 0.8
+_TESTED = "returns.vtrace"
 
 
 class OffPolicy(NamedTuple):
@@ -36,43 +37,29 @@ def off_policy(seed: int) -> OffPolicy:
     return OffPolicy(r, normal_draws(seed, 27)(len(r.reward)))
 
 
-def _vtrace(r: Recording, log_ratio: Tensor) -> returns.VTrace:
-    never = torch.zeros_like(r.reward, dtype=torch.bool)
-    arguments = (log_ratio, r.reward, r.value, never, never, ~never, r.gamma, r.trace_decay)
-    return returns.vtrace(*arguments, RHO_BAR, C_BAR)
-
-
-@rows.equality("1.10", "V-trace on-policy: lambda-return and GAE", recording, tested="returns.vtrace")
+@rows.equality("1.10", "V-trace on-policy: lambda-return and GAE", recording, tested=_TESTED)
 def on_policy(r: Recording) -> Sides:
     """With ratios of 1 the target is the lambda-return, and both q - V and the advantage are GAE."""
-    never = torch.zeros_like(r.reward, dtype=torch.bool)
-    flags = (never, never, ~never)
-    found = returns.vtrace(never.to(F64), r.reward, r.value, *flags, r.gamma, r.trace_decay)
+    found = returns.vtrace(torch.zeros_like(r.reward), r.reward, r.value, *r.flags, r.gamma, r.trace_decay)
     errors, value = trust_region.summed_errors(r), r.value[:-1]
     left = torch.stack([found.target - value, found.q_value - value, found.advantage])
     return Sides(left, errors.expand_as(left))
 
 
-def _defining_sum(o: OffPolicy) -> Tensor:
-    """(T,) V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k}."""
-    r, ratio = o.recording, o.log_ratio.exp()
+@rows.equality("1.10", "V-trace = sum of clipped TD errors", off_policy, tested=_TESTED)
+@rows.control("1.10", "V-trace, ratios a step late", off_policy, tested=_TESTED, late=1)
+def defining_sum(o: OffPolicy, late: int = 0) -> Sides:
+    """v_t = V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k}.
+
+    Negative control: every step weighted by the ratio of the step after it.
+    """
+    r, ratio, log_ratio = o.recording, o.log_ratio.exp(), o.log_ratio.roll(-late)
     weighted = torch.minimum(ratio, torch.tensor(RHO_BAR, dtype=F64)) * r.delta
     shrink = r.gamma * r.trace_decay * torch.minimum(ratio, torch.tensor(C_BAR, dtype=F64))
     steps = len(r.reward)
     rows = [sum(shrink[t:k].prod() * weighted[k] for k in range(t, steps)) + r.value[t] for t in range(steps)]
-    return torch.stack([torch.as_tensor(x) for x in rows])
-
-
-@rows.equality("1.10", "V-trace = sum of clipped TD errors", off_policy, tested="returns.vtrace")
-def defining_sum(o: OffPolicy) -> Sides:
-    """v_t = V(s_t) + sum_k gamma^k c_t ... c_{t+k-1} rho_{t+k} delta_{t+k}."""
-    return Sides(_vtrace(o.recording, o.log_ratio).target, _defining_sum(o))
-
-
-@rows.control("1.10", "V-trace, ratios a step late", off_policy, tested="returns.vtrace")
-def ratio_of_the_next_step(o: OffPolicy) -> Sides:
-    """Negative control: every step weighted by the ratio of the step after it."""
-    return Sides(_vtrace(o.recording, o.log_ratio.roll(-1)).target, _defining_sum(o))
+    found = returns.vtrace(log_ratio, r.reward, r.value, *r.flags, r.gamma, r.trace_decay, RHO_BAR, C_BAR)
+    return Sides(found.target, torch.stack([torch.as_tensor(x) for x in rows]))
 
 
 def _expected(c: Process, value: Tensor, rho_bar: float) -> tuple[Tensor, Tensor]:
@@ -83,9 +70,8 @@ def _expected(c: Process, value: Tensor, rho_bar: float) -> tuple[Tensor, Tensor
     paths = c.other_paths
     value = torch.where(c.mdp.absorbing, c.baseline, value)
     log_ratio = (c.policy.log() - c.other.log())[paths.state[:-1], paths.action]
-    flags = (paths.terminated, torch.zeros_like(paths.terminated), paths.valid)
     found = returns.vtrace(
-        log_ratio, paths.reward, value[paths.state], *flags, c.mdp.gamma, TRACE_DECAY, rho_bar, C_BAR
+        log_ratio, paths.reward, value[paths.state], *paths.flags, c.mdp.gamma, TRACE_DECAY, rho_bar, C_BAR
     )
     pair = (paths.state[:-1] * c.mdp.num_actions + paths.action).flatten()
     weight = (paths.valid * paths.probability.expand(HORIZON, -1)).flatten()
@@ -104,28 +90,30 @@ def _clipped_policy(c: Process, rho_bar: float) -> Tensor:
     return lower / lower.sum(-1, keepdim=True)
 
 
-@rows.equality("1.10", "V-trace's fixed point: V of pi_rho", episodic, tested="returns.vtrace")
-def fixed_point(c: Process) -> Sides:
-    """E_mu[v_t | s] = V(s) for the value of pi_rho(a|s) ~ min(rho_bar mu(a|s), pi(a|s))."""
-    value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
-    return Sides(_expected(c, value, RHO_BAR)[0], value)
+@rows.equality("1.10", "V-trace's fixed point: V of pi_rho", episodic, tested=_TESTED)
+def fixed_point(c: Process, of_pi: bool = False, rho_bar: float = RHO_BAR) -> Sides:
+    """E_mu[v_t | s] = V(s) for the value of pi_rho(a|s) ~ min(rho_bar mu(a|s), pi(a|s)).
+
+    Without a bound on rho the fixed point is V^pi, whatever bounds c. Negative controls: with rho clipped it is not
+    V^pi, and with rho not clipped it is not the value of pi_rho.
+    """
+    value = mdps.state_value(c.mdp, c.policy if of_pi else _clipped_policy(c, RHO_BAR))
+    return Sides(_expected(c, value, rho_bar)[0], value)
 
 
-@rows.equality("1.10", "V-trace's q at its fixed point: Q of pi_rho", episodic, tested="returns.vtrace")
+@rows.equality("1.10", "V-trace's q at its fixed point: Q of pi_rho", episodic, tested=_TESTED)
 def fixed_point_of_q(c: Process) -> Sides:
     """There E_mu[q_t | s, a] is the action value of pi_rho."""
     policy = _clipped_policy(c, RHO_BAR)
     return Sides(_expected(c, mdps.state_value(c.mdp, policy), RHO_BAR)[1], mdps.action_value(c.mdp, policy))
 
 
-@rows.equality("1.10", "V-trace's fixed point, rho unclipped: V^pi", episodic, tested="returns.vtrace")
-def fixed_point_unclipped(c: Process) -> Sides:
-    """Without a bound on rho the fixed point is V^pi, whatever bounds c."""
-    value = mdps.state_value(c.mdp, c.policy)
-    return Sides(_expected(c, value, math.inf)[0], value)
+rows.equality(
+    "1.10", "V-trace's fixed point, rho unclipped: V^pi", episodic, tested=_TESTED, of_pi=True, rho_bar=math.inf
+)(fixed_point)
 
 
-@rows.inequality("1.10", "V-trace contracts to V of pi_rho", episodic, tested="returns.vtrace")
+@rows.inequality("1.10", "V-trace contracts to V of pi_rho", episodic, tested=_TESTED)
 def contraction(c: Process) -> Sides:
     """max |R V - V^pi_rho| <= (1 - (1 - gamma) min_s E_mu[rho | s]) max |V - V^pi_rho|, with rho and c clipped at 1."""
     exact = mdps.state_value(c.mdp, _clipped_policy(c, 1.0))
@@ -136,15 +124,6 @@ def contraction(c: Process) -> Sides:
     return Sides(after, factor * (value - exact).abs().max())
 
 
-@rows.control("1.10", "V-trace's fixed point: V^pi", episodic, tested="returns.vtrace")
-def fixed_point_of_the_policy(c: Process) -> Sides:
-    """Negative control: with rho clipped it is not V^pi."""
-    value = mdps.state_value(c.mdp, c.policy)
-    return Sides(_expected(c, value, RHO_BAR)[0], value)
-
-
-@rows.control("1.10", "V of pi_rho with rho unclipped", episodic, tested="returns.vtrace")
-def fixed_point_with_rho_unclipped(c: Process) -> Sides:
-    """Negative control: with rho not clipped it is not the value of pi_rho."""
-    value = mdps.state_value(c.mdp, _clipped_policy(c, RHO_BAR))
-    return Sides(_expected(c, value, math.inf)[0], value)
+# The later of two goes before the earlier, as decorators do.
+rows.control("1.10", "V of pi_rho with rho unclipped", episodic, tested=_TESTED, rho_bar=math.inf)(fixed_point)
+rows.control("1.10", "V-trace's fixed point: V^pi", episodic, tested=_TESTED, of_pi=True)(fixed_point)

@@ -8,26 +8,24 @@ from torch import Tensor
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import lqr, lqr_gradients
 from steepest.verification.random_problems import Control, Process, continuing, control, normal, stream
-from steepest.verification.statement import F64, Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient, vanishing
 
 rows = Rows()
 
 
 @rows.equality("1.11", "J = sum p^pi pi r", continuing)
-def objective_over_visits(c: Process) -> Sides:
+@rows.control("1.11", "J with p^pi from t = 1", continuing, from_step_1=True)
+def objective_over_visits(c: Process, from_step_1: bool = False) -> Sides:
     """The objective is an integral of rewards over p^pi, whose sum starts at t = 0.
+
+    Negative control: p^pi as printed, sum_{t>=1} gamma^(t-1) P(s_t = s), leaves the first state out.
 
     Equation:  J(pi) = sum_s p^pi(s) sum_a pi(a|s) r(s, a),  p^pi(s) = sum_{t>=0} gamma^t P(s_t = s)
     Source:    notes 1.11.
     """
     visits = mdps.discounted_visits(c.mdp, c.policy)
-    return Sides(mdps.objective(c.mdp, c.policy), visits @ mdps.policy_reward(c.mdp, c.policy))
-
-
-@rows.control("1.11", "J with p^pi from t = 1", continuing)
-def objective_over_visits_from_step_1(c: Process) -> Sides:
-    """Negative control: p^pi as printed, sum_{t>=1} gamma^(t-1) P(s_t = s), leaves the first state out."""
-    visits = (mdps.discounted_visits(c.mdp, c.policy) - c.mdp.initial) / c.mdp.gamma
+    if from_step_1:
+        visits = (visits - c.mdp.initial) / c.mdp.gamma
     return Sides(mdps.objective(c.mdp, c.policy), visits @ mdps.policy_reward(c.mdp, c.policy))
 
 
@@ -66,34 +64,26 @@ def chain_rule(c: Control) -> Sides:
     return Sides(left, torch.outer(lqr_gradients.action_gradient(c.problem, c.feedback) @ state, state))
 
 
-def _expected_critic_error(c: Control, following: Tensor) -> Tensor:
-    """(64,) E_{s'}[r + gamma Q^mu(s', following s') - Q^mu(s, a)] at states and actions drawn at random."""
-    q = lqr.q_function(c.problem, c.feedback)
+@rows.equality("1.11", "E[delta] = 0 at Q^mu, any action", control)
+@rows.control("1.11", "the same with the behaviour's next action", control, behaviours=True)
+def critic_error(c: Control, behaviours: bool = False) -> Sides:
+    """At Q^mu the critics' error has mean zero, whatever action was taken: on-policy, and off-policy with a' = mu(s').
+
+    Negative control: off-policy with the behaviour's next action, where the on-policy algorithm has a_{t+1}.
+
+    Equation:  E_{s'}[r(s, a) + gamma Q^mu(s', mu(s')) - Q^mu(s, a)] = 0 for every s and a
+    Source:    notes 1.11, both algorithms; on-policy a_{t+1} is mu(s_{t+1}). Measured against Q^mu, at 64 states and
+               actions drawn at random.
+    """
+    q, following = lqr.q_function(c.problem, c.feedback), c.other if behaviours else c.feedback
     g = stream(0, 8)
     state, action = normal(g, 64, c.problem.n), normal(g, 64, c.problem.m)
     reward = -((state @ c.problem.Q * state).sum(-1) + (action @ c.problem.R * action).sum(-1))
     after = state @ c.problem.A.mT + action @ c.problem.B.mT
     lift = torch.cat([torch.eye(c.problem.n, dtype=F64), following])
     noise = (lift.mT @ q.matrix @ lift * c.problem.W).sum()  # what the process noise adds to the mean of a quadratic
-    return reward + c.problem.discount * (q(after, after @ following.mT) + noise) - q(state, action)
-
-
-@rows.equality("1.11", "E[delta] = 0 at Q^mu, any action", control)
-def critic_error(c: Control) -> Sides:
-    """At Q^mu the critics' error has mean zero, whatever action was taken: on-policy, and off-policy with a' = mu(s').
-
-    Equation:  E_{s'}[r(s, a) + gamma Q^mu(s', mu(s')) - Q^mu(s, a)] = 0 for every s and a
-    Source:    notes 1.11, both algorithms; on-policy a_{t+1} is mu(s_{t+1}). Measured against Q^mu.
-    """
-    error = _expected_critic_error(c, c.feedback)
-    return Sides(error, torch.zeros_like(error), scale=float(lqr.q_function(c.problem, c.feedback).matrix.norm()))
-
-
-@rows.control("1.11", "the same with the behaviour's next action", control)
-def critic_error_of_the_behaviour(c: Control) -> Sides:
-    """Negative control: off-policy with the behaviour's next action, where the on-policy algorithm has a_{t+1}."""
-    error = _expected_critic_error(c, c.other)
-    return Sides(error, torch.zeros_like(error), scale=float(lqr.q_function(c.problem, c.feedback).matrix.norm()))
+    error = reward + c.problem.discount * (q(after, after @ following.mT) + noise) - q(state, action)
+    return vanishing(error, q.matrix)
 
 
 @rows.equality("1.11", "J_pi = integral of p^pi V = of p^pi Q", control)
@@ -130,24 +120,19 @@ def off_policy_deterministic_gradient(c: Control) -> Sides:
 
 
 @rows.equality("1.11", "off-policy, the whole gradient", control)
-def off_policy_deterministic_whole_gradient(c: Control) -> Sides:
+@rows.control("1.11", "off-policy, grad Q dropped", control, dropped=True)
+def off_policy_deterministic_whole_gradient(c: Control, dropped: bool = False) -> Sides:
     """What brings the dropped term back: states weighted as mu meets them from where the other policy is.
+
+    Negative control: with grad_theta Q dropped it is not the gradient of J_pi.
 
     Equation:  grad J_pi(mu) = integral of m(s) grad_theta mu(s) grad_a Q^mu(s, a) at a = mu(s),
                m = sum_t gamma^t P(s_t = s; s_0 ~ p^pi, mu)
     Source:    derived as the emphatic gradient of 1.6. Left by differentiating the objective's closed form.
     """
     left = gradient(lambda k: lqr_gradients.off_policy_objective(c.problem, k, c.other), c.feedback)
-    return Sides(left, lqr_gradients.off_policy_gradient(c.problem, c.feedback, c.other))
-
-
-@rows.control("1.11", "off-policy, grad Q dropped", control)
-def off_policy_deterministic_is_approximate(c: Control) -> Sides:
-    """Negative control: with grad_theta Q dropped it is not the gradient of J_pi."""
-    return Sides(
-        gradient(lambda k: lqr_gradients.off_policy_objective(c.problem, k, c.other), c.feedback),
-        lqr_gradients.off_policy_semi_gradient(c.problem, c.feedback, c.other),
-    )
+    right = lqr_gradients.off_policy_semi_gradient if dropped else lqr_gradients.off_policy_gradient
+    return Sides(left, right(c.problem, c.feedback, c.other))
 
 
 @rows.control("1.11", "off-policy, grad mu Q without grad_a", control)
@@ -159,28 +144,23 @@ def off_policy_deterministic_middle_form(c: Control) -> Sides:
 
 
 @rows.equality("1.11", "compatible critic gives the gradient", control)
-def compatible_critic(c: Control) -> Sides:
+@rows.control("1.11", "compatible critic of other states", control, other_states=True)
+def compatible_critic(c: Control, other_states: bool = False) -> Sides:
     """With the compatible critic that fits grad_a Q best, the actor's gradient is exact, though the fit is not.
+
+    Negative control: the same critic fitted over the states of another policy.
 
     Equation:  grad_theta_i J = E_{s~p^mu}[grad_theta_i mu(s)' grad_a Q^w(s, a)],  grad_a Q^w = grad_theta mu(s)' w
     Source:    notes 1.11; Silver et al. 2014, Theorem 3. Two directions D_i = dK/dtheta_i of six.
     """
     directions = torch.stack([c.other, c.feedback])
-    return _actor_gradients(c, directions, lqr_gradients.compatible_weights(c.problem, c.feedback, directions))
-
-
-@rows.control("1.11", "compatible critic of other states", control)
-def compatible_critic_of_other_states(c: Control) -> Sides:
-    """Negative control: the same critic fitted over the states of another policy."""
-    directions = torch.stack([c.other, c.feedback])
-    moment = lqr.second_moment(c.problem, c.other)
-    gram = torch.einsum("iab,bc,jac->ij", directions, moment, directions)
-    slope = torch.einsum("iab,ab->i", directions, lqr_gradients.action_gradient(c.problem, c.feedback) @ moment)
-    return _actor_gradients(c, directions, torch.linalg.solve(gram, slope))
-
-
-def _actor_gradients(c: Control, directions: Tensor, w: Tensor) -> Sides:
-    """The gradient along each direction, and what the actor follows with the critic of weights w."""
+    if other_states:
+        moment = lqr.second_moment(c.problem, c.other)
+        gram = torch.einsum("iab,bc,jac->ij", directions, moment, directions)
+        slope = torch.einsum("iab,ab->i", directions, lqr_gradients.action_gradient(c.problem, c.feedback) @ moment)
+        w = torch.linalg.solve(gram, slope)
+    else:
+        w = lqr_gradients.compatible_weights(c.problem, c.feedback, directions)
     left = torch.einsum("iab,ab->i", directions, gradient(lambda k: lqr.objective(c.problem, k), c.feedback))
     fitted = torch.einsum("jab,j->ab", directions, w)
     return Sides(left, torch.einsum("iab,ab->i", directions, fitted @ lqr.second_moment(c.problem, c.feedback)))

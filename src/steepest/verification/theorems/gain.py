@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains, gradients
 from steepest.exact.finite_mdp import softmax_policy
 from steepest.verification.random_problems import Process, continuing, weighted_gradient
-from steepest.verification.statement import Rows, Sides, jacobian
+from steepest.verification.statement import Rows, Sides, jacobian, vanishing
 
 rows = Rows()
 
@@ -41,28 +40,19 @@ def differential_values(c: Process) -> Sides:
     return Sides(total, gains.differential_value(c.mdp, c.policy))
 
 
-def _expected_differential_error(c: Process, gain: Tensor | float) -> Tensor:
-    """(S, A) E_{s'}[r - gain + v(s') - v(s)]."""
-    v = gains.differential_value(c.mdp, c.policy)
-    return c.mdp.reward - gain + c.mdp.transition @ v - v.unsqueeze(-1)
-
-
 @rows.equality("1.8", "E[r - r(pi) + v(s') - v(s)] = 0", continuing)
-def differential_error(c: Process) -> Sides:
+@rows.control("1.8", "TD error without the gain", continuing, without_the_gain=True)
+def differential_error(c: Process, without_the_gain: bool = False) -> Sides:
     """The differential TD error has mean zero in every state.
+
+    Negative control: the TD error of discounted problems at gamma = 1, which leaves the gain in.
 
     Equation:  E_{a~pi, s'}[r - r(pi) + v(s') - v(s)] = 0
     Source:    notes 1.8, from its definition of G_t. Measured against v.
     """
-    error = (c.policy * _expected_differential_error(c, gains.gain(c.mdp, c.policy))).sum(-1)
-    return Sides(error, torch.zeros_like(error), scale=float(gains.differential_value(c.mdp, c.policy).norm()))
-
-
-@rows.control("1.8", "TD error without the gain", continuing)
-def differential_error_without_the_gain(c: Process) -> Sides:
-    """Negative control: the TD error of discounted problems at gamma = 1, which leaves the gain in."""
-    error = (c.policy * _expected_differential_error(c, 0.0)).sum(-1)
-    return Sides(error, torch.zeros_like(error), scale=float(gains.differential_value(c.mdp, c.policy).norm()))
+    v, gain = gains.differential_value(c.mdp, c.policy), gains.gain(c.mdp, c.policy)
+    error = c.mdp.reward - (0.0 if without_the_gain else gain) + c.mdp.transition @ v - v.unsqueeze(-1)
+    return vanishing((c.policy * error).sum(-1), v)
 
 
 @rows.equality("1.8", "Theorem 4", continuing)

@@ -67,18 +67,19 @@ def reward_model_gradient(p: Preferences) -> Sides:
     return Sides(gradient(lambda r: _preference_loss(p, r), p.log_policy), right)
 
 
-def _token_rewards(p: Preferences) -> Tensor:
-    return languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
-
-
 @rows.equality("2.2.1", "per-token rewards sum to the printed one", preferences)
-def shaped_reward_per_token(p: Preferences) -> Sides:
+def shaped_reward_per_token(p: Preferences, by_token_id: bool = False) -> Sides:
     """Per-token rewards, with the score on the last token, sum to the printed reward of the response.
+
+    Negative control: real tokens told from padding by their id lose the EOS, and with it the score.
 
     Equation:  sum_t [-beta (log pi(y_t|y_<t) - log pi_ref(y_t|y_<t))] + r(x, y) = r - beta (log pi(y) - log pi_ref(y))
     Source:    notes 2.2.1.
     """
-    return Sides(_token_rewards(p).sum(-1), p.score - p.kl_coef * (p.log_policy - p.log_reference))
+    reward = languages.shaped_token_rewards(p.language, p.logits, p.ref_logits, p.score, p.kl_coef)
+    if by_token_id:
+        reward = reward * (p.language.tokens != p.language.eos).to(F64)
+    return Sides(reward.sum(-1), p.score - p.kl_coef * (p.log_policy - p.log_reference))
 
 
 @rows.equality("2.2.1", "KL of responses = E[sum of KLs of tokens]", preferences)
@@ -94,11 +95,7 @@ def divergence_per_token(p: Preferences) -> Sides:
     )
 
 
-@rows.control("2.2.1", "tokens told from padding by id", preferences)
-def shaped_reward_by_token_id(p: Preferences) -> Sides:
-    """Negative control: real tokens told from padding by their id lose the EOS, and with it the score."""
-    real = (p.language.tokens != p.language.eos).to(F64)
-    return Sides((_token_rewards(p) * real).sum(-1), p.score - p.kl_coef * (p.log_policy - p.log_reference))
+rows.control("2.2.1", "tokens told from padding by id", preferences, by_token_id=True)(shaped_reward_per_token)
 
 
 @rows.equality("2.2.1", "gradient of (2) by scores", preferences)
@@ -172,20 +169,15 @@ def lemma_7_chain_as_printed(p: Preferences) -> Sides:
 
 
 @rows.equality("2.2.2", "r = beta log(pi*/pi_ref) + beta log Z", preferences)
-def reparametrised_reward(p: Preferences) -> Sides:
-    """The reward in terms of its optimal policy.
+@rows.control("2.2.2", "the same with pi_theta", preferences, as_printed=True)
+def reparametrised_reward(p: Preferences, as_printed: bool = False) -> Sides:
+    """The reward in terms of its optimal policy. Negative control: with pi_theta, as printed, in the place of pi*.
 
     Equation:  r(x, y) = beta log(pi*(y|x) / pi_ref(y|x)) + beta log Z(x)
     Source:    notes 2.2.2, with pi*.
     """
-    implied = exact_preferences.implied_reward(p.log_optimum, p.log_reference, p.kl_coef)
-    return Sides(p.score, implied + p.kl_coef * p.partition.log().unsqueeze(-1))
-
-
-@rows.control("2.2.2", "the same with pi_theta", preferences)
-def reparametrised_reward_of_another_policy(p: Preferences) -> Sides:
-    """Negative control: with pi_theta, as printed, in the place of pi*."""
-    implied = exact_preferences.implied_reward(p.log_policy, p.log_reference, p.kl_coef)
+    log_policy = p.log_policy if as_printed else p.log_optimum
+    implied = exact_preferences.implied_reward(log_policy, p.log_reference, p.kl_coef)
     return Sides(p.score, implied + p.kl_coef * p.partition.log().unsqueeze(-1))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import gradients
-from steepest.exact.finite_mdp import softmax_policy
+from steepest.exact.finite_mdp import Weighting, softmax_policy
 from steepest.verification.random_problems import HORIZON, Process, continuing, episodic, weighted_gradient
 from steepest.verification.statement import F64, Rows, Sides, gradient
 
@@ -45,36 +45,20 @@ def off_policy_gradient(c: Process) -> Sides:
 @rows.control("1.6", "grad Q dropped", continuing)
 def off_policy_gradient_is_approximate(c: Process) -> Sides:
     """Negative control: with grad Q dropped it is not the gradient of J_beta."""
-    return Sides(
-        gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
-        gradients.off_policy_gradient_approximate(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
-    )
+    given = (c.mdp, c.other, softmax_policy, c.theta, "discounted")
+    return Sides(gradients.off_policy_gradient(*given), gradients.off_policy_gradient_approximate(*given))
 
 
-@rows.equality("1.6", "emphasis gives the gradient, d^beta", continuing)
-def emphatic_gradient(c: Process) -> Sides:
-    """Emphasis brings the dropped term back, with states weighted as they are met in the long run.
+@rows.equality("1.6", "emphasis gives the gradient, d^beta", continuing, weighting="stationary")
+@rows.equality("1.6", "emphasis gives the gradient, p^beta", continuing, weighting="discounted")
+def emphatic_gradient(c: Process, weighting: Weighting) -> Sides:
+    """Emphasis brings the dropped term back, with states weighted as they are met in the long run, or as in the notes.
 
-    Equation:  grad J_beta = sum_s m(s) sum_a grad pi(a|s) Q^pi(s, a),  m = (I - gamma P_pi^T)^-1 d^beta
+    Equation:  grad J_beta = sum_s m(s) sum_a grad pi(a|s) Q^pi(s, a),  m = (I - gamma P_pi^T)^-1 d^beta (or p^beta)
     Source:    Imani, Graves & White 2018, whose theorem it is, for the objective of notes 1.6.
     """
-    return Sides(
-        gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "stationary"),
-        gradients.emphatic_gradient(c.mdp, c.other, softmax_policy, c.theta, "stationary"),
-    )
-
-
-@rows.equality("1.6", "emphasis gives the gradient, p^beta", continuing)
-def emphatic_gradient_discounted(c: Process) -> Sides:
-    """The same with the discounted weighting of the notes, the interest then being p^beta.
-
-    Equation:  grad J_beta = sum_s m(s) sum_a grad pi(a|s) Q^pi(s, a),  m = (I - gamma P_pi^T)^-1 p^beta
-    Source:    notes 1.6; Imani, Graves & White 2018.
-    """
-    return Sides(
-        gradients.off_policy_gradient(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
-        gradients.emphatic_gradient(c.mdp, c.other, softmax_policy, c.theta, "discounted"),
-    )
+    given = (c.mdp, c.other, softmax_policy, c.theta, weighting)
+    return Sides(gradients.off_policy_gradient(*given), gradients.emphatic_gradient(*given))
 
 
 def followed_trace(c: Process, *, discounted_interest: bool = True) -> Tensor:

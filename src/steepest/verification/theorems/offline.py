@@ -59,25 +59,20 @@ def policy_evaluation(d: Dataset) -> Sides:
 
 
 @rows.equality("2.1", "policy improvement under the new policy", continuing)
-def policy_improvement(c: Process) -> Sides:
+@rows.control("2.1", "policy improvement under pi^k", continuing, as_printed=True)
+def policy_improvement(c: Process, as_printed: bool = False) -> Sides:
     """Policy improvement climbs E_{a~pi}[Q], whose gradient is the score times Q.
+
+    Negative control: with a ~ pi^k, as printed, the score of another policy is weighted by the wrong actions. Taken
+    literally, E_{a~pi^k}[Q] does not depend on the new policy at all; this is its score-function estimate.
 
     Equation:  grad_theta E_{a~pi_theta}[Q(s, a)] = E_{a~pi_theta}[grad log pi_theta(a|s) Q(s, a)]
     Source:    notes 2.1, with the expectation under the policy that is optimised.
     """
     left = gradient(lambda theta: (softmax_policy(theta) * c.function).sum(), c.theta)
-    centred = c.function - (c.policy * c.function).sum(-1, keepdim=True)
-    return Sides(left, c.policy * centred)
-
-
-@rows.control("2.1", "policy improvement under pi^k", continuing)
-def policy_improvement_as_printed(c: Process) -> Sides:
-    """Negative control: with a ~ pi^k, as printed, the score of another policy is weighted by the wrong actions.
-
-    Taken literally, E_{a~pi^k}[Q] does not depend on the new policy at all; this is its score-function estimate.
-    """
-    left = gradient(lambda theta: (softmax_policy(theta) * c.function).sum(), c.theta)
-    return Sides(left, gradient(lambda theta: (c.other * c.function * torch.log_softmax(theta, -1)).sum(), c.theta))
+    if as_printed:
+        return Sides(left, gradient(lambda theta: (c.other * c.function * torch.log_softmax(theta, -1)).sum(), c.theta))
+    return Sides(left, c.policy * (c.function - (c.policy * c.function).sum(-1, keepdim=True)))
 
 
 _EVALUATIONS = (offline.conservative_evaluation, offline.conservative_evaluation_in_expectation)
@@ -92,25 +87,17 @@ def _third_and_fourth(
 
 
 @rows.equality("2.1.1", "argmin = B Q - alpha mu/pi_beta", dataset)
-def conservative_update(d: Dataset) -> Sides:
-    """The minimiser of the first update, with mu = pi, is the backup less alpha mu / pi_beta: one iteration.
+@rows.equality("2.1.1", "argmin = B Q - alpha (mu/pi_beta - 1)", dataset, second=True)
+def conservative_update(d: Dataset, second: bool = False) -> Sides:
+    """The minimiser of either update, with mu = pi, is the backup less its penalty: one iteration.
 
-    Equation:  argmin_Q alpha E_{s~D, a~mu}[Q] + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha mu / pi_beta
-    Source:    notes 2.1.1; Kumar et al. 2020, Eq. 1. pi_beta and B are empirical, Q^k the third iterate.
+    Equation:  argmin_Q alpha E_{s~D, a~mu}[Q] + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha mu / pi_beta,
+               argmin_Q alpha (E_mu[Q] - E_{pi_beta}[Q]) + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha (mu / pi_beta - 1)
+    Source:    notes 2.1.1; Kumar et al. 2020, Eqs. 1 and 2. pi_beta and B are empirical, Q^k the third iterate.
     """
-    q_k, following = _third_and_fourth(d, offline.conservative_evaluation)
-    return Sides(_argmin(d, q_k, lambda q: (d.policy * q).sum()), following)
-
-
-@rows.equality("2.1.1", "argmin = B Q - alpha (mu/pi_beta - 1)", dataset)
-def conservative_update_in_expectation(d: Dataset) -> Sides:
-    """The minimiser of the second update is the backup less alpha (mu / pi_beta - 1): one iteration.
-
-    Equation:  argmin_Q alpha (E_mu[Q] - E_{pi_beta}[Q]) + 1/2 E_D[(Q - B Q^k)^2] = B Q^k - alpha (mu / pi_beta - 1)
-    Source:    notes 2.1.1; Kumar et al. 2020, Eq. 2.
-    """
-    q_k, following = _third_and_fourth(d, offline.conservative_evaluation_in_expectation)
-    return Sides(_argmin(d, q_k, lambda q: ((d.policy - d.behaviour) * q).sum()), following)
+    q_k, following = _third_and_fourth(d, _EVALUATIONS[second])
+    weight = d.policy - d.behaviour if second else d.policy
+    return Sides(_argmin(d, q_k, lambda q: (weight * q).sum()), following)
 
 
 @rows.equality("2.1.1", "both fixed points by iteration", dataset)
@@ -125,14 +112,6 @@ def conservative_fixed_points(d: Dataset) -> Sides:
     return Sides(torch.stack(iterated), torch.stack([f(*given) for f in _EVALUATIONS]))
 
 
-def _resolved(d: Dataset, x: Tensor) -> Tensor:
-    """(S, A) (I - gamma P-hat^pi)^-1 x by its series, 600 terms."""
-    total = x
-    for _ in range(600):
-        total = x + d.model.gamma * d.model.transition @ (d.policy * total).sum(-1)
-    return total
-
-
 @rows.equality("2.1.1", "Q-hat - Q = (I - gamma P)^-1 [error - penalty]", dataset)
 def conservative_gap(d: Dataset) -> Sides:
     """What both theorems follow from: how far either evaluation is from the truth, to the last term.
@@ -144,7 +123,12 @@ def conservative_gap(d: Dataset) -> Sides:
     q = mdps.action_value(d.process.mdp, d.policy)
     ratio = d.policy / d.behaviour
     found = [f(d.model, d.policy, d.behaviour, d.policy, CONSERVATIVE_WEIGHT) - q for f in _EVALUATIONS]
-    expected = [_resolved(d, d.sampling_error - CONSERVATIVE_WEIGHT * x) for x in (ratio, ratio - 1.0)]
+    expected: list[Tensor] = []
+    for penalty in (ratio, ratio - 1.0):
+        total = x = d.sampling_error - CONSERVATIVE_WEIGHT * penalty
+        for _ in range(600):  # the inverse by its series
+            total = x + d.model.gamma * d.model.transition @ (d.policy * total).sum(-1)
+        expected.append(total)
     return Sides(torch.stack(found), torch.stack(expected))
 
 
@@ -160,36 +144,21 @@ def expectation_threshold(d: Dataset) -> float:
 
 
 @rows.inequality("2.1.1", "Q-hat <= Q at the threshold", dataset)
-def conservative_pointwise_bound(d: Dataset) -> Sides:
+@rows.inequality("2.1.1", "E_pi[Q-hat] <= V at the threshold", dataset, in_expectation=True)
+def conservative_bound(d: Dataset, in_expectation: bool = False) -> Sides:
     """From the threshold on, the penalty takes off at least what sampling error put on, at every state and action.
 
-    Equation:  Q-hat_0 - Q^pi <= Q-hat_0 - Q-hat_alpha, which is Q-hat_alpha <= Q^pi
-    Source:    notes 2.1.1; Kumar et al. 2020, Theorem 3.1, with the realised sampling error.
+    In expectation the same for the mean under the policy, at every state.
+
+    Equation:  Q-hat_0 - Q^pi <= Q-hat_0 - Q-hat_alpha, which is Q-hat_alpha <= Q^pi;
+               V-hat_0 - V^pi <= V-hat_0 - V-hat_alpha, which is E_pi[Q-hat_alpha] <= V^pi
+    Source:    notes 2.1.1; Kumar et al. 2020, Theorems 3.1 and 3.2, mu = pi, with the realised sampling error.
     """
-    alpha = pointwise_threshold(d)
-    q = mdps.action_value(d.process.mdp, d.policy)
-    free, bound = (
-        offline.conservative_evaluation(d.model, d.policy, d.behaviour, d.policy, weight) for weight in (0.0, alpha)
-    )
-    return Sides(free - q, free - bound)
-
-
-@rows.inequality("2.1.1", "E_pi[Q-hat] <= V at the threshold", dataset)
-def conservative_bound_in_expectation(d: Dataset) -> Sides:
-    """The same for the mean under the policy, at every state.
-
-    Equation:  V-hat_0 - V^pi <= V-hat_0 - V-hat_alpha, which is E_pi[Q-hat_alpha] <= V^pi
-    Source:    notes 2.1.1; Kumar et al. 2020, Theorem 3.2, mu = pi, with the realised sampling error.
-    """
-    alpha = expectation_threshold(d)
-    value = mdps.state_value(d.process.mdp, d.policy)
-    free, bound = (
-        (
-            d.policy * offline.conservative_evaluation_in_expectation(d.model, d.policy, d.behaviour, d.policy, weight)
-        ).sum(-1)
-        for weight in (0.0, alpha)
-    )
-    return Sides(free - value, free - bound)
+    alpha = expectation_threshold(d) if in_expectation else pointwise_threshold(d)
+    true = (mdps.state_value if in_expectation else mdps.action_value)(d.process.mdp, d.policy)
+    found = [_EVALUATIONS[in_expectation](d.model, d.policy, d.behaviour, d.policy, w) for w in (0.0, alpha)]
+    free, bound = [(d.policy * q).sum(-1) for q in found] if in_expectation else found
+    return Sides(free - true, free - bound)
 
 
 @rows.control("2.1.1", "B-hat Q <= Q with alpha = 0", dataset)
@@ -257,15 +226,20 @@ def entropy_regulariser_outside(c: Process) -> Sides:
 
 
 @rows.equality("2.1.2", "CQL(rho): max = log E_rho exp Q", continuing)
-def divergence_regulariser(c: Process) -> Sides:
+def divergence_regulariser(c: Process, alike: bool = False) -> Sides:
     """CQL(rho): with a divergence from rho in the place of the entropy, the maximum is log E_rho exp Q.
+
+    Negative control: every action counted alike, which is the log-sum-exp of CQL(H) less log |A|.
 
     Equation:  max_mu E_mu[Q] - KL(mu || rho) = log E_{a~rho}[exp Q(s, a)], attained at mu = rho exp Q / E_rho exp Q
     Source:    notes 2.1.2; Kumar et al. 2020, Appendix A.
     """
     log_rho = c.policy.log()
     mu = torch.softmax(log_rho + c.function, -1)
-    return Sides((mu * (c.function - mu.log() + log_rho)).sum(-1), torch.logsumexp(log_rho + c.function, -1))
+    best = torch.logsumexp(log_rho + c.function, -1)
+    if alike:
+        best = torch.logsumexp(c.function, -1) - math.log(c.mdp.num_actions)
+    return Sides((mu * (c.function - mu.log() + log_rho)).sum(-1), best)
 
 
 @rows.inequality("2.1.2", "CQL(rho): no other mu is better", continuing)
@@ -282,13 +256,7 @@ def divergence_regulariser_is_a_maximum(c: Process) -> Sides:
     return Sides(left, (rho * c.function.exp()).sum(-1).expand_as(left))
 
 
-@rows.control("2.1.2", "CQL(rho): every action alike", continuing)
-def divergence_regulariser_without_rho(c: Process) -> Sides:
-    """Negative control: log E_rho exp Q with every action counted alike, the log-sum-exp of CQL(H) less log |A|."""
-    log_rho = c.policy.log()
-    mu = torch.softmax(log_rho + c.function, -1)
-    attained = (mu * (c.function - mu.log() + log_rho)).sum(-1)
-    return Sides(attained, torch.logsumexp(c.function, -1) - math.log(c.mdp.num_actions))
+rows.control("2.1.2", "CQL(rho): every action alike", continuing, alike=True)(divergence_regulariser)
 
 
 class Box(NamedTuple):
@@ -318,12 +286,6 @@ def box(seed: int) -> Box:
     return Box(low, low + width, normal(g, 2), uniform(g, -1.0, 1.0))
 
 
-def _log_integral(b: Box) -> Tensor:
-    """(1,) log of the integral of exp Q over the box, in closed form."""
-    one_by_one = (torch.exp(b.slope * b.high) - torch.exp(b.slope * b.low)) / b.slope
-    return (b.constant + one_by_one.log().sum()).view(1)
-
-
 def _proposals(b: Box) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
     """Actions (n, d) and their log-densities (n,) for both proposals, and the weight (n,) of a node.
 
@@ -339,70 +301,47 @@ def _proposals(b: Box) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Te
     return (uniformly, by_uniform), (lower, by_lower), torch.cartesian_prod(weight, weight).prod(-1)
 
 
-def _sampled_log_sum_exp(b: Box, *proposals: tuple[Tensor, Tensor], weight: Tensor) -> Tensor:
-    """(1,) log E[1/N sum_i exp(Q(a_i)) / q_i(a_i)], half of the N actions from either proposal."""
-    parts = [(weight * torch.exp(b.q(action) - log_density)).sum() for action, log_density in proposals]
-    return torch.stack(parts).mean().log().view(1)
-
-
 @rows.equality("2.1.2", "log int exp Q da = log E[exp(Q) / q]", box)
-def sampled_log_sum_exp(b: Box) -> Sides:
+@rows.control("2.1.2", "log int exp Q da, density 0.5^d", box, mistake="another box")
+@rows.control("2.1.2", "log int exp Q da, summed over proposals", box, mistake="summed")
+@rows.control("2.1.2", "log int exp Q da, without densities", box, mistake="no densities")
+def sampled_log_sum_exp(b: Box, mistake: str = "") -> Sides:
     """With continuous actions the log-sum-exp is an integral, which weighted samples estimate, averaged.
+
+    Negative controls: the uniform density of [-1, 1]^d, 0.5^d, in a box of another size; both proposals' weighted
+    samples added up, without the division by N; samples taken as if they were all the actions.
 
     Equation:  log integral of exp Q(s, a) da = log E[1/N sum_i exp(Q(s, a_i)) / q_i(a_i)],  a_i ~ q_i
     Source:    notes 2.1.2 for continuous actions; derived: each term has the mean integral of q_i exp(Q) / q_i.
                Kumar et al. 2020 draw from the uniform and from the learned policy.
     """
-    first, second, weight = _proposals(b)
-    return Sides(_log_integral(b), _sampled_log_sum_exp(b, first, second, weight=weight))
-
-
-@rows.control("2.1.2", "log int exp Q da, density 0.5^d", box)
-def sampled_log_sum_exp_on_another_box(b: Box) -> Sides:
-    """Negative control: the uniform density of [-1, 1]^d, 0.5^d, in a box of another size."""
-    (action, log_density), second, weight = _proposals(b)
-    other = torch.full_like(log_density, len(b.low) * math.log(0.5))
-    return Sides(_log_integral(b), _sampled_log_sum_exp(b, (action, other), second, weight=weight))
-
-
-@rows.control("2.1.2", "log int exp Q da, summed over proposals", box)
-def sampled_log_sum_exp_not_averaged(b: Box) -> Sides:
-    """Negative control: both proposals' weighted samples added up, without the division by N."""
-    first, second, weight = _proposals(b)
-    return Sides(_log_integral(b), _sampled_log_sum_exp(b, first, second, weight=2.0 * weight))
-
-
-@rows.control("2.1.2", "log int exp Q da, without densities", box)
-def sampled_log_sum_exp_without_densities(b: Box) -> Sides:
-    """Negative control: samples taken as if they were all the actions, log 1/N sum_i exp Q(s, a_i)."""
-    first, second, weight = _proposals(b)
-    alike = torch.zeros_like(weight)
-    return Sides(_log_integral(b), _sampled_log_sum_exp(b, (first[0], alike), (second[0], alike), weight=weight))
+    (first, first_log_density), (second, second_log_density), weight = _proposals(b)
+    if mistake == "another box":
+        first_log_density = torch.full_like(first_log_density, len(b.low) * math.log(0.5))
+    elif mistake == "summed":
+        weight = 2.0 * weight
+    elif mistake == "no densities":
+        first_log_density = second_log_density = torch.zeros_like(weight)
+    proposals = ((first, first_log_density), (second, second_log_density))
+    parts = [(weight * torch.exp(b.q(action) - log_density)).sum() for action, log_density in proposals]
+    integrals = (torch.exp(b.slope * b.high) - torch.exp(b.slope * b.low)) / b.slope  # of each component alone
+    return Sides(b.constant + integrals.log().sum(), torch.stack(parts).mean().log())
 
 
 @rows.equality("2.1.2", "CQL(rho): weighted average, weights fixed", continuing)
-def weighted_average_gradient(c: Process) -> Sides:
+@rows.control("2.1.2", "CQL(rho): weights not fixed", continuing, fixed=False)
+def weighted_average_gradient(c: Process, fixed: bool = True) -> Sides:
     """The exponentially weighted average of CQL(rho) has the gradient of log E_rho exp Q, its weights held fixed.
+
+    Negative control: differentiating the weights too gives another gradient.
 
     Equation:  grad_Q log E_rho[exp Q] = grad_Q E_rho[w Q],  w = exp Q / E_rho[exp Q] held fixed
     Source:    notes 2.1.2; Kumar et al. 2020, Appendix A.
     """
-    return Sides(_log_mean_slope(c), _weighted_average_slope(c, fixed=True))
 
-
-@rows.control("2.1.2", "CQL(rho): weights not fixed", continuing)
-def weighted_average_with_moving_weights(c: Process) -> Sides:
-    """Negative control: differentiating the weights too gives another gradient."""
-    return Sides(_log_mean_slope(c), _weighted_average_slope(c, fixed=False))
-
-
-def _log_mean_slope(c: Process) -> Tensor:
-    return gradient(lambda q: torch.logsumexp(c.policy.log() + q, -1).sum(), c.function)
-
-
-def _weighted_average_slope(c: Process, *, fixed: bool) -> Tensor:
     def average(q: Tensor) -> Tensor:
         weight = torch.softmax(c.policy.log() + q, -1)
         return ((weight.detach() if fixed else weight) * q).sum()
 
-    return gradient(average, c.function)
+    left = gradient(lambda q: torch.logsumexp(c.policy.log() + q, -1).sum(), c.function)
+    return Sides(left, gradient(average, c.function))

@@ -13,23 +13,19 @@ rows = Rows()
 
 
 @rows.equality("1.9", "P(s_t = s), the product from i = 0", episodic)
-def probability_of_a_state(c: Process) -> Sides:
+@rows.control("1.9", "P(s_t = s), the product from i = 1", episodic, from_step_1=True)
+def probability_of_a_state(c: Process, from_step_1: bool = False) -> Sides:
     """The probability of a state after two steps is a sum over what came before.
+
+    Negative control: the product as printed starts at i = 1 and leaves the first step out.
 
     Equation:  P(s_t = s) = sum_{s_0, a_0, ...} mu_0(s_0) prod_{i=0}^{t-1} pi(a_i|s_i) P(s_{i+1}|s_i, a_i),  t = 2
     Source:    notes 1.9; left, counted over every trajectory.
     """
     counted = torch.zeros(c.mdp.num_states, dtype=F64).index_add(0, c.paths.state[2], c.paths.probability)
     step = c.policy.unsqueeze(-1) * c.mdp.transition
-    return Sides(counted, torch.einsum("s,sat,tbu->u", c.mdp.initial, step, step))
-
-
-@rows.control("1.9", "P(s_t = s), the product from i = 1", episodic)
-def probability_of_a_state_from_step_1(c: Process) -> Sides:
-    """Negative control: the product as printed starts at i = 1 and leaves the first step out."""
-    step = c.policy.unsqueeze(-1) * c.mdp.transition
-    unweighted = torch.ones_like(step)
-    return Sides(probability_of_a_state(c).left, torch.einsum("s,sat,tbu->u", c.mdp.initial, unweighted, step))
+    first = torch.ones_like(step) if from_step_1 else step
+    return Sides(counted, torch.einsum("s,sat,tbu->u", c.mdp.initial, first, step))
 
 
 @rows.equality("1.9", "Lemma 5, arbitrary f", episodic)
@@ -48,15 +44,17 @@ def lemma_5(c: Process) -> Sides:
 
 
 @rows.equality("1.9", "Theorem 6: performance difference", continuing)
-def theorem_6(c: Process) -> Sides:
+def theorem_6(c: Process, at_the_other_states: bool = False) -> Sides:
     """The performance difference lemma.
+
+    Negative control: states met by the policy whose advantages are summed, not by the one that acts.
 
     Equation:  V_pi(s_0) - V_pi'(s_0) = 1/(1 - gamma) E_{s~d^pi} E_{a~pi}[A^pi'(s, a)]
     Source:    notes 1.9, Theorem 6; Kakade & Langford 2002.
     """
     gained = (c.policy * mdps.advantage(c.mdp, c.other)).sum(-1)
-    right = mdps.state_distribution(c.mdp, c.policy) @ gained / (1.0 - c.mdp.gamma)
-    return Sides(difference(c), right)
+    met = mdps.state_distribution(c.mdp, c.other if at_the_other_states else c.policy)
+    return Sides(difference(c), met @ gained / (1.0 - c.mdp.gamma))
 
 
 def difference(c: Process) -> Tensor:
@@ -95,9 +93,4 @@ def theorem_6_proof(c: Process) -> Sides:
     return Sides(torch.stack([difference(c), backed_up]), torch.stack([telescoped, mean(q)]))
 
 
-@rows.control("1.9", "Theorem 6 at the other policy's states", continuing)
-def theorem_6_at_the_other_states(c: Process) -> Sides:
-    """Negative control: states met by the policy whose advantages are summed, not by the one that acts."""
-    gained = (c.policy * mdps.advantage(c.mdp, c.other)).sum(-1)
-    right = mdps.state_distribution(c.mdp, c.other) @ gained / (1.0 - c.mdp.gamma)
-    return Sides(difference(c), right)
+rows.control("1.9", "Theorem 6 at the other policy's states", continuing, at_the_other_states=True)(theorem_6)

@@ -17,7 +17,7 @@ from steepest.verification.random_problems import (
     undiscounted_episodic,
     weighted_gradient,
 )
-from steepest.verification.statement import F64, Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient, vanishing
 
 rows = Rows()
 
@@ -99,30 +99,21 @@ def lemma_1(c: Process) -> Sides:
 
 
 @rows.equality("1.1", "Lemma 2: grad log P(tau) = sum_t grad log pi", episodic)
-def lemma_2(c: Process) -> Sides:
+@rows.control("1.1", "Lemma 2 with grad pi for grad log pi", episodic, logarithm=False)
+@rows.control("1.1", "Lemma 2 with steps from 1", episodic, first=1)
+def lemma_2(c: Process, logarithm: bool = True, first: int = 0) -> Sides:
     """The score of a trajectory is the sum of its actions' scores; checked for every trajectory.
 
+    Negative controls: gradients of probabilities summed; and indices 1..T, which lose the first action's score.
+
     Equation:  grad log P_theta(tau) = sum_{t=0}^{T-1} grad log pi(a_t|s_t)
-    Source:    notes 1.1, Lemma 2.
+    Source:    notes 1.1, Lemma 2. The proof's own slip, a second line without the sign of the gradient on the sum, adds
+               numbers to a vector: there is nothing to compute.
     """
-    return Sides(c.trajectory_scores, _scores(c).sum(0))
-
-
-@rows.control("1.1", "Lemma 2 with grad pi for grad log pi", episodic)
-def lemma_2_without_the_logarithm(c: Process) -> Sides:
-    """Negative control: gradients of probabilities summed, where those of their logarithms belong.
-
-    Source:    notes 1.1. The proof's own slip, a second line without the sign of the gradient on the sum, adds numbers
-               to a vector: there is nothing to compute.
-    """
-    chosen = c.policy[c.paths.state[:-1], c.paths.action]
-    return Sides(c.trajectory_scores, (chosen[..., None, None] * _scores(c)).sum(0))
-
-
-@rows.control("1.1", "Lemma 2 with steps from 1", episodic)
-def lemma_2_from_step_1(c: Process) -> Sides:
-    """Negative control: with indices 1..T on a trajectory that starts at s_0, the first action's score is lost."""
-    return Sides(c.trajectory_scores, _scores(c)[1:].sum(0))
+    scores = _scores(c)
+    if not logarithm:
+        scores = c.policy[c.paths.state[:-1], c.paths.action][..., None, None] * scores
+    return Sides(c.trajectory_scores, scores[first:].sum(0))
 
 
 @rows.equality("1.1", "grad V = E[(sum_t grad log pi) (sum_t gamma^t r)]", episodic)
@@ -208,19 +199,17 @@ def _theorem_3_under_mu(c: Process, q: Tensor) -> Tensor:
 
 
 @rows.equality("1.1", "Theorem 3, the constant of proportionality", episodic)
-def theorem_3_constant(c: Process) -> Sides:
+@rows.control("1.1", "Theorem 3 without the constant", episodic, constant=False)
+def theorem_3_constant(c: Process, constant: bool = True) -> Sides:
     """What "proportional to" hides: the constant is the expected (discounted) length of an episode.
+
+    Negative control: "proportional to" read as an equality.
 
     Equation:  grad V = (sum_s' eta(s')) sum_s mu(s) sum_a q(s, a) grad pi(a|s)
     Source:    notes 1.1, Theorem 3. The length is counted over every trajectory.
     """
-    return Sides(c.gradient, _counted_visits(c).sum() * _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy)))
-
-
-@rows.control("1.1", "Theorem 3 without the constant", episodic)
-def theorem_3_without_the_constant(c: Process) -> Sides:
-    """Negative control: "proportional to" read as an equality."""
-    return Sides(c.gradient, _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy)))
+    right = _theorem_3_under_mu(c, mdps.action_value(c.mdp, c.policy))
+    return Sides(c.gradient, _counted_visits(c).sum() * right if constant else right)
 
 
 @rows.control("1.1", "Theorem 3, states weighted without gamma^t", episodic)
@@ -229,27 +218,16 @@ def theorem_3_undiscounted_states(c: Process) -> Sides:
     return Sides(c.gradient, gradients.undiscounted_weighting_gradient(c.mdp, softmax_policy, c.theta))
 
 
-def _baseline_term(c: Process, baseline: Tensor) -> Tensor:
-    """(S, A) sum_s p^pi(s) sum_a baseline(s, a) grad pi(a|s)."""
-    return weighted_gradient(c, mdps.discounted_visits(c.mdp, c.policy), baseline)
-
-
 @rows.equality("1.4", "E[b(s) grad log pi] = 0", continuing)
-def baseline_has_zero_mean(c: Process) -> Sides:
-    """A function of the state alone adds nothing to the gradient.
+@rows.control("1.4", "a baseline that sees the action", continuing, sees_the_action=True)
+def baseline_has_zero_mean(c: Process, sees_the_action: bool = False) -> Sides:
+    """A function of the state alone adds nothing to the gradient. Negative control: a function of the action too.
 
     Equation:  E_{s~p^pi, a~pi}[b(s) grad log pi(a|s)] = sum_s p^pi(s) b(s) grad sum_a pi(a|s) = 0
     Source:    notes 1.4. Measured against the gradient.
     """
-    term = _baseline_term(c, c.baseline.unsqueeze(-1))
-    return Sides(term, torch.zeros_like(term), scale=float(c.gradient.norm()))
-
-
-@rows.control("1.4", "a baseline that sees the action", continuing)
-def baseline_of_the_action(c: Process) -> Sides:
-    """Negative control: a baseline that has seen the action has no zero mean."""
-    term = _baseline_term(c, c.function)
-    return Sides(term, torch.zeros_like(term), scale=float(c.gradient.norm()))
+    baseline = c.function if sees_the_action else c.baseline.unsqueeze(-1)
+    return vanishing(weighted_gradient(c, mdps.discounted_visits(c.mdp, c.policy), baseline), c.gradient)
 
 
 @rows.equality("1.4", "Theorem 3 with a baseline", episodic)

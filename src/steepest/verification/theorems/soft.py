@@ -27,42 +27,34 @@ rows = Rows()
 
 
 @rows.equality("1.7", "V = E[Q - temperature log pi]", continuing)
-def soft_value(c: Process) -> Sides:
+@rows.control("1.7", "V without the temperature", continuing, temperature=1.0)
+def soft_value(c: Process, temperature: float = SOFT_TEMPERATURE) -> Sides:
     """At the soft optimum the value is the expected action value plus temperature times the entropy.
+
+    Negative control: the printed form, which has no temperature.
 
     Equation:  V(s) = E_{a~pi}[Q(s, a) - temperature log pi(a|s)],  pi = softmax(Q / temperature)
     Source:    notes 1.7, where the temperature is 1 and hidden in the reward scale.
     """
     s = c.soft
-    return Sides(s.value, (s.policy * (s.action_value - SOFT_TEMPERATURE * s.policy.log())).sum(-1))
-
-
-@rows.control("1.7", "V without the temperature", continuing)
-def soft_value_at_temperature_1(c: Process) -> Sides:
-    """Negative control: the printed form, which has no temperature."""
-    s = c.soft
-    return Sides(s.value, (s.policy * (s.action_value - s.policy.log())).sum(-1))
+    return Sides(s.value, (s.policy * (s.action_value - temperature * s.policy.log())).sum(-1))
 
 
 @rows.equality("1.7", "Q = r + gamma E[V]", continuing)
 @rows.equality("1.7", "Q = r + gamma E[V] up to termination", episodic)
-def soft_bellman(c: Process) -> Sides:
+@rows.control("1.7", "Q = r + gamma E[V] past the end", episodic, past_the_end=True)
+def soft_bellman(c: Process, past_the_end: bool = False) -> Sides:
     """The target of the soft Q-function, at its fixed point, with V = 0 where the process ended.
+
+    Negative control: a target that goes on after termination, where only the entropy of acting at random is left.
 
     Equation:  Q(s, a) = r(s, a) + gamma E_{s'}[V(s')],  V the soft value of the policy, from a linear solve
     Source:    notes 1.7.
     """
-    s = c.soft
-    value = optimal.soft_state_value(c.mdp, s.policy, SOFT_TEMPERATURE)
-    return Sides(s.action_value, c.mdp.reward + c.mdp.gamma * c.mdp.transition @ value)
-
-
-@rows.control("1.7", "Q = r + gamma E[V] past the end", episodic)
-def soft_bellman_past_the_end(c: Process) -> Sides:
-    """Negative control: a target that goes on after termination, where only the entropy of acting at random is left."""
     s, gamma = c.soft, c.mdp.gamma
-    going_on = SOFT_TEMPERATURE * math.log(c.mdp.num_actions) / (1.0 - gamma)
-    value = torch.where(c.mdp.absorbing, going_on, optimal.soft_state_value(c.mdp, s.policy, SOFT_TEMPERATURE))
+    value = optimal.soft_state_value(c.mdp, s.policy, SOFT_TEMPERATURE)
+    if past_the_end:
+        value = torch.where(c.mdp.absorbing, SOFT_TEMPERATURE * math.log(c.mdp.num_actions) / (1.0 - gamma), value)
     backup = c.mdp.reward + gamma * c.mdp.transition @ value
     return Sides(s.action_value, torch.where(c.mdp.absorbing.unsqueeze(-1), 0.0, backup))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from steepest.exact import finite_mdp as mdps
 from steepest.exact.finite_mdp import FiniteMDP, softmax_policy
 from steepest.verification.random_problems import Process, Recording, continuing, recording, stream, uniform
-from steepest.verification.statement import F64, Rows, Sides, gradient
+from steepest.verification.statement import F64, Rows, Sides, gradient, vanishing
 from steepest.verification.theorems.performance_difference import difference
 
 rows = Rows()
@@ -250,8 +250,7 @@ def kl_directions(c: Process) -> Sides:
     Measured against the gradient of the objective, which both have at the old policy.
     """
     theta = c.theta + mdps.advantage(c.mdp, c.policy) / KL_WEIGHT
-    slope = gradient(lambda x: _penalised(c, x, printed=False), theta)
-    return Sides(slope, torch.zeros_like(slope), scale=float(c.gradient.norm()))
+    return vanishing(gradient(lambda x: _penalised(c, x, printed=False), theta), c.gradient)
 
 
 def k_step_advantage(r: Recording, t: int, k: int) -> Tensor:
@@ -314,13 +313,15 @@ def summed_errors(r: Recording) -> Tensor:
 
 
 @rows.equality("1.10", "GAE, its two forms, finite", recording)
-def gae_two_forms(r: Recording) -> Sides:
+def gae_two_forms(r: Recording, last_takes_the_rest: bool = True) -> Sides:
     """GAE is a mixture of k-step advantages and a sum of TD errors; finite, at every step.
+
+    Negative control: a finite mixture whose last weight is (1 - lambda) lambda^(n-1) like the others.
 
     Equation:  (1 - lambda) sum_{k=1}^{n-1} lambda^(k-1) A^(k) + lambda^(n-1) A^(n) = sum_{l<n} (gamma lambda)^l delta_l
     Source:    notes 1.10, with the last weight that a finite mixture needs.
     """
-    return Sides(weighted_advantages(r), summed_errors(r))
+    return Sides(weighted_advantages(r, last_takes_the_rest=last_takes_the_rest), summed_errors(r))
 
 
 @rows.equality("1.10", "GAE, its two forms, infinite", recording)
@@ -339,10 +340,7 @@ def gae_infinite(r: Recording) -> Sides:
     return Sides(left, ((r.gamma * r.trace_decay) ** terms) @ delta)
 
 
-@rows.control("1.10", "GAE, last weight (1 - lambda) lambda^(n-1)", recording)
-def gae_with_equal_last_weight(r: Recording) -> Sides:
-    """Negative control: a finite mixture whose last weight is (1 - lambda) lambda^(n-1) like the others."""
-    return Sides(weighted_advantages(r, last_takes_the_rest=False), summed_errors(r))
+rows.control("1.10", "GAE, last weight (1 - lambda) lambda^(n-1)", recording, last_takes_the_rest=False)(gae_two_forms)
 
 
 @rows.control("1.10", "GAE, second line as printed", recording)
