@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import dataset_mistakes as dm
 import evaluation_mistakes as em
 import language_mistakes as lm
+import offline_mistakes as offline
 import pytest
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -722,7 +723,7 @@ Q_LEARNING: Mistakes = {
 }
 
 DQN: Mistakes = {
-    "double and single exchanged": ("if self.config.double:", "if not self.config.double:"),
+    "double and single exchanged": ("if self.settings.double:", "if not self.settings.double:"),
     "the target from the learning network": (
         'q = self.q(state["target/params"], state, obs)',
         'q = self.q(state["params"], state, obs)',
@@ -1435,9 +1436,20 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/compatible.py": Suspect(COMPATIBLE, ("exact/test_compatible.py",)),
     "algorithms/off_pac.py": Suspect(OFF_PAC, ("exact/test_off_pac_update.py",)),
     "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
-    "algorithms/dqn.py": Suspect(DQN, ("exact/test_q_learning.py",)),
+    "algorithms/dqn.py agents/greedy.py": Suspect(DQN, ("exact/test_q_learning.py",)),
     "losses/soft.py": Suspect(SOFT, ("exact/test_soft.py",)),
     "losses/deterministic.py": Suspect(DETERMINISTIC, ("exact/test_deterministic.py",)),
+    "losses/conservative.py": Suspect(offline.CONSERVATIVE, ("exact/test_conservative.py",)),
+    "losses/expectile.py": Suspect(offline.EXPECTILE, ("exact/test_expectile.py",)),
+    "losses/behaviour.py": Suspect(offline.BEHAVIOUR, ("exact/test_behaviour.py",)),
+    "algorithms/bc.py": Suspect(offline.BC, ("exact/test_offline_updates.py",)),
+    "algorithms/iql.py": Suspect(offline.IQL, ("exact/test_offline_updates.py",)),
+    "algorithms/awac.py": Suspect(offline.AWAC, ("exact/test_offline_updates.py",)),
+    "algorithms/rebrac.py": Suspect(offline.REBRAC, ("exact/test_offline_updates.py",)),
+    "algorithms/cql.py": Suspect(offline.CQL, ("exact/test_offline_updates.py",)),
+    "algorithms/discrete_cql.py": Suspect(offline.DISCRETE_CQL, ("exact/test_offline_updates.py",)),
+    "agents/likelihood.py": Suspect(offline.LIKELIHOOD, ("exact/test_offline_updates.py",)),
+    "agents/conservative.py": Suspect(offline.CONSERVATIVE_STEPS, ("exact/test_offline_updates.py",)),
     "experience/replay.py experience/transitions.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
     "experience/datasets/dataset.py": Suspect(dm.ROWS, ("unit/test_datasets.py",)),
     "experience/datasets/sampling.py": Suspect(dm.SAMPLING, ("unit/test_datasets.py",)),
