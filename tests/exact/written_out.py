@@ -210,7 +210,9 @@ def check_update(
     twin = Twin(agent)
     for prefix in ("critic/", "target/"):
         if "first.weight" in twin.p.get(prefix, {}) and (prefix == "critic/" or "value/" not in twin.p):
-            assert len(twin.p[prefix]["first.weight"]) == getattr(agent.config, "num_critics", 1 if algorithm == "ddpg" else 2)
+            assert len(twin.p[prefix]["first.weight"]) == getattr(
+                agent.config, "num_critics", 1 if algorithm == "ddpg" else 2
+            )
             assert ("norms.0.scale" in twin.p[prefix]) == getattr(agent.config, "layer_norm", False)
     rows = minibatches(agent, masks=masks, weights=weights)
     for call in range(calls):

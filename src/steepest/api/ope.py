@@ -213,7 +213,7 @@ def _log_probs(
     if agent.action_spec.kind == "box":
         if target.deterministic:
             return None, "a deterministic policy of continuous actions has no probabilities"
-        squash = agent.squash or getattr(agent.config, "squash", "clip")
+        squash: Any = agent.squash or getattr(agent.config, "squash", "clip")
         executed = ActionMap(agent.action_spec, squash)(drawn[dataset.valid])
         if not np.allclose(executed, dataset.action[dataset.valid], rtol=1e-4, atol=1e-5):
             return None, f"the data's actions were not drawn as this policy draws, before {squash}"
@@ -245,9 +245,14 @@ def _played(
     if dataset.env is None:
         raise UsageError(f"{dataset.source} names no environment to play in; leave true_episodes out")
     lengths = int(dataset.lengths.max())
-    where = {"env_kwargs": dataset.env_kwargs, "max_episode_steps": dataset.max_episode_steps}
     played = collect(
-        agent, dataset.env, steps=episodes * lengths, deterministic=target.deterministic, seed=config.seed, **where
+        agent,
+        dataset.env,
+        steps=episodes * lengths,
+        deterministic=target.deterministic,
+        seed=config.seed,
+        env_kwargs=dataset.env_kwargs,
+        max_episode_steps=dataset.max_episode_steps,
     )
     first, _ = played.bounds
     returns = torch.from_numpy(played.returns_to_go(config.gamma)[first][:episodes])

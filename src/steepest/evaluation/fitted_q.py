@@ -118,8 +118,8 @@ class FittedQ:
         box = self.action_spec.kind == "box"
 
         def make() -> dict[str, Any]:
-            actions, choices = (self.action_spec.dimension, None) if box else (0, self.action_spec.sizes[0])
-            shape = {"actions": actions, "choices": choices, "layer_norm": config.layer_norm}
+            shape: Any = {"actions": self.action_spec.dimension} if box else {"choices": self.action_spec.sizes[0]}
+            shape["layer_norm"] = config.layer_norm
             return {"": QEnsemble(network, agent.obs_spec, None, critics=1, **shape)}
 
         cpu = torch.device("cpu")
