@@ -367,7 +367,7 @@ class Agent(ABC):
         for name in ("normalize_obs", "normalize_reward", "objective"):
             mine, others = (getattr(agent.config, name, None) for agent in (self, other))
             if mine != others:
-                raise UsageError(f"{name} is {mine}, but the agent to go on from was trained with {others}")
+                raise UsageError(f"{name} is {mine}, but the agent to start from was trained with {others}")
         generators = {k: v for k, v in self.tensors().items() if k.startswith("generator/")}
         self.load_tensors({**other.tensors(), **generators})
 

@@ -78,6 +78,7 @@ def agents(argv: list[str]) -> int:
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
         return _resume("train", Path(resumed), argv)
+    start = pop_flag(argv, "--from")
     if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
         if not set(argv) & {"-h", "--help"}:
             raise UsageError(
@@ -103,6 +104,10 @@ def agents(argv: list[str]) -> int:
     output, given = _parsed(defaults, rest, f"train {algorithm} {place}", f"Train {algorithm} on {place}.")
     out = "" if output.out is None else str(output.out)
     given |= {"out": out, "data": output.data, "render": output.render}
+    if start is not None:
+        from steepest.api.agents import load
+
+        given["agent"] = load(start)
     return _report(drive(lambda note: Run(algorithm, env, note=note, **given), quiet=output.quiet))
 
 

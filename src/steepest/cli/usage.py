@@ -5,6 +5,7 @@ usage: steepest VERB ...
 
   train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
   train ALGORITHM DATA [options]  train an agent from a dataset (cql, iql, ...), without playing
+  train ... --from RUN            start from the agent of another run; with --data DATA --data-share 0.5, half from data
   train --resume RUN              resume any run from its last checkpoint
   evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
   collect POLICY [ENV] --steps N  write what a run or a saved agent plays as a dataset; --replay writes a run's replay

@@ -31,7 +31,7 @@ from steepest.runs.loops.evaluations import Evaluator
 from steepest.runs.loops.logs import LogLoop
 from steepest.runs.loops.loop import Iteration, Loop
 from steepest.runs.loops.off_policy import OffPolicyLoop
-from steepest.runs.loops.offline import OfflineLoop, check_learns_from_data
+from steepest.runs.loops.offline import OfflineLoop, check_data
 from steepest.runs.loops.on_policy import OnPolicyLoop
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
 from steepest.runs.options.auto import name_of, read_description, resolve_options, resolve_settings
@@ -74,7 +74,9 @@ class AgentTraining(Training[RunConfig]):
         self.env_kwargs = env_kwargs
         self.seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
         self.games: list[Episode] = []  # finished since the last iteration, where episodes are not whole games
-        playing = data is None or not isinstance(env, str)
+        check_data(agent_class, data, settings.data_share)
+        alone = data is not None and settings.data_share is None  # nothing is played
+        playing = not alone or not isinstance(env, str)
         self.env = make_env(
             env,
             settings.num_envs * settings.seeds if playing else 1,  # its spaces are all that data needs
@@ -86,7 +88,7 @@ class AgentTraining(Training[RunConfig]):
             on_game=self._note_game,
         )
         try:
-            self.settings = resolve_settings(settings, agent_class, config, self.env, note, plays=data is None)
+            self.settings = resolve_settings(settings, agent_class, config, self.env, note, plays=not alone)
             self.agent = agent_class(
                 config,
                 self.env.obs_spec,
@@ -109,12 +111,13 @@ class AgentTraining(Training[RunConfig]):
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        if data is not None and isinstance(self.agent, ReplayAgent):
+        if alone and isinstance(self.agent, ReplayAgent):
             self.loop: Loop = OfflineLoop(read_dataset(data), self.agent)
-        elif data is not None:
+        elif alone:
             self.loop = LogLoop(read_log(data), self.agent)
         elif isinstance(self.agent, ReplayAgent):
-            self.loop = OffPolicyLoop(self.env, self.agent, self.settings)
+            dataset = None if data is None else read_dataset(data)
+            self.loop = OffPolicyLoop(self.env, self.agent, self.settings, dataset)
         else:
             self.loop = OnPolicyLoop(self.env, self.agent)
         self.steps = np.zeros(len(self.seeds), dtype=np.int64)
@@ -147,7 +150,6 @@ class AgentTraining(Training[RunConfig]):
         """Make the training of a new run from options that a user gave; ``saved``: a folder will describe it."""
         agent_class = find(algorithm)
         if data is not None:
-            check_learns_from_data(agent_class)
             if env is None and not issubclass(agent_class, ReplayAgent):
                 raise UsageError(f"{algorithm} needs the environment of the log: its spaces, and where to evaluate")
             if env is None:
@@ -155,8 +157,6 @@ class AgentTraining(Training[RunConfig]):
                 env_kwargs = known.env_kwargs if env_kwargs is None else env_kwargs
                 if known.max_episode_steps is not None:
                     options = {"max_episode_steps": known.max_episode_steps, **options}
-        elif not agent_class.learns_by_playing:
-            raise UsageError(f"{algorithm} learns from data alone: steepest train {algorithm} DATA")
         settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
         try:

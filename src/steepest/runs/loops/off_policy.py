@@ -11,8 +11,10 @@ environments take theirs. The policy of these steps is that of before, and their
 round: a lag of ``train_every`` rows, made good when the run ends. One thread does it all in one order, whichever
 side is faster.
 
+``data``: a share of every minibatch is drawn from a dataset, the rest from the buffer.
+
 What is drawn, minibatches too, comes from the members' own generators, so that a checkpoint of these, of the number of
-rows in the buffer and of the gradient steps still due is all that is needed to go on with the same bits.
+rows in the buffer and of the gradient steps still due is all that is needed to resume with the same bits.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ from steepest.agents.config import OffPolicyConfig
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.agents.statistics import update_observations
 from steepest.distributions import Categorical, masked_logits
+from steepest.errors import UsageError
+from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.replay import ReplayBuffer
+from steepest.experience.transitions import Batch
 from steepest.experience.rollout import Collector, Environments, Episode
 from steepest.learner.step import Metrics
 from steepest.learner.trees import to_host
 from steepest.numerics import correlated
 from steepest.runs.loops.loop import Iteration
+from steepest.runs.loops.offline import check_same, prepared_rows
 from steepest.runs.options.config import RunConfig
 from steepest.types import Obs, Rollout
 
@@ -49,9 +55,13 @@ class OffPolicyLoop:
                tests/integration/test_off_policy_runs.py::test_asynchronous_learning_lags_by_what_is_played
     """
 
-    def __init__(self, env: Environments, agent: ReplayAgent, settings: RunConfig) -> None:
+    def __init__(
+        self, env: Environments, agent: ReplayAgent, settings: RunConfig, dataset: Dataset | None = None
+    ) -> None:
         self.agent = agent
         self.config = config = cast(OffPolicyConfig, agent.config)
+        self.data = None if dataset is None else prepared_rows(dataset, agent)
+        self.from_data = round((settings.data_share or 0.0) * config.batch_size)
         self.settings = settings
         self.collector = Collector(env, agent, config.train_every)
         self.merge = agent.learner.lift(update_observations, compile=False)
@@ -136,23 +146,29 @@ class OffPolicyLoop:
         """One call of ``updates_per_call`` gradient steps, which are due no longer."""
         agent, config = self.agent, self.config
         self.due -= config.updates_per_call
+        own = config.batch_size - (self.from_data if self.data is not None else 0)
         batch = self.buffer.sample(
             agent.generators,
             config.updates_per_call,
-            config.batch_size,
+            own,
             gamma=config.gamma,
             n_steps=config.n_steps,
             importance_exponent=config.importance_exponent + progress * (1.0 - config.importance_exponent),
         )
         index = batch.pop("index")
+        if self.data is not None and self.from_data:
+            shape = (config.updates_per_call, self.from_data)
+            rest = self.data[0].sample(agent.generators, *shape, gamma=config.gamma, n_steps=config.n_steps)
+            batch = joined(batch, rest)
         batch = {k: x.to(agent.device) for k, x in batch.items()}
         metrics, error = agent.update(batch, agent.update_noise(config.updates_per_call), hyper)
-        self.buffer.set_priorities(index, error, exponent=config.priority_exponent)
+        self.buffer.set_priorities(index, error[..., :own], exponent=config.priority_exponent)
         return metrics
 
     def _actor(self, warming: bool) -> Actor:
         """The policy as it is now, or the uniform one."""
-        return uniform_actor(self.agent) if warming else self.agent.actor(fused=self.agent.learner.compile)
+        uniform = warming and self.config.warm_up == "uniform"
+        return uniform_actor(self.agent) if uniform else self.agent.actor(fused=self.agent.learner.compile)
 
     def _draw(self) -> Tensor:
         """Exploration noise (T, M, N, ...) for the next steps."""
@@ -165,11 +181,36 @@ class OffPolicyLoop:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         self.buffer.flush()
         tensors, figures = self.buffer.state()
-        return tensors, {**figures, "due": self.due}
+        more = {} if self.data is None else {"fingerprint": self.data[1]}
+        return tensors, {**figures, "due": self.due, **more}
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
+        if self.data is not None:
+            check_same(figures["fingerprint"], self.data[1], self.data[0])
         self.buffer.load_state(tensors, figures)
         self.due = float(figures["due"])
+
+
+MISSING = {"return_to_go": -math.inf, "next_action": 0.0, "next_known": 0.0, "weight": 1.0}
+"""What a transition has where one side of a minibatch does not say: nothing that counts."""
+
+
+def joined(replay: Batch, data: Batch) -> Batch:
+    """Return minibatches (M, K, B, ...) of the buffer's transitions, then the dataset's.
+
+    Raises:    UsageError where action masks are known of one side only
+    Verified:  tests/integration/test_online_from_data.py::test_minibatches_are_of_both
+    """
+    out: Batch = {}
+    for name in dict.fromkeys([*replay, *data]):
+        sides = []
+        for side, other in ((replay, data), (data, replay)):
+            if name not in side and name not in MISSING:
+                raise UsageError(f"the data and the environment do not agree: one has {name}, the other has not")
+            shape = (*side["reward"].shape, *other.get(name, side["reward"]).shape[3:])
+            sides.append(side[name] if name in side else torch.full(shape, MISSING[name]))
+        out[name] = torch.cat(sides, 2)
+    return out
 
 
 def uniform_actor(agent: Agent) -> Actor:

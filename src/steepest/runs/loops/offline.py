@@ -48,12 +48,7 @@ class OfflineLoop:
         self.config = config = cast(OffPolicyConfig, agent.config)
         if config.prioritized:
             raise UsageError("prioritized is True; minibatches of a dataset are drawn uniformly")
-        self.rows = DatasetRows(dataset, agent.obs_spec, agent.action_spec)
-        self.fingerprint = self.rows.fingerprint()
-        if agent.squash == "tanh" and agent.action_spec.kind == "box":
-            unit = np.clip(self.rows.flat["action"], -SQUASHED_LIMIT, SQUASHED_LIMIT)
-            self.rows.flat["action"] = np.arctanh(unit)
-        agent.prepare_data(self.rows)
+        self.rows, self.fingerprint = prepared_rows(dataset, agent)
         if config.normalize_obs:
             agent.state = {**agent.state, **_statistics(self.rows, agent)}
 
@@ -86,20 +81,42 @@ class OfflineLoop:
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
         del tensors
-        if figures["fingerprint"] != self.fingerprint:
-            raise UsageError(
-                f"{self.rows.dataset.source} has changed since the run began, so the run cannot resume. Restore it, or "
-                "start a new run"
-            )
+        check_same(figures["fingerprint"], self.fingerprint, self.rows)
 
 
-def check_learns_from_data(agent_class: type[Agent]) -> None:
-    """Raise UsageError for an algorithm that can learn neither from a dataset nor from a log."""
-    if not issubclass(agent_class, ReplayAgent) and not agent_class.learns_from_logs:
+def prepared_rows(dataset: Dataset, agent: ReplayAgent) -> tuple[DatasetRows, str]:
+    """Return a dataset's rows with actions as the agent draws them and all that it needs besides; and their hash."""
+    rows = DatasetRows(dataset, agent.obs_spec, agent.action_spec)
+    fingerprint = rows.fingerprint()
+    if agent.squash == "tanh" and agent.action_spec.kind == "box":
+        rows.flat["action"] = np.arctanh(np.clip(rows.flat["action"], -SQUASHED_LIMIT, SQUASHED_LIMIT))
+    agent.prepare_data(rows)
+    return rows, fingerprint
+
+
+def check_same(before: str, now: str, rows: DatasetRows) -> None:
+    """Raise UsageError where a dataset is another one than before."""
+    if before != now:
         raise UsageError(
-            f"{agent_class.algorithm} learns from what it plays itself, not from data; cql, iql, rebrac, td3_bc, awac, "
-            "bc and discrete_cql are made for data"
+            f"{rows.dataset.source} has changed since the run began, so the run cannot resume. Restore it, or start a "
+            "new run"
         )
+
+
+def check_data(agent_class: type[Agent], data: Any, share: float | None) -> None:
+    """Raise UsageError where an algorithm cannot learn from data, or from data and playing as it is asked to."""
+    name, replays = agent_class.algorithm, issubclass(agent_class, ReplayAgent)
+    if data is not None and not replays and not agent_class.learns_from_logs:
+        raise UsageError(
+            f"{name} learns from what it plays itself, not from data; cql, iql, rebrac, td3_bc, awac, bc and "
+            "discrete_cql are made for data"
+        )
+    if not agent_class.learns_by_playing and (data is None or share is not None):
+        raise UsageError(f"{name} learns from data alone: steepest train {name} DATA")
+    if share is not None and data is None:
+        raise UsageError(f"data_share is {share:g}, but there is no data; give it with --data, or leave data_share out")
+    if share is not None and not replays:
+        raise UsageError(f"data_share is {share:g}, but {name} has no replay buffer to mix data with; sac, iql, cql have")
 
 
 def _statistics(rows: DatasetRows, agent: ReplayAgent) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from steepest.environments import AtariOptions, Vectorization
 from steepest.errors import UsageError, require
-from steepest.fields import Checked, Count, Whole
+from steepest.fields import Checked, Count, PartialShare, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,9 @@ class RunConfig(SharedConfig):
     """Environment steps between checkpoints; by default a tenth of the run, or of a replay buffer that is smaller, or
     time for four full episodes in every environment if that is longer. Environments restart at each (see
     docs/resuming.md), so very short intervals change what is learned. 0 only checkpoints at the end."""
+    data_share: PartialShare | None = None
+    """Play and learn from data together: share of every minibatch that is drawn from the data, usually 0.5; none learns
+    from the data alone."""
     max_episode_steps: Count | None = None
     """Truncate episodes after this many steps, instead of where the environment says."""
     atari: AtariOptions | None = None
