@@ -108,7 +108,7 @@ def test_a_log_in_memory_is_asked_for_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "options", "message"),
     [
-        ("ppo", {}, "ppo does not learn from a log"),
+        ("ppo", {}, "ppo learns from what it plays itself, not from data"),
         ("off_pac", {"seeds": 2}, "seeds is 2; a log is for one seed"),
         ("off_pac", {"num_envs": 2048}, "too few for 2048 environments"),
     ],

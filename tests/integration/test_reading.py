@@ -41,7 +41,7 @@ def passed_through(module: str, loss: str, learn: Callable[[], Any], monkeypatch
 
 CASES = {
     "PPO": ("steepest.algorithms.ppo", "clipped_surrogate_loss", lambda: run_case("ppo", 1, compiled=False)),
-    "SAC": ("steepest.algorithms.sac", "soft_policy_loss", lambda: run_case("sac", 1, compiled=False)),
+    "SAC": ("steepest.agents.soft", "soft_policy_loss", lambda: run_case("sac", 1, compiled=False)),
     "DPO": ("steepest.language.training.dpo", "dpo_loss", lambda: run_language_case("dpo")),
 }
 
