@@ -50,8 +50,10 @@ class Twin:
         self.weight = Scalar(float(weight), critic_rate)
 
     def step(self, prefix: str, loss: Tensor) -> None:
-        leaves = self.p[prefix]
-        for leaf, slope in zip(leaves.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        self.descend(prefix, torch.autograd.grad(loss, list(self.p[prefix].values())))
+
+    def descend(self, prefix: str, slopes: tuple[Tensor, ...]) -> None:
+        for leaf, slope in zip(self.p[prefix].values(), slopes, strict=True):
             leaf.grad = slope
         self.optimizers[prefix].step()
 
@@ -210,7 +212,9 @@ def check_update(
     twin = Twin(agent)
     for prefix in ("critic/", "target/"):
         if "first.weight" in twin.p.get(prefix, {}) and (prefix == "critic/" or "value/" not in twin.p):
-            assert len(twin.p[prefix]["first.weight"]) == getattr(agent.config, "num_critics", 1 if algorithm == "ddpg" else 2)
+            assert len(twin.p[prefix]["first.weight"]) == getattr(
+                agent.config, "num_critics", 1 if algorithm == "ddpg" else 2
+            )
             assert ("norms.0.scale" in twin.p[prefix]) == getattr(agent.config, "layer_norm", False)
     rows = minibatches(agent, masks=masks, weights=weights)
     for call in range(calls):
