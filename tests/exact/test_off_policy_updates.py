@@ -187,3 +187,7 @@ def test_a_subset_of_critics_is_drawn_without_repetition() -> None:
     counts = torch.bincount(subset.sort(-1).values @ torch.tensor([4, 1]), minlength=16)
     assert counts.count_nonzero() == 6
     assert int(counts[counts > 0].min()) > 400
+
+
+def test_masks_do_not_move_a_target_entropy_that_is_given() -> None:
+    check_update("sac", "discrete", {"target_entropy": 0.4}, sac, masks=True)
