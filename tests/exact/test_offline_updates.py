@@ -31,8 +31,12 @@ from helpers import F64
 from steepest.algorithms import find
 
 
-def logsumexp(x: Tensor) -> Tensor:
-    return x.exp().sum(-1).log()
+def pushed_down(config: Any, q: Tensor, log_weight: Tensor | float) -> Tensor:
+    """The soft maximum over the last axis; of the test's own regulariser, E_mu Q with mu fixed."""
+    if config.regulariser.endswith(":sharper"):
+        mu = (torch.where(q > -1e29, 2.0 * q, q) + log_weight).exp().detach()
+        return (mu / mu.sum(-1, keepdim=True) * q).sum(-1)
+    return (q + log_weight).exp().sum(-1).log()
 
 
 def bc(twin: Twin, rows: Rows, noise: Rows, step: int) -> None:
@@ -117,7 +121,7 @@ def cql(twin: Twin, rows: Rows, noise: Rows, step: int) -> None:
     if config.calibrated:
         mine = torch.maximum(others[..., :number], rows["return_to_go"].unsqueeze(-1))
         others = torch.cat([mine, others[..., number:]], -1)
-    gap = (importance(rows) * (logsumexp(others + log_ratio.T) - math.log(len(proposed)) - q)).mean(-1)
+    gap = (importance(rows) * (pushed_down(config, others, log_ratio.T - math.log(len(proposed))) - q)).mean(-1)
     weight = twin.weight.exp().clamp(max=1e6) if config.gap_threshold else config.conservative_weight
     twin.step("critic/", regression(q, target, rows) + weight * gap.sum())
     if config.gap_threshold:
@@ -143,10 +147,10 @@ def discrete_cql(twin: Twin, rows: Rows, noise: Rows, step: int) -> None:
     target = backup(rows, there[torch.arange(BATCH), picked.argmax(-1)])
     q = twin.q_values("", obs)
     data = q[torch.arange(BATCH), rows["action"]]
-    others = q if legal is None else q.masked_fill(~legal, -torch.inf)
+    others = q if legal is None else q.masked_fill(~legal, -1e30)
     rho = config.regulariser == "behaviour"
     prior = twin.log_probs(obs, legal, "behaviour/").detach() if rho else 0.0
-    gap = (importance(rows) * (logsumexp(others + prior) - data)).mean()
+    gap = (importance(rows) * (pushed_down(config, others, prior) - data)).mean()
     loss = (importance(rows) * huber(data - target, config.huber_threshold)).mean()
     weight = twin.weight.exp().clamp(max=1e6) if config.gap_threshold else config.conservative_weight
     twin.step("", loss + weight * gap)
@@ -164,8 +168,11 @@ import torch
 
 def of_entropy(q, log_ratio):
     return torch.softmax(q + log_ratio, -1)
+
+def sharper(q, log_ratio):
+    return torch.softmax(2.0 * q + log_ratio, -1)
 """
-"""The maximising mu of CQL(H), whose mean of Q has the gradient of the soft maximum."""
+"""The maximising mu of CQL(H), whose mean of Q has the gradient of the soft maximum; and that of half the entropy."""
 
 CASES: list[tuple[str, str, dict[str, Any], ByHand]] = [
     ("bc", "box", {}, bc),
@@ -215,13 +222,25 @@ def test_rho_sees_legal_actions_alone() -> None:
     check_update("discrete_cql", "discrete", {"regulariser": "behaviour"}, discrete_cql, masks=True)
 
 
+@pytest.mark.parametrize("function", ["of_entropy", "sharper"])
 @pytest.mark.parametrize(
     ("algorithm", "kind", "by_hand"), [("cql", "box", cql), ("discrete_cql", "discrete", discrete_cql)]
 )
-def test_a_regulariser_of_ones_own(algorithm: str, kind: str, by_hand: ByHand, tmp_path: Path) -> None:
-    """The maximising mu of CQL(H), given as a function, takes the steps of CQL(H)."""
+def test_a_regulariser_of_ones_own(algorithm: str, kind: str, by_hand: ByHand, function: str, tmp_path: Path) -> None:
+    """The maximising mu of CQL(H), given as a function, takes the steps of CQL(H); another mu takes its own."""
     (tmp_path / "own.py").write_text(OWN)
-    check_update(algorithm, kind, {"regulariser": f"{tmp_path / 'own.py'}:of_entropy"}, by_hand, masks=kind != "box")
+    check_update(algorithm, kind, {"regulariser": f"{tmp_path / 'own.py'}:{function}"}, by_hand, masks=kind != "box")
+
+
+def test_uniform_proposals_fill_the_box() -> None:
+    """To its bounds on either side, without reaching them, where a draw before tanh would be infinite."""
+    agent = small_agent("cql", "box", {"proposals": 50})
+    uniform = agent.update_noise(STEPS)["uniform"]
+    assert uniform.shape == (1, STEPS, 50, BATCH, ACTIONS)
+    assert -1.0 < float(uniform.min()) < -0.99
+    assert 0.99 < float(uniform.max()) < 1.0
+    assert abs(float(uniform.mean())) < 4.0 / math.sqrt(3.0 * uniform.numel())
+    assert bool(torch.isfinite(torch.atanh(uniform)).all())
 
 
 @pytest.mark.parametrize("regulariser", ["entropy", "previous", "behaviour"])

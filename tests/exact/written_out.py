@@ -50,8 +50,10 @@ class Twin:
         self.weight = Scalar(float(weight), critic_rate)
 
     def step(self, prefix: str, loss: Tensor) -> None:
-        leaves = self.p[prefix]
-        for leaf, slope in zip(leaves.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        self.descend(prefix, torch.autograd.grad(loss, list(self.p[prefix].values())))
+
+    def descend(self, prefix: str, slopes: tuple[Tensor, ...]) -> None:
+        for leaf, slope in zip(self.p[prefix].values(), slopes, strict=True):
             leaf.grad = slope
         self.optimizers[prefix].step()
 
@@ -215,6 +217,8 @@ def check_update(
             )
             assert ("norms.0.scale" in twin.p[prefix]) == getattr(agent.config, "layer_norm", False)
     rows = minibatches(agent, masks=masks, weights=weights)
+    if algorithm in ("td3", "ddpg"):
+        rows["action"] = 1.3 * rows["action"]  # as played: with noise, before the bounds cut it
     for call in range(calls):
         noise = {k: x.double() if x.is_floating_point() else x for k, x in agent.update_noise(STEPS).items()}
         agent.update(rows, noise, exact_hyper(agent))

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import dataset_mistakes as dm
 import evaluation_mistakes as em
 import language_mistakes as lm
+import off_policy_mistakes as replay
 import offline_mistakes as offline
 import pytest
 
@@ -1436,7 +1437,15 @@ SUSPECTS: dict[str, Suspect] = {
     "losses/compatible.py": Suspect(COMPATIBLE, ("exact/test_compatible.py",)),
     "algorithms/off_pac.py": Suspect(OFF_PAC, ("exact/test_off_pac_update.py",)),
     "algorithms/dpg.py": Suspect(DPG, ("exact/test_off_pac_update.py",)),
-    "algorithms/dqn.py agents/greedy.py": Suspect(DQN, ("exact/test_q_learning.py",)),
+    "algorithms/dqn.py agents/greedy.py": Suspect(
+        DQN | replay.GREEDY, ("exact/test_q_learning.py", "exact/test_off_policy_updates.py")
+    ),
+    "algorithms/sac.py": Suspect(replay.SAC, ("exact/test_off_policy_updates.py",)),
+    "algorithms/sac_v.py": Suspect(replay.SAC_V, ("exact/test_off_policy_updates.py",)),
+    "algorithms/td3.py": Suspect(replay.TD3, ("exact/test_off_policy_updates.py",)),
+    "algorithms/ddpg.py": Suspect(replay.DDPG, ("exact/test_off_policy_updates.py",)),
+    "agents/soft.py": Suspect(replay.SOFT_STEPS, ("exact/test_off_policy_updates.py",)),
+    "agents/deterministic.py": Suspect(replay.DETERMINISTIC_STEPS, ("exact/test_off_policy_updates.py",)),
     "losses/soft.py": Suspect(SOFT, ("exact/test_soft.py",)),
     "losses/deterministic.py": Suspect(DETERMINISTIC, ("exact/test_deterministic.py",)),
     "losses/conservative.py": Suspect(offline.CONSERVATIVE, ("exact/test_conservative.py",)),
