@@ -22,9 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from run import machine
-
 import steepest
+from run import machine
 from steepest.experience.datasets.dataset import Dataset
 from steepest.files.atomic import write_text_atomic
 

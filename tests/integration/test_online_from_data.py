@@ -46,7 +46,9 @@ def test_learns_from_data_and_play(algorithm: str) -> None:
     """Half of every minibatch from each."""
     problem = Aim if algorithm in ("cql", "rebrac") else Bandit
     more = {"calibrated": True} if algorithm == "cql" else {}
-    with Run(algorithm, problem, data=played(problem, 200), data_share=0.5, **options_of(algorithm, **PLAYS, **more)) as run:
+    with Run(
+        algorithm, problem, data=played(problem, 200), data_share=0.5, **options_of(algorithm, **PLAYS, **more)
+    ) as run:
         rows = list(run)
         assert abs(problem.score(run.agent) - problem.best) < 0.1
     assert rows[-1]["train/episodes"] > 100

@@ -150,8 +150,8 @@ class OffPolicyConfig(NetworkConfig):
     buffer_size: AtLeastTwo = 1_000_000
     """Latest transitions to learn from, per seed, counting rows that only restart an environment."""
     learning_starts: Whole = 1_000
-    """Environment steps before the first gradient step, per seed, of uniformly random actions (see warm_up). Here and in
-    ``update_ratio`` a row that only restarts an environment counts as one."""
+    """Environment steps before the first gradient step, per seed; uniformly random ones, unless warm_up says else. Here
+    and in ``update_ratio`` a row that only restarts an environment counts as one."""
     warm_up: Literal["uniform", "policy"] = "uniform"
     """Policy of these first steps: uniform, or the agent's own, for one that has been trained before."""
     train_every: Count = 1

@@ -36,8 +36,8 @@ from steepest.distributions import Categorical, masked_logits
 from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.replay import ReplayBuffer
-from steepest.experience.transitions import Batch
 from steepest.experience.rollout import Collector, Environments, Episode
+from steepest.experience.transitions import Batch
 from steepest.learner.step import Metrics
 from steepest.learner.trees import to_host
 from steepest.numerics import correlated

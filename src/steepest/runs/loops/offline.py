@@ -116,7 +116,9 @@ def check_data(agent_class: type[Agent], data: Any, share: float | None) -> None
     if share is not None and data is None:
         raise UsageError(f"data_share is {share:g}, but there is no data; give it with --data, or leave data_share out")
     if share is not None and not replays:
-        raise UsageError(f"data_share is {share:g}, but {name} has no replay buffer to mix data with; sac, iql, cql have")
+        raise UsageError(
+            f"data_share is {share:g}, but {name} has no replay buffer to mix data with; sac, iql, cql have"
+        )
 
 
 def _statistics(rows: DatasetRows, agent: ReplayAgent) -> dict[str, Tensor]:
