@@ -71,7 +71,7 @@ SOFT_STEPS: Mistakes = {
     "the whole of the uniform entropy as a target": ("else 0.5 * math.log(self", "else 1.0 * math.log(self"),
     "a given target entropy forgotten": (
         "if self.settings.target_entropy is not None:\n            return self.settings.target_entropy\n",
-        "",
+        "if False:\n            return 0.0\n",
     ),
     "masks do not move a target entropy": ("if mask is None or self.settings.target_entropy is not None:", "if True:"),
     "masks move a given target entropy": (
