@@ -14,7 +14,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from spaces_envs import ACTIONS, OBSERVATIONS, PARTLY_SEEN, AnySpace
-from tiny_problems import Aim, Bandit, Chain, Recall, TinyProblem, Treadmill
 
 import steepest
 from helpers import F64, to_float64
@@ -27,6 +26,7 @@ from steepest.experience.rollout import Collector
 from steepest.learner.trees import to_host, tree_leaves, tree_map
 from steepest.runs.options.config import RunConfig
 from steepest.runs.store.metrics import read_metrics
+from tiny_problems import Aim, Bandit, Chain, Recall, TinyProblem, Treadmill
 
 VECTOR = OBSERVATIONS["vector"]
 FOUR = ACTIONS["discrete"][0]
