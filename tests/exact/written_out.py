@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -178,9 +179,11 @@ def minibatches(agent: Any, *, masks: bool = False, weights: bool = False) -> Ro
 
 def exact_hyper(agent: Any) -> Rows:
     """The hyper-parameters of an update in float64, before a run would round them to float32."""
-    given = {k: getattr(agent.config, k, None) for k in agent.hyperparameters(0.0)}
     found = {k: v.double() for k, v in agent.hyperparameters(0.0).items()}
-    return found | {k: torch.tensor(v, dtype=F64) for k, v in given.items() if v is not None}
+    given = {k: v for k in found if (v := getattr(agent.config, k, None)) is not None}
+    for name, value in given.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-6), name
+    return found | {k: torch.tensor(v, dtype=F64) for k, v in given.items()}
 
 
 ByHand = Callable[[Twin, Rows, Rows, int], None]
