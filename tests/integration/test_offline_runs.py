@@ -118,7 +118,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("algorithm", ["bc", "iql", "awac", "rebrac", "td3_bc", "cql", "discrete_cql", "sac"])
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [2])
 def test_resuming_gives_the_same_bits(algorithm: str, seeds: int, tmp_path: Path) -> None:
     """Left after an uneven number of iterations; the whole run without a folder is the reference."""
     problem = Aim if "box" in find(algorithm).action_kinds else Bandit
@@ -144,7 +144,7 @@ def test_resuming_gives_the_same_bits(algorithm: str, seeds: int, tmp_path: Path
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("algorithm", ["cql", "td3_bc"])
+@pytest.mark.parametrize("algorithm", ["cql"])
 def test_a_killed_run_resumes_to_the_same_bits(algorithm: str, tmp_path: Path) -> None:
     """From a file, by the command; killed while it trains."""
     data = tmp_path / "data.npz"
@@ -224,7 +224,7 @@ def test_train_returns_the_agent_of_a_dataset() -> None:
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("algorithm", ["cql", "iql"])
+@pytest.mark.parametrize("algorithm", ["cql", pytest.param("iql", marks=pytest.mark.slow)])
 def test_compiled_learns_as_eager(algorithm: str) -> None:
     data = played(Aim, 200)
     scores = []

@@ -78,7 +78,7 @@ def test_going_on_from_an_agent_keeps_the_new_seed() -> None:
 
 @pytest.mark.parametrize("name", ["normalize_obs", "normalize_reward"])
 def test_going_on_with_other_normalisation_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name} is False, but the agent to go on from was trained with True"):
+    with pytest.raises(UsageError, match=f"{name} is False, but the agent to start from was trained with True"):
         make().take_over(make(**{name: True}))
 
 
