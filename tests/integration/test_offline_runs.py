@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from helpers_runs import differences, start_command, steepest_command, stray_files, wait_for_step
 
 import steepest
@@ -17,6 +19,7 @@ from steepest import Run, UsageError
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import ALGORITHMS, find
 from steepest.experience.datasets.dataset import Dataset, RecordedEpisode, from_episodes
+from steepest.experience.datasets.read import is_dataset
 from steepest.runs.store.metrics import read_metrics
 from tiny_problems import Aim, Bandit, Chain, TinyProblem
 
@@ -118,7 +121,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("algorithm", ["bc", "iql", "awac", "rebrac", "td3_bc", "cql", "discrete_cql", "sac"])
-@pytest.mark.parametrize("seeds", [2])
+@pytest.mark.parametrize("seeds", [1, 2])
 def test_resuming_gives_the_same_bits(algorithm: str, seeds: int, tmp_path: Path) -> None:
     """Left after an uneven number of iterations; the whole run without a folder is the reference."""
     problem = Aim if "box" in find(algorithm).action_kinds else Bandit
@@ -144,7 +147,7 @@ def test_resuming_gives_the_same_bits(algorithm: str, seeds: int, tmp_path: Path
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("algorithm", ["cql"])
+@pytest.mark.parametrize("algorithm", ["cql", "td3_bc"])
 def test_a_killed_run_resumes_to_the_same_bits(algorithm: str, tmp_path: Path) -> None:
     """From a file, by the command; killed while it trains."""
     data = tmp_path / "data.npz"
@@ -163,6 +166,81 @@ def test_a_killed_run_resumes_to_the_same_bits(algorithm: str, tmp_path: Path) -
     assert "resuming from step-" in done.stderr
     assert differences(tmp_path / "alone", killed) == []
     assert stray_files(killed) == []
+
+
+def test_the_command_takes_what_the_data_says_of_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arguments and its time limit too; and a folder is data only if it holds some."""
+    data, out = tmp_path / "data.npz", tmp_path / "run"
+    steepest.collect("random", "Pendulum-v1", steps=300, out=data, env_kwargs={"g": 5.0}, max_episode_steps=30)
+    arguments = ["train", "td3_bc", data, "--total-steps", 20, "--compile", "off", "--hidden-sizes", 8, "--out", out]
+    done = steepest_command(*arguments, "--eval-episodes", 1, "--batch-size", 8, "--no-tensorboard")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((out / "config.json").read_text())
+    assert (saved["env"], saved["env_kwargs"], saved["data"]) == ("Pendulum-v1", {"g": 5.0}, str(data))
+    assert saved["run"]["max_episode_steps"] == 30
+    assert [row["eval/episode_length_mean"] for row in read_metrics(out) if "eval/episodes" in row] == [30]
+    monkeypatch.chdir(tmp_path)
+    Path("CartPole-v1").mkdir()
+    assert [is_dataset(x) for x in ("CartPole-v1", "Pendulum-v1", "data.npz", "minari:a/b-v0", "no.hdf5")] == [
+        False, False, True, True, True,
+    ]  # fmt: skip
+
+
+def test_as_many_steps_are_taken_as_were_asked_for(tmp_path: Path) -> None:
+    """The last iteration is shorter; a run that is extended goes on from there."""
+    data = played(Bandit, 50)
+    options = options_of("iql", total_steps=250, updates_per_call=5, checkpoint_every=100)
+    with Run("iql", Bandit, data=data, out=tmp_path / "run", **options) as run:
+        assert [row["step"] for row in run] == [100, 200, 250]
+    with Run.resume(tmp_path / "run", env=Bandit, data=data, total_steps=410) as more:
+        assert [row["step"] for row in more] == [350, 410]
+
+
+class Pictures(TinyProblem):
+    """As ``Bandit``, seen as a picture and a number."""
+
+    observation_space = spaces.Dict(
+        {"picture": spaces.Box(0, 255, (12, 12, 1), np.uint8), "place": spaces.Box(-1.0, 1.0, (2,), np.float32)}
+    )
+    action_space = spaces.Discrete(2)
+
+    def begin(self) -> Any:
+        self.context = int(self.np_random.integers(2))
+        picture = np.zeros((12, 12, 1), np.uint8)
+        picture[:, 6 * self.context : 6 * self.context + 6] = 255
+        return {"picture": picture, "place": np.zeros(2, np.float32)}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.begin(), self.sign * float(action == self.context), True, False, {}
+
+    @classmethod
+    def score(cls, agent: Any) -> float:
+        env = cls()
+        env.reset(seed=0)
+        right = []
+        for _ in range(60):
+            obs = env.begin()
+            right.append(int(agent.act(obs)[0]) == env.context)
+        return float(np.mean(right))
+
+
+@pytest.mark.parametrize("algorithm", ["iql", "discrete_cql"])
+def test_learns_from_pictures_and_dictionaries(algorithm: str) -> None:
+    """The rewarded context is that of before the step; the next observation is another picture."""
+    env, episodes = Pictures(), []
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        obs, action = env.reset(seed=number)[0], int(rng.integers(2))
+        paid = float(action == env.context)
+        both = {k: np.stack([obs[k], x]) for k, x in env.begin().items()}
+        episodes.append(RecordedEpisode(both, np.array([action]), np.array([paid]), True, False))
+    options = options_of(algorithm, total_steps=200, batch_size=32, learning_rate=1e-3, critic_learning_rate=1e-3)
+    options = {k: v for k, v in options.items() if k != "critic_learning_rate" or algorithm == "iql"}
+    with Run(algorithm, Pictures, data=from_episodes(episodes), **options) as run:
+        list(run)
+        assert Pictures.score(run.agent) > 0.9
 
 
 def test_a_changed_dataset_is_refused(tmp_path: Path) -> None:

@@ -96,6 +96,25 @@ def test_an_agent_starts_from_another_and_plays_its_own_policy_first() -> None:
     assert abs(returns[1] - 0.5) < 0.2
 
 
+def test_soft_actor_critic_starts_from_a_conservative_agent() -> None:
+    """Their networks are the same: it acts alike at once, and keeps the critics."""
+    agent = steepest.train("cql", Aim, data=played(Aim, 200), **options_of("cql", total_steps=300))
+    with Run(
+        "sac", Aim, agent=agent, **options_of("sac", **{**PLAYS, "total_steps": 64, "learning_starts": 64})
+    ) as run:
+        assert Aim.score(run.agent) == Aim.score(agent)
+        assert torch.equal(run.agent.state["critic/params"], agent.state["critic/params"])
+        list(run)
+
+
+def test_a_minibatch_is_never_of_data_alone() -> None:
+    """However near the share is to 1 and however small the minibatch."""
+    options = options_of("dqn", **{**PLAYS, "batch_size": 8, "total_steps": 200})
+    with Run("dqn", Bandit, data=played(Bandit, 50), data_share=0.99, **options) as run:
+        assert run.training.loop.from_data == 7
+        list(run)
+
+
 def test_what_does_not_fit_together_is_refused() -> None:
     data = played(Bandit, 20)
     for algorithm, given, words in (

@@ -63,3 +63,22 @@ def test_what_names_no_function_is_explained(tmp_path: Path) -> None:
     empty.write_text("f = 3\n")
     with pytest.raises(UsageError, match=r"empty\.py has no function f"):
         load_function(f"{empty}:f", "regulariser")
+
+
+def test_what_gives_no_probabilities_is_refused(tmp_path: Path) -> None:
+    """When the agent is made, not in the middle of training."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def fails(q, r):\n    return q.no_such_thing\n"
+        "def half(q, r):\n    return 0.5 * q.softmax(-1)\n"
+        "def short(q, r):\n    return q.softmax(-1)[..., :1]\n"
+        "def number(q, r):\n    return 1.0\n"
+    )
+    for name, words in (
+        ("fails", r"failed on values \(2, 3\): AttributeError: .*\(own\.py, line 2\)"),
+        ("half", "expected probabilities of that shape, which sum to 1"),
+        ("short", "expected probabilities of that shape"),
+        ("number", r"gave 1\.0 for values"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            slope(f"{file}:{name}")

@@ -99,7 +99,7 @@ class Agent(ABC):
         refused = self.refuses(action_spec)
         if refused:
             raise UsageError(refused)
-        self._action_map = ActionMap(action_spec, self.squash or cast(PolicyConfig, config).squash)
+        self.action_map = ActionMap(action_spec, self.squash or cast(PolicyConfig, config).squash)
         self.config = config
         self.obs_spec = obs_spec
         self.action_spec = action_spec
@@ -265,7 +265,7 @@ class Agent(ABC):
 
     def to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         """Return what the environments take, from actions (M N, ...) as the policy drew them."""
-        return self._action_map(action)
+        return self.action_map(action)
 
     def act(
         self,

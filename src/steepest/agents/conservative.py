@@ -12,8 +12,8 @@ from steepest.agents.agent import normalization
 from steepest.agents.config import ConservativeConfig
 from steepest.agents.replay_updates import Batch, ReplayAgent, batch_obs, descend
 from steepest.distributions import Distribution
-from steepest.errors import require
-from steepest.files.functions import load_function
+from steepest.errors import UsageError, require
+from steepest.files.functions import load_function, said_by
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
 from steepest.losses import best_response_value, conservative_weight_loss, score_function_loss
 from steepest.networks.inputs import PolicyInput
@@ -28,14 +28,26 @@ MAX_WEIGHT = 1e6
 def read_regulariser(config: ConservativeConfig, *built_in: str) -> Regulariser | None:
     """Return a regulariser of the user's own; None for one that is built in.
 
-    Raises:    UsageError where it is neither
+    Raises:    UsageError where it is neither, fails, or gives no probabilities
     Verified:  tests/unit/test_conservative.py::test_a_regulariser_from_a_file
     """
     if config.regulariser in built_in:
         return None
     wish = f"one of {', '.join(built_in)}, or FILE.py:FUNCTION"
     require(".py:" in config.regulariser, "regulariser", config.regulariser, wish)
-    return load_function(config.regulariser, "regulariser")
+    function = load_function(config.regulariser, "regulariser")
+    q_value = torch.tensor([[-1.0, 0.0, 2.0], [0.5, 0.5, 0.0]])
+    try:
+        given = function(q_value, torch.zeros_like(q_value))
+    except Exception as error:  # it is the user's program
+        raise UsageError(f"regulariser {config.regulariser} failed on values (2, 3): {said_by(error)}") from error
+    is_policy = isinstance(given, Tensor) and given.shape == q_value.shape and bool((given >= 0.0).all())
+    if not is_policy or not torch.allclose(given.sum(-1), torch.ones(2), atol=1e-4):
+        raise UsageError(
+            f"regulariser {config.regulariser} gave {given} for values (2, 3); expected probabilities of that shape, "
+            "which sum to 1 over the last axis"
+        )
+    return function
 
 
 def own_pushed_down(regulariser: Regulariser, q_value: Tensor, log_ratio: Tensor) -> Tensor:

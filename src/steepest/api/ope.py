@@ -13,7 +13,6 @@ from torch import Tensor
 from steepest.agents.agent import Agent
 from steepest.api.agents import PathLike, load
 from steepest.api.datasets import collect
-from steepest.environments.spaces import ActionMap
 from steepest.errors import UsageError, require
 from steepest.evaluation import (
     Contributions,
@@ -83,7 +82,7 @@ class OffPolicyEvaluation:
     episodes: int
     gamma: float
     behaviour: Estimate
-    """The data's own mean discounted return."""
+    """The data's own mean discounted return, as far as it was recorded."""
     policies: list[PolicyEstimates]
 
     def selection(self) -> dict[str, dict[str, float]]:
@@ -128,15 +127,16 @@ def ope(
     Verified:  tests/integration/test_ope.py::test_estimates_meet_the_true_value
     """
     require(0.0 < share < 1.0, "share", share, "between 0 and 1")
-    require(true_episodes >= 0, "true_episodes", true_episodes, "zero or more")
+    require(true_episodes == 0 or true_episodes >= 2, "true_episodes", true_episodes, "zero, or at least 2")
     if not policies:
         raise UsageError("which policies? Give run folders, saved agents, or agents")
     config, dataset = FittedQConfig(**options), read_dataset(data)
     say = note or (lambda _: None)
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "bootstrap"))
     padded = _Padded(dataset)
+    if len(padded.first) < 2:
+        raise UsageError(f"{dataset.source} has one episode; intervals are over episodes, so give at least 2")
     found: list[PolicyEstimates] = []
-    own: Estimate | None = None
     for policy in policies:
         agent = policy if isinstance(policy, Agent) else load(policy)
         name = agent.algorithm if isinstance(policy, Agent) else str(policy)
@@ -176,11 +176,8 @@ def ope(
             say(f"{name}: playing {true_episodes} episodes")
             true = _played(agent, dataset, target, true_episodes, config, generator, resamples, share)
         found.append(PolicyEstimates(name, estimates, effective, refused, true))
-        if own is None:
-            steps = torch.arange(reward.shape[-1], dtype=torch.float64)
-            returns = (torch.where(padded.valid, reward, 0.0) * config.gamma**steps).sum(-1)
-            own = _estimate(direct_method(returns), generator, resamples, share)
-    assert own is not None
+    returns = torch.from_numpy(dataset.returns_to_go(config.gamma)[padded.first])
+    own = _estimate(direct_method(returns), generator, resamples, share)
     return OffPolicyEvaluation(dataset.source, len(padded.first), config.gamma, own, found)
 
 
@@ -213,10 +210,9 @@ def _log_probs(
     if agent.action_spec.kind == "box":
         if target.deterministic:
             return None, "a deterministic policy of continuous actions has no probabilities"
-        squash: Any = agent.squash or getattr(agent.config, "squash", "clip")
-        executed = ActionMap(agent.action_spec, squash)(drawn[dataset.valid])
+        executed = agent.to_env(drawn[dataset.valid])
         if not np.allclose(executed, dataset.action[dataset.valid], rtol=1e-4, atol=1e-5):
-            return None, f"the data's actions were not drawn as this policy draws, before {squash}"
+            return None, f"the data's actions were not drawn as this policy draws, before {agent.action_map.squash}"
     given = torch.from_numpy(drawn)
     if target.deterministic:
         same = policy.mode() == given

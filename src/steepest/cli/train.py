@@ -96,11 +96,12 @@ def agents(argv: list[str]) -> int:
     from steepest.runs.run import Run
 
     output_default, from_file = _from_file(rest, AgentOutputOptions)
-    if is_dataset(place):
-        from steepest.experience.datasets.read import env_of
+    from steepest.experience.datasets.read import env_of, is_dataset
 
-        output_default, env = dataclasses.replace(output_default, data=place), env_of(place)
-    defaults = (output_default, *resolve_options(agent_class, env, from_file))
+    whose = place
+    if is_dataset(place):  # the run takes all that the data says of its environment
+        output_default, env, whose = dataclasses.replace(output_default, data=place), None, env_of(place)
+    defaults = (output_default, *resolve_options(agent_class, whose, from_file))
     output, given = _parsed(defaults, rest, f"train {algorithm} {place}", f"Train {algorithm} on {place}.")
     out = "" if output.out is None else str(output.out)
     given |= {"out": out, "data": output.data, "render": output.render}
@@ -109,11 +110,6 @@ def agents(argv: list[str]) -> int:
 
         given["agent"] = load(start)
     return _report(drive(lambda note: Run(algorithm, env, note=note, **given), quiet=output.quiet))
-
-
-def is_dataset(place: str) -> bool:
-    """Return whether a user means data, not an environment: a file or folder, or an id of Minari."""
-    return place.startswith("minari:") or Path(place).suffix in (".npz", ".hdf5", ".h5") or Path(place).exists()
 
 
 def rlhf(argv: list[str]) -> int:

@@ -3,7 +3,7 @@
     repeat
       for a minibatch of the data, one step of Adam on the mean of
           1/2 (Q(s, a) - y)^2 + conservative_weight R(s)                    losses.value_loss, losses.conservative_gap
-          y = r + gamma (1 - terminated) E_{a'~pi(.|s')} Q'(s', a')                              losses.soft_q_target
+          y = r + gamma (1 - terminated) E_{a'~pi(.|s')} Q'(s', a')                           losses.q_learning_target
           R = E_pi Q(s, .) - Q(s, a), whose mean under pi bounds its value, or E_pi Q(s, .), a bound at every (s, a)
       Q' <- (1 - rate) Q' + rate Q
 
@@ -16,6 +16,7 @@ Source: notes 2.1 (without a weight) and 2.1.1 (with one); Le, Voloshin & Yue 20
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +31,7 @@ from steepest.errors import UsageError
 from steepest.experience.datasets.sampling import DatasetRows
 from steepest.fields import Checked, Count, NonNegative, Positive, PositiveShare, Share, Whole
 from steepest.learner.trees import tree_map
-from steepest.losses import best_response_value, conservative_gap, soft_q_target, value_loss
+from steepest.losses import best_response_value, conservative_gap, q_learning_target, value_loss
 from steepest.networks.config import NetworkConfig
 from steepest.networks.critics import QEnsemble
 from steepest.networks.inputs import Normalization, PolicyInput
@@ -92,8 +93,8 @@ def policy_on(agent: Agent, rows: DatasetRows, *, deterministic: bool = False) -
     state = {k: v[0] for k, v in agent.state.items()}
     found: list[Distribution] = []
     with torch.no_grad():
-        for start in range(0, rows.length, ROWS):
-            obs = _obs(rows, np.arange(start, min(start + ROWS, rows.length)))
+        for part in _parts(np.arange(rows.length)):
+            obs = _obs(rows, part)
             inputs = PolicyInput({k: x.to(agent.device) for k, x in obs.items()}, None, None, None, None)
             found.append(agent.forward(state["params"], state, inputs, with_value=False).distribution)
     joined: Distribution = tree_map(lambda *x: torch.cat([part.cpu() for part in x]), *found)
@@ -112,7 +113,10 @@ class FittedQ:
         self.action_spec = agent.action_spec
         if self.action_spec.kind not in ("box", "discrete"):
             raise UsageError(f"fitted Q evaluation takes one discrete action or a box; this is {self.action_spec.kind}")
-        self.squashes = agent.squash == "tanh" or getattr(agent.config, "squash", "clip") == "tanh"
+        self.squashes = agent.action_map.squash == "tanh"
+        ranges = zip(self.action_spec.low, self.action_spec.high, strict=True)
+        # In units of half the range; a component without two bounds keeps its own units.
+        self.limit = torch.tensor([1.0 if math.isfinite(high - low) else math.inf for low, high in ranges])
         self.generator = torch.Generator().manual_seed(stream_seed(config.seed, "fitted q"))
         network = NetworkConfig(hidden_sizes=config.hidden_sizes, activation="relu")
         box = self.action_spec.kind == "box"
@@ -124,7 +128,8 @@ class FittedQ:
 
         cpu = torch.device("cpu")
         self.q_network, self.target = (build(make, config.seed, cpu)[""] for _ in range(2))
-        self.statistics = _statistics(rows)
+        moments = rows.moments()
+        self.statistics = Normalization({k: m[0] for k, m in moments.items()}, {k: m[1] for k, m in moments.items()})
 
     def fit(self) -> float:
         """Take all gradient steps; return the mean loss of the last tenth."""
@@ -152,7 +157,7 @@ class FittedQ:
         batch = self.rows.transitions(row, np.zeros_like(row), gamma=config.gamma)
         with torch.no_grad():
             following = self._expected(self.target, row + 1)
-        target = soft_q_target(batch["reward"], following, batch["terminated"], batch["discount"])
+        target = q_learning_target(batch["reward"], following, batch["terminated"], batch["discount"])
         q = self._q(self.q_network, row, batch["action"])
         loss = value_loss(q, target).mean()
         if config.conservative_weight > 0.0:
@@ -162,21 +167,17 @@ class FittedQ:
         return loss
 
     def values(self, row: Any) -> Tensor:
-        """Return V = E_pi Q at these rows, (N,) reward units; a deterministic policy's without a draw."""
+        """Return V = E_pi Q at these rows, (N,) reward units; of continuous actions the mean over ``DRAWS`` draws."""
         with torch.no_grad():
             draws = 1 if self.policy.deterministic or self.action_spec.kind == "discrete" else DRAWS
-            parts = [row[i : i + ROWS] for i in range(0, len(row), ROWS)]
-            return torch.cat(
-                [sum((self._expected(self.q_network, p) for _ in range(draws)), torch.zeros(())) / draws for p in parts]
-            )
+            drawn = [[self._expected(self.q_network, part) for _ in range(draws)] for part in _parts(row)]
+            return torch.cat([torch.stack(values).mean(0) for values in drawn])
 
     def q_values(self, row: Any) -> Tensor:
         """Return Q of the actions that were taken at these rows, (N,) reward units."""
         with torch.no_grad():
-            action = torch.from_numpy(np.ascontiguousarray(self.rows.flat["action"][row]))
-            return torch.cat(
-                [self._q(self.q_network, row[i : i + ROWS], action[i : i + ROWS]) for i in range(0, len(row), ROWS)]
-            )
+            action = self.rows.flat["action"]
+            return torch.cat([self._q(self.q_network, p, torch.from_numpy(action[p])) for p in _parts(row)])
 
     def _q(self, network: Any, row: Any, action: Tensor) -> Tensor:
         obs = _obs(self.rows, row)
@@ -197,7 +198,7 @@ class FittedQ:
             draw = policy.mode()
         else:
             draw = policy.sample(action_noise(self.action_spec, (len(row),), self.generator))
-        unit = unit_action(self.action_spec, draw) if self.squashes else draw.clamp(-1.0, 1.0)
+        unit = unit_action(self.action_spec, draw) if self.squashes else draw.clamp(-self.limit, self.limit)
         return network(_obs(self.rows, row), self.statistics, unit)[0]
 
 
@@ -206,12 +207,6 @@ def _obs(rows: DatasetRows, row: Any) -> Obs:
     return {name: torch.from_numpy(np.ascontiguousarray(rows.flat[f"obs/{name}"][row])) for name in names}
 
 
-def _statistics(rows: DatasetRows) -> Normalization:
-    """Mean and variance of the vector observations of the data."""
-    mean, variance = {}, {}
-    for field in rows.obs_fields:
-        if field.kind == "vector":
-            x = np.asarray(rows.flat[f"obs/{field.name}"][rows.decided], np.float64)
-            mean[field.name] = torch.as_tensor(x.mean(0), dtype=torch.float32)
-            variance[field.name] = torch.as_tensor(x.var(0), dtype=torch.float32)
-    return Normalization(mean, variance)
+def _parts(row: Any) -> list[Any]:
+    """Split rows into pieces that a network sees at a time."""
+    return [row[i : i + ROWS] for i in range(0, len(row), ROWS)]

@@ -50,6 +50,17 @@ def read_dataset(source: Any, *, cache: str | os.PathLike[str] | None = None) ->
     return _read(path, str(path), cache)
 
 
+def is_dataset(place: str) -> bool:
+    """Return whether a text names data that can be read, not an environment: a folder of that name may be anything.
+
+    Verified:  tests/integration/test_offline_runs.py::test_the_command_takes_what_the_data_says_of_its_environment
+    """
+    path = Path(place)
+    if place.startswith(MINARI) or path.suffix in flat_files.ENDINGS:
+        return True
+    return path.is_dir() and ((path / folders.DESCRIPTION).is_file() or minari_files.data_folder(path) is not None)
+
+
 def env_of(source: Any) -> str:
     """Return the id of the environment that a dataset names.
 

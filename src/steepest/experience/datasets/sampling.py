@@ -62,6 +62,19 @@ class DatasetRows(Transitions):
             kept[first[episode] : last[episode]] = True
         self.decided = np.flatnonzero(kept)
 
+    def moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return mean and variance of every vector field over all steps that are drawn from, float32.
+
+        Verified:  tests/integration/test_offline_runs.py::test_observations_are_normalised_by_the_dataset
+        """
+        found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for field in self.obs_fields:
+            if field.kind == "vector":
+                x = np.asarray(self.flat[f"obs/{field.name}"][self.decided], np.float64)
+                mean, variance = (torch.as_tensor(m, dtype=torch.float32) for m in (x.mean(0), x.var(0)))
+                found[field.name] = mean, variance
+        return found
+
     def sample(
         self, generators: list[torch.Generator], batches: int, batch_size: int, *, gamma: float, n_steps: int = 1
     ) -> Batch:

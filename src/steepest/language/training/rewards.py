@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steepest.errors import RunError, UsageError
+from steepest.files.functions import function_in, said_by
 from steepest.language.data.batching import pad, responses
 from steepest.language.data.examples import Prompt
 from steepest.language.models.language_model import LanguageModel
@@ -52,7 +51,7 @@ def load_reward(reward: Any) -> RewardModel | TextReward:
     """A reward model or a function of texts, from whatever was given as reward; arguments and errors as make_scorer."""
     if isinstance(reward, (str, Path)):
         named = named_function(reward)
-        reward = load_reward_model(reward) if named is None else _function(*named)
+        reward = load_reward_model(reward) if named is None else function_in(*named, "reward")
     if isinstance(reward, RewardModel) or callable(reward):
         return cast(RewardModel | TextReward, reward)
     raise UsageError(f"reward is {reward!r}; expected a reward model's folder, a Python function, or FILE.py:FUNCTION")
@@ -97,24 +96,6 @@ def template_difference(lm: LanguageModel, reward: RewardModel | TextReward, pro
     )
 
 
-def _function(file: Path, name: str) -> TextReward:
-    """A function out of a Python file."""
-    if not file.is_file():
-        raise UsageError(f"there is no file {file} with a reward in it")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # it is the user's program
-        raise UsageError(f"{file} cannot be imported: {_said(error)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"{file} has no function {name}")
-    return cast(TextReward, function)
-
-
 def _by_text(lm: LanguageModel, reward: TextReward) -> Scorer:
     takes_rows = len(inspect.signature(reward).parameters) >= 3
 
@@ -125,7 +106,7 @@ def _by_text(lm: LanguageModel, reward: TextReward) -> Scorer:
         try:
             found = [float(x) for x in reward(*given)]
         except Exception as error:  # it is the user's program
-            raise RunError(f"the reward failed: {_said(error)}") from error
+            raise RunError(f"the reward failed: {said_by(error)}") from error
         if len(found) != len(drawn):
             raise RunError(f"the reward gave {len(found)} numbers for {len(drawn)} responses; expected one for each")
         bad = next((i for i, x in enumerate(found) if not math.isfinite(x)), None)
@@ -134,14 +115,6 @@ def _by_text(lm: LanguageModel, reward: TextReward) -> Scorer:
         return torch.tensor(found)
 
     return score
-
-
-def _said(error: Exception) -> str:
-    """An exception of a user's program, with the line that raised it."""
-    if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error}"  # it names the line itself
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _by_model(lm: LanguageModel, model: RewardModel, micro_batch_size: int) -> Scorer:

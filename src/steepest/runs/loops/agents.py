@@ -112,7 +112,7 @@ class AgentTraining(Training[RunConfig]):
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
         if alone and isinstance(self.agent, ReplayAgent):
-            self.loop: Loop = OfflineLoop(read_dataset(data), self.agent)
+            self.loop: Loop = OfflineLoop(read_dataset(data), self.agent, settings.total_steps)
         elif alone:
             self.loop = LogLoop(read_log(data), self.agent)
         elif isinstance(self.agent, ReplayAgent):
@@ -153,10 +153,10 @@ class AgentTraining(Training[RunConfig]):
             if env is None and not issubclass(agent_class, ReplayAgent):
                 raise UsageError(f"{algorithm} needs the environment of the log: its spaces, and where to evaluate")
             if env is None:
-                env, known = env_of(data), read_dataset(data)
-                env_kwargs = known.env_kwargs if env_kwargs is None else env_kwargs
-                if known.max_episode_steps is not None:
-                    options = {"max_episode_steps": known.max_episode_steps, **options}
+                known = read_dataset(data)
+                env, env_kwargs = env_of(known), known.env_kwargs if env_kwargs is None else env_kwargs
+                if options.get("max_episode_steps") is None and known.max_episode_steps is not None:
+                    options = {**options, "max_episode_steps": known.max_episode_steps}
         settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
         try:

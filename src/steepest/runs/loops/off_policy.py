@@ -61,7 +61,8 @@ class OffPolicyLoop:
         self.agent = agent
         self.config = config = cast(OffPolicyConfig, agent.config)
         self.data = None if dataset is None else prepared_rows(dataset, agent)
-        self.from_data = round((settings.data_share or 0.0) * config.batch_size)
+        # At least one transition of every minibatch is of the buffer, however small minibatches are.
+        self.from_data = min(round((settings.data_share or 0.0) * config.batch_size), config.batch_size - 1)
         self.settings = settings
         self.collector = Collector(env, agent, config.train_every)
         self.merge = agent.learner.lift(update_observations, compile=False)
@@ -146,7 +147,7 @@ class OffPolicyLoop:
         """One call of ``updates_per_call`` gradient steps, which are due no longer."""
         agent, config = self.agent, self.config
         self.due -= config.updates_per_call
-        own = config.batch_size - (self.from_data if self.data is not None else 0)
+        own = config.batch_size - self.from_data
         batch = self.buffer.sample(
             agent.generators,
             config.updates_per_call,
@@ -156,7 +157,7 @@ class OffPolicyLoop:
             importance_exponent=config.importance_exponent + progress * (1.0 - config.importance_exponent),
         )
         index = batch.pop("index")
-        if self.data is not None and self.from_data:
+        if self.data is not None and self.from_data > 0:
             shape = (config.updates_per_call, self.from_data)
             rest = self.data[0].sample(agent.generators, *shape, gamma=config.gamma, n_steps=config.n_steps)
             batch = joined(batch, rest)

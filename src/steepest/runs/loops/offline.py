@@ -10,6 +10,7 @@ the agent is all that is needed to resume with the same bits.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ SQUASHED_LIMIT = 1.0 - 1e-6
 
 
 class OfflineLoop:
-    """An iteration is ``steps_per_iteration`` gradient steps; see ``loop.Loop``.
+    """An iteration is ``steps_per_iteration`` gradient steps, in whole calls, the last what is left; see ``loop.Loop``.
 
     Raises:    UsageError for settings that need a replay buffer, observations or actions of other spaces, and a dataset
                that has changed when a run resumes
@@ -43,8 +44,10 @@ class OfflineLoop:
 
     restart_due = False
 
-    def __init__(self, dataset: Dataset, agent: ReplayAgent) -> None:
+    def __init__(self, dataset: Dataset, agent: ReplayAgent, total_steps: int) -> None:
         self.agent = agent
+        self.total_steps = total_steps
+        self.done = 0
         self.config = config = cast(OffPolicyConfig, agent.config)
         if config.prioritized:
             raise UsageError("prioritized is True; minibatches of a dataset are drawn uniformly")
@@ -62,7 +65,9 @@ class OfflineLoop:
         agent, config = self.agent, self.config
         hyper = agent.hyperparameters(progress)
         totals: list[Metrics] = []
-        calls = max(1, config.steps_per_iteration // config.updates_per_call)
+        wanted = min(config.steps_per_iteration, self.total_steps - self.done)
+        calls = max(1, math.ceil(wanted / config.updates_per_call))
+        self.done += calls * config.updates_per_call
         for _ in range(calls):
             batch = self.rows.sample(
                 agent.generators, config.updates_per_call, config.batch_size, gamma=config.gamma, n_steps=config.n_steps
@@ -77,11 +82,12 @@ class OfflineLoop:
         del progress
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"fingerprint": self.fingerprint}
+        return {}, {"fingerprint": self.fingerprint, "done": self.done}
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
         del tensors
         check_same(figures["fingerprint"], self.fingerprint, self.rows)
+        self.done = int(figures["done"])
 
 
 def prepared_rows(dataset: Dataset, agent: ReplayAgent) -> tuple[DatasetRows, str]:
@@ -122,13 +128,9 @@ def check_data(agent_class: type[Agent], data: Any, share: float | None) -> None
 
 
 def _statistics(rows: DatasetRows, agent: ReplayAgent) -> dict[str, Tensor]:
-    """Return mean and variance of every vector observation of the dataset, as the agent's state keeps them."""
+    """Return the mean and variance of the dataset's observations as the agent's state keeps them."""
     found: dict[str, Tensor] = {}
-    decided = rows.decided
-    for field in rows.obs_fields:
-        if field.kind == "vector":
-            x = np.asarray(rows.flat[f"obs/{field.name}"][decided], np.float64)
-            for name, value in (("mean", x.mean(0)), ("variance", x.var(0))):
-                one = torch.as_tensor(value, dtype=torch.float32, device=agent.device)
-                found[f"obs_{name}/{field.name}"] = one.expand(agent.members, *one.shape).clone()
-    return {**found, "obs_count": torch.full((agent.members,), float(len(decided)), device=agent.device)}
+    for name, moments in rows.moments().items():
+        for part, one in zip(("mean", "variance"), moments, strict=True):
+            found[f"obs_{part}/{name}"] = one.to(agent.device).expand(agent.members, *one.shape).clone()
+    return {**found, "obs_count": torch.full((agent.members,), float(len(rows.decided)), device=agent.device)}
