@@ -202,14 +202,14 @@ class Pictures(TinyProblem):
     """As ``Bandit``, seen as a picture and a number."""
 
     observation_space = spaces.Dict(
-        {"picture": spaces.Box(0, 255, (12, 12, 1), np.uint8), "place": spaces.Box(-1.0, 1.0, (2,), np.float32)}
+        {"picture": spaces.Box(0, 255, (36, 36, 1), np.uint8), "place": spaces.Box(-1.0, 1.0, (2,), np.float32)}
     )
     action_space = spaces.Discrete(2)
 
     def begin(self) -> Any:
         self.context = int(self.np_random.integers(2))
-        picture = np.zeros((12, 12, 1), np.uint8)
-        picture[:, 6 * self.context : 6 * self.context + 6] = 255
+        picture = np.zeros((36, 36, 1), np.uint8)
+        picture[:, 18 * self.context : 18 * self.context + 18] = 255
         return {"picture": picture, "place": np.zeros(2, np.float32)}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

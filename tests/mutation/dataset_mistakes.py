@@ -65,8 +65,8 @@ SAMPLING: Mistakes = {
     "upper bounds not checked": ("((action < low) | (action > high))", "(action < low)"),
     "fractions as choices": ('if action.dtype.kind == "f" and', "if False and"),
     "a fingerprint of the observations alone": (
-        "for name in sorted(self.flat):",
-        "for name in sorted(self.flat)[-1:]:",
+        "for name in sorted(arrays):",
+        "for name in sorted(arrays)[-1:]:",
     ),
     "the worst episodes kept": ("np.argsort(-returns,", "np.argsort(returns,"),
     "the next action is the last one": (

@@ -1444,7 +1444,9 @@ SUSPECTS: dict[str, Suspect] = {
     "algorithms/sac_v.py": Suspect(replay.SAC_V, ("exact/test_off_policy_updates.py",)),
     "algorithms/td3.py": Suspect(replay.TD3, ("exact/test_off_policy_updates.py",)),
     "algorithms/ddpg.py": Suspect(replay.DDPG, ("exact/test_off_policy_updates.py",)),
-    "agents/soft.py": Suspect(replay.SOFT_STEPS, ("exact/test_off_policy_updates.py",)),
+    "agents/soft.py agents/replay_updates.py networks/critics.py": Suspect(
+        replay.SOFT_STEPS, ("exact/test_off_policy_updates.py",)
+    ),
     "agents/deterministic.py": Suspect(replay.DETERMINISTIC_STEPS, ("exact/test_off_policy_updates.py",)),
     "losses/soft.py": Suspect(SOFT, ("exact/test_soft.py",)),
     "losses/deterministic.py": Suspect(DETERMINISTIC, ("exact/test_deterministic.py",)),
@@ -1461,7 +1463,7 @@ SUSPECTS: dict[str, Suspect] = {
     "agents/conservative.py": Suspect(offline.CONSERVATIVE_STEPS, ("exact/test_offline_updates.py",)),
     "experience/replay.py experience/transitions.py": Suspect(REPLAY, ("unit/test_buffers.py",)),
     "experience/datasets/dataset.py": Suspect(dm.ROWS, ("unit/test_datasets.py",)),
-    "experience/datasets/sampling.py": Suspect(dm.SAMPLING, ("unit/test_datasets.py",)),
+    "experience/datasets/sampling.py experience/transitions.py": Suspect(dm.SAMPLING, ("unit/test_datasets.py",)),
     " ".join(
         f"experience/datasets/{name}.py"
         for name in ("layouts", "minari_files", "read", "folders", "flat_files", "spaces")

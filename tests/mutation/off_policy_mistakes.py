@@ -47,8 +47,9 @@ SAC: Mistakes = {
     ),
     "the value of the best action for that of the data": ("chosen(q, action)", "q.amax(-1)"),
     "one dropout for all passes": ("[_USES.index(use)]", "[0]"),
-    "no dropout": ("dropout=config.dropout)", "dropout=0.0)"),
-    "layer normalisation forgotten": ("layer_norm=config.layer_norm", "layer_norm=False"),
+    "no dropout": ('"dropout": config.dropout', '"dropout": 0.0'),
+    "layer normalisation forgotten": ('"layer_norm": config.layer_norm', '"layer_norm": False'),
+    "always two critics": ("critics=config.num_critics", "critics=2"),
 }
 
 SOFT_STEPS: Mistakes = {
@@ -58,7 +59,6 @@ SOFT_STEPS: Mistakes = {
     ),
     "the deviation unbounded": ("(config.min_log_std, config.max_log_std)", "(-20.0, 2.0)"),
     "no least probability": ("floor = config.min_probability", "floor = 0.0"),
-    "always two critics": ("critics=config.num_critics", "critics=2"),
     "critics see the draw before tanh": (
         "None if action is None else unit_action(agent.action_spec, action)",
         "action",

@@ -107,7 +107,6 @@ LIKELIHOOD: Mistakes = {
     ),
     "illegal actions in the likelihood": ('batch.get("action_mask"))', "None)"),
     "the mask of the next observation": ('batch.get("action_mask"))', 'batch.get("next_action_mask"))'),
-    "masks lost on the way": ("PolicyInput(obs, mask, None", "PolicyInput(obs, None, None"),
     "draws beyond the bounds valued": ("None if action is None else action.clamp(-1.0, 1.0)", "action"),
     "the value of the best action for that of the data": (
         "chosen(self.q(vector, state, obs, None), action)",
@@ -118,13 +117,14 @@ LIKELIHOOD: Mistakes = {
         'obs, action = batch_obs(batch, "next_obs/"), batch["action"]',
     ),
     "the deviation's bounds forgotten": ("(config.min_log_std, config.max_log_std)", "(-20.0, 2.0)"),
+    "the deviation unbounded": ("log_std = (config.min_log_std, config.max_log_std)", "log_std = (-20.0, 20.0)"),
     "the bounds exchanged": ("(config.min_log_std, config.max_log_std)", "(config.max_log_std, config.min_log_std)"),
     "no least probability": ("min_probability=config.min_probability", "min_probability=0.0"),
-    "always two critics": ("critics=config.num_critics", "critics=2"),
-    "layer normalisation forgotten": ("layer_norm=config.layer_norm", "layer_norm=False"),
 }
 
 IQL: Mistakes = {
+    "always two critics": ("critics=config.num_critics", "critics=2"),
+    "layer normalisation forgotten": ("layer_norm=config.layer_norm", "layer_norm=False"),
     "the learning critics for the target's": (
         'self.data_q(state["target/params"]',
         'self.data_q(state["critic/params"]',
@@ -182,6 +182,8 @@ IQL: Mistakes = {
 }
 
 AWAC: Mistakes = {
+    "always two critics": ("critics=config.num_critics", "critics=2"),
+    "layer normalisation forgotten": ("layer_norm=config.layer_norm", "layer_norm=False"),
     "the learning critics in the target": ('self.policy_value("target/params"', 'self.policy_value("critic/params"'),
     "the target's critics in the advantage": (
         'self.data_q(state["critic/params"], state, batch).amin(0)',
@@ -358,7 +360,6 @@ CQL: Mistakes = {
     "no delay": ("if with_policy:", "if True:"),
     "the target stands still": ("return self.track(state, hyper), metrics", "return state, metrics"),
     "layer normalisation forgotten": ("layer_norm=config.layer_norm", "layer_norm=False"),
-    "rho's deviation unbounded": ("log_std = (config.min_log_std, config.max_log_std)", "log_std = (-20.0, 20.0)"),
     "fewer uniform draws before the bounds": ("2.0 * self.draw_uniform(", "1.0 * self.draw_uniform("),
 }
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from steepest.errors import require
-from steepest.fields import AtLeastTwo, BelowHalf, Count, NonNegative, Positive, PositiveShare, Share, Whole
+from steepest.fields import (
+    AtLeastTwo,
+    BelowHalf,
+    Count,
+    NonNegative,
+    PartialShare,
+    Positive,
+    PositiveShare,
+    Share,
+    Whole,
+)
 from steepest.networks.config import NetworkConfig, PolicyConfig
 
 Schedule = Literal["constant", "linear"]
@@ -189,13 +199,11 @@ class PolicyAndCriticConfig(OffPolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquashedConfig(PolicyAndCriticConfig):
-    """Settings of both forms of SAC: several Q-functions and a squashed policy."""
+class StochasticPolicyConfig(PolicyAndCriticConfig):
+    """Settings of those whose policy is a Gaussian, squashed or clipped to its bounds, or a categorical one."""
 
-    num_critics: Count = 2
-    """Q-functions."""
     min_log_std: float = -5.0
-    """The policy's log standard deviation, before tanh, is clipped from below here."""
+    """The Gaussian's log standard deviation is clipped from below here; it is of the draw before tanh or clipping."""
     max_log_std: float = 2.0
     """And from above here."""
     min_probability: BelowHalf = 1e-6
@@ -204,6 +212,41 @@ class SquashedConfig(PolicyAndCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquashedConfig(StochasticPolicyConfig):
+    """Settings of both forms of SAC: several Q-functions and a squashed policy."""
+
+    num_critics: Count = 2
+    """Q-functions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DelayedPolicyConfig(PolicyAndCriticConfig):
+    """Settings of TD3 and what is built on it: smoothed target actions, and a policy that is updated more rarely."""
+
+    learning_rate: Positive = 1e-3
+    """Adam's step size of the policy at the start."""
+    critic_learning_rate: Positive = 1e-3
+    """Adam's step size of the critics at the start."""
+    updates_per_call: Count = 2
+    """Gradient steps fused into one call, from one set of samples; a multiple of policy_delay."""
+    exploration_std: Positive = 0.1
+    """Standard deviation of the noise added while playing, in units of half the action's range."""
+    noise_correlation: PartialShare = 0.0
+    """Share of that noise that stays in the next step: 0 is white, 0.85 the usual Ornstein-Uhlenbeck process."""
+    target_noise: NonNegative = 0.2
+    """Standard deviation of the noise that smooths target actions."""
+    target_noise_clip: Positive = 0.5
+    """No target action moves further than this."""
+    policy_delay: Count = 2
+    """Gradient steps of the critics per step of the policy and of the targets; divides updates_per_call."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = self.updates_per_call % self.policy_delay == 0
+        require(whole, "updates_per_call", self.updates_per_call, f"a multiple of policy_delay ({self.policy_delay})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,24 +307,7 @@ class GreedyConfig(OffPolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPolicyConfig(PolicyAndCriticConfig):
-    """Settings of those whose policy raises the likelihood of actions of the data."""
-
-    min_log_std: float = -5.0
-    """The log standard deviation of a Gaussian policy, in units of half the action's range, is clipped from below
-    here."""
-    max_log_std: float = 2.0
-    """And from above here."""
-    min_probability: BelowHalf = 1e-6
-    """No legal discrete action's probability falls below this: the policy is mixed with the uniform one."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.min_log_std < self.max_log_std, "min_log_std", self.min_log_std, "below max_log_std")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedConfig(DataPolicyConfig):
+class WeightedConfig(StochasticPolicyConfig):
     """Settings of those whose policy prefers the better actions of the data."""
 
     num_critics: Count = 2

@@ -12,14 +12,12 @@ from steepest.agents.agent import normalization
 from steepest.agents.replay_updates import Batch, ReplayAgent, batch_obs, regress
 from steepest.learner.step import Metrics, State
 from steepest.losses import deterministic_policy_loss
-from steepest.networks.inputs import PolicyInput
 from steepest.types import Obs
 
 
 def mean_action(agent: ReplayAgent, vector: Tensor, state: State, obs: Obs) -> Tensor:
     """Return mu(s) (B, D) of a policy with the parameters ``vector``."""
-    inputs = PolicyInput(obs, None, None, None, None)
-    return agent.forward(vector, state, inputs, with_value=False).distribution.mode()
+    return agent.policy(vector, state, obs).mode()
 
 
 def q_values(agent: ReplayAgent, vector: Tensor, state: State, obs: Obs, action: Tensor) -> Tensor:

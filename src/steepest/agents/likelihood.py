@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from steepest.agents.agent import normalization
-from steepest.agents.config import DataPolicyConfig, WeightedConfig
+from steepest.agents.config import StochasticPolicyConfig
 from steepest.agents.replay_updates import Batch, ReplayAgent, batch_obs, chosen
-from steepest.distributions import Distribution
 from steepest.learner.step import Metrics, State
 from steepest.losses import score_function_loss
 from steepest.networks.config import NetworkFactory
-from steepest.networks.critics import QEnsemble
-from steepest.networks.inputs import PolicyInput
 from steepest.networks.policies import BoundedPolicy
 from steepest.types import ActionSpec, Obs, ObsSpec
 
@@ -28,15 +25,11 @@ class LikelihoodAgent(ReplayAgent):
     squash = "clip"
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
-        return {"": data_policy(cast(DataPolicyConfig, self.config), self.obs_spec, self.action_spec, network)}
+        return {"": data_policy(cast(StochasticPolicyConfig, self.config), self.obs_spec, self.action_spec, network)}
 
     @property
     def continuous(self) -> bool:
         return self.action_spec.kind == "box"
-
-    def policy(self, vector: Tensor, state: State, obs: Obs, mask: Tensor | None) -> Distribution:
-        """Return the policy (B,) in these observations."""
-        return self.forward(vector, state, PolicyInput(obs, mask, None, None, None), with_value=False).distribution
 
     def likelihood_loss(self, vector: Tensor, state: State, batch: Batch, weight: Tensor) -> tuple[Tensor, Metrics]:
         """Return the mean of -weight log pi(a|s), a of the data; gradient through ``vector`` alone."""
@@ -59,28 +52,12 @@ class LikelihoodAgent(ReplayAgent):
 
 
 def data_policy(
-    config: DataPolicyConfig, obs_spec: ObsSpec, action_spec: ActionSpec, network: NetworkFactory | None
+    config: StochasticPolicyConfig, obs_spec: ObsSpec, action_spec: ActionSpec, network: NetworkFactory | None
 ) -> BoundedPolicy:
     """Build a policy that can be fitted to actions of data."""
     log_std = (config.min_log_std, config.max_log_std)
     return BoundedPolicy(
         config, obs_spec, action_spec, network, log_std=log_std, min_probability=config.min_probability
-    )
-
-
-def data_critics(
-    config: WeightedConfig, obs_spec: ObsSpec, action_spec: ActionSpec, network: NetworkFactory | None
-) -> QEnsemble:
-    """Build Q-functions of an action in a box, or of all discrete choices."""
-    box = action_spec.kind == "box"
-    return QEnsemble(
-        config,
-        obs_spec,
-        network,
-        critics=config.num_critics,
-        actions=action_spec.dimension if box else 0,
-        choices=None if box else action_spec.sizes[0],
-        layer_norm=config.layer_norm,
     )
 
 

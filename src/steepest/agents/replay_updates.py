@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from steepest.agents.agent import Agent
 from steepest.agents.config import OffPolicyConfig
-from steepest.distributions import action_noise
+from steepest.distributions import Distribution, action_noise
 from steepest.learner.lifting import Lift
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
 from steepest.losses import value_loss
+from steepest.networks.inputs import PolicyInput
 from steepest.types import Obs
 
 Batch = dict[str, Tensor]
@@ -90,6 +91,10 @@ class ReplayAgent(Agent):
         Returns:   the state, metrics, and the absolute TD errors (B,)
         """
         raise NotImplementedError
+
+    def policy(self, vector: Tensor, state: State, obs: Obs, mask: Tensor | None = None) -> Distribution:
+        """Return the policy (B,) with the parameters ``vector`` in these observations; pure, one member."""
+        return self.forward(vector, state, PolicyInput(obs, mask, None, None, None), with_value=False).distribution
 
     def action_noise(self, updates: int, *names: str) -> Noise:
         """Draw noise for actions (M, updates, B, ...) under these names, every member's from its own generator."""

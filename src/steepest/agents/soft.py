@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from steepest.agents.agent import normalization
 from steepest.agents.config import SoftConfig, SquashedConfig
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, descend
-from steepest.distributions import Categorical, Distribution
+from steepest.distributions import Categorical
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_state
 from steepest.losses import expected_soft_value, soft_policy_loss, temperature_loss
 from steepest.networks.config import NetworkFactory
-from steepest.networks.critics import QEnsemble
-from steepest.networks.inputs import PolicyInput
 from steepest.networks.policies import SquashedPolicy, unit_action
 from steepest.types import ActionSpec, Obs, ObsSpec
 
@@ -33,29 +31,6 @@ def squashed_policy(
     log_std = (config.min_log_std, config.max_log_std)
     floor = config.min_probability
     return SquashedPolicy(config, obs_spec, action_spec, network, log_std=log_std, min_probability=floor)
-
-
-def soft_critics(
-    config: SquashedConfig,
-    obs_spec: ObsSpec,
-    action_spec: ActionSpec,
-    network: NetworkFactory | None,
-    *,
-    layer_norm: bool = False,
-    dropout: float = 0.0,
-) -> QEnsemble:
-    """Build the Q-functions: of an action in a box, or of all discrete choices."""
-    continuous = action_spec.kind == "box"
-    return QEnsemble(
-        config,
-        obs_spec,
-        network,
-        critics=config.num_critics,
-        actions=action_spec.dimension if continuous else 0,
-        choices=None if continuous else action_spec.sizes[0],
-        layer_norm=layer_norm,
-        dropout=dropout,
-    )
 
 
 def soft_q(
@@ -150,10 +125,6 @@ class SoftAgent(ReplayAgent):
         if self.settings.temperature is not None:
             return hyper["temperature"]
         return state["temperature/params"].exp().squeeze(-1)
-
-    def policy(self, vector: Tensor, state: State, obs: Obs, mask: Tensor | None) -> Distribution:
-        """The policy (B,) in these observations."""
-        return self.forward(vector, state, PolicyInput(obs, mask, None, None, None), with_value=False).distribution
 
     def q(self, vector: Tensor, state: State, obs: Obs, action: Tensor | None, noise: Noise, use: str) -> Tensor:
         """Return Q (C, B) of actions as the policy draws them, or (C, B, choices) of all discrete ones.

@@ -25,13 +25,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from steepest.agents.config import WeightedConfig
-from steepest.agents.likelihood import LikelihoodAgent, data_critics
+from steepest.agents.likelihood import LikelihoodAgent
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, regress
 from steepest.distributions import Categorical
 from steepest.fields import Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import advantage_weight, q_learning_target
 from steepest.networks.config import NetworkFactory
+from steepest.networks.critics import action_critics
 from steepest.types import Obs
 
 
@@ -53,7 +54,8 @@ class AWAC(LikelihoodAgent):
     hyper_fields = (*ReplayAgent.hyper_fields, "temperature", "max_weight")
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
-        critics = data_critics(self.config, self.obs_spec, self.action_spec, network)
+        config, given = self.config, (self.config, self.obs_spec, self.action_spec, network)
+        critics = action_critics(*given, critics=config.num_critics, layer_norm=config.layer_norm)
         return {**super().networks(network), "critic/": critics}
 
     def update_noise(self, updates: int) -> Noise:

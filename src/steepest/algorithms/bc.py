@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steepest.agents.config import DataPolicyConfig
+from steepest.agents.config import StochasticPolicyConfig
 from steepest.agents.likelihood import LikelihoodAgent, no_error
 from steepest.agents.replay_updates import Batch, Noise, sample_weight
 from steepest.fields import PositiveShare
@@ -27,7 +27,7 @@ from steepest.learner.step import Gradient, Hyper, Metrics, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig(DataPolicyConfig):
+class BCConfig(StochasticPolicyConfig):
     """Behaviour cloning."""
 
     best_fraction: PositiveShare = 1.0

@@ -46,8 +46,9 @@ from steepest.agents.conservative import (
     rho_step,
     weight_step,
 )
+from steepest.agents.likelihood import data_policy
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, regress, sample_weight
-from steepest.agents.soft import SoftAgent, soft_critics, soft_q, squashed_policy
+from steepest.agents.soft import SoftAgent, soft_q, squashed_policy
 from steepest.distributions import Distribution, action_noise
 from steepest.fields import Count, NonNegative, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
@@ -62,7 +63,8 @@ from steepest.losses import (
     uniform_log_density,
 )
 from steepest.networks.config import NetworkFactory
-from steepest.networks.policies import BoundedPolicy, unit_action
+from steepest.networks.critics import action_critics
+from steepest.networks.policies import unit_action
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +99,10 @@ class CQL(SoftAgent):
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
         config, given = self.config, (self.config, self.obs_spec, self.action_spec, network)
-        critics = soft_critics(*given, layer_norm=config.layer_norm)
+        critics = action_critics(*given, critics=config.num_critics, layer_norm=config.layer_norm)
         found: dict[str, nn.Module] = {"": squashed_policy(*given), "critic/": critics}
         if config.regulariser == "behaviour":
-            log_std = (config.min_log_std, config.max_log_std)
-            found["behaviour/"] = BoundedPolicy(*given, log_std=log_std, min_probability=config.min_probability)
+            found["behaviour/"] = data_policy(*given)
         return found
 
     def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:

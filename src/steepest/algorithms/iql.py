@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from steepest.agents.agent import normalization
 from steepest.agents.config import WeightedConfig
-from steepest.agents.likelihood import LikelihoodAgent, data_critics
+from steepest.agents.likelihood import LikelihoodAgent
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, descend, regress, sample_weight
 from steepest.fields import InnerShare, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import advantage_weight, expectile_loss, q_learning_target
 from steepest.networks.config import NetworkFactory
-from steepest.networks.critics import QEnsemble
+from steepest.networks.critics import QEnsemble, action_critics
 from steepest.types import Obs
 
 
@@ -59,11 +59,10 @@ class IQL(LikelihoodAgent):
     hyper_fields = (*ReplayAgent.hyper_fields, "expectile", "temperature", "max_weight")
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
-        return {
-            **super().networks(network),
-            "critic/": data_critics(self.config, self.obs_spec, self.action_spec, network),
-            "value/": QEnsemble(self.config, self.obs_spec, network, critics=1),
-        }
+        config, given = self.config, (self.config, self.obs_spec, self.action_spec, network)
+        critics = action_critics(*given, critics=config.num_critics, layer_norm=config.layer_norm)
+        value = QEnsemble(config, self.obs_spec, network, critics=1)
+        return {**super().networks(network), "critic/": critics, "value/": value}
 
     def gradient_step(
         self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool

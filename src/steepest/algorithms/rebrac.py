@@ -28,11 +28,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from steepest.agents.config import PolicyAndCriticConfig
+from steepest.agents.config import DelayedPolicyConfig
 from steepest.agents.deterministic import critic_loss, mean_action, q_values
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs
 from steepest.errors import require
-from steepest.fields import Count, NonNegative, PartialShare, Positive
+from steepest.fields import Count, NonNegative, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import (
     behaviour_distance,
@@ -47,19 +47,13 @@ from steepest.networks.policies import DeterministicPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReBRACConfig(PolicyAndCriticConfig):
+class ReBRACConfig(DelayedPolicyConfig):
     """ReBRAC. Defaults are the paper's for locomotion, with penalties that suit data of medium quality."""
 
     hidden_sizes: tuple[Count, ...] = (256, 256, 256)
     """Widths of the hidden layers of policy and critics (after the convolutions, for images)."""
-    learning_rate: Positive = 1e-3
-    """Adam's step size of the policy at the start."""
-    critic_learning_rate: Positive = 1e-3
-    """Adam's step size of the critics at the start."""
     batch_size: Count = 1024
     """Transitions per gradient step."""
-    updates_per_call: Count = 2
-    """Gradient steps fused into one call, from one set of samples; a multiple of policy_delay."""
     policy_penalty: NonNegative = 0.01
     """Weight of the policy's squared distance to the action of the data; the paper tunes it from 0.001 to 0.1."""
     critic_penalty: NonNegative = 0.01
@@ -71,21 +65,9 @@ class ReBRACConfig(PolicyAndCriticConfig):
     """Average the policy's squared distance over the components of an action instead of summing."""
     layer_norm: bool = True
     """Normalise the hidden layers of the critics."""
-    exploration_std: Positive = 0.1
-    """Standard deviation of the noise added while playing, in units of half the action's range."""
-    noise_correlation: PartialShare = 0.0
-    """Share of that noise that stays in the next step: 0 is white, 0.85 the usual Ornstein-Uhlenbeck process."""
-    target_noise: NonNegative = 0.2
-    """Standard deviation of the noise that smooths target actions."""
-    target_noise_clip: Positive = 0.5
-    """No target action moves further than this."""
-    policy_delay: Count = 2
-    """Gradient steps of the critics per step of the policy and of the targets; divides updates_per_call."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = self.updates_per_call % self.policy_delay == 0
-        require(whole, "updates_per_call", self.updates_per_call, f"a multiple of policy_delay ({self.policy_delay})")
         single = self.n_steps == 1 or self.critic_penalty == 0.0
         require(single, "n_steps", self.n_steps, "1 where critic_penalty is not 0: it is of the very next action")
 

@@ -28,19 +28,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from steepest.agents.config import SoftConfig
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, chosen, regress
-from steepest.agents.soft import SoftAgent, soft_critics, soft_q, squashed_policy
+from steepest.agents.soft import SoftAgent, soft_q, squashed_policy
 from steepest.distributions import Categorical
 from steepest.errors import require
 from steepest.fields import Count, PartialShare
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import expected_soft_value, soft_q_target, soft_value_target
 from steepest.networks.config import NetworkFactory
-from steepest.networks.critics import subset_minimum
+from steepest.networks.critics import action_critics, subset_minimum
 from steepest.types import Obs
 
 _USES = ("target", "critic", "policy")
@@ -71,7 +72,8 @@ class SAC(SoftAgent):
 
     def networks(self, network: NetworkFactory | None) -> dict[str, nn.Module]:
         config, given = self.config, (self.config, self.obs_spec, self.action_spec, network)
-        critics = soft_critics(*given, layer_norm=config.layer_norm, dropout=config.dropout)
+        options: Any = {"layer_norm": config.layer_norm, "dropout": config.dropout}
+        critics = action_critics(*given, critics=config.num_critics, **options)
         return {"": squashed_policy(*given), "critic/": critics}
 
     def update_noise(self, updates: int) -> Noise:

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from steepest.agents.agent import normalization
 from steepest.agents.config import SquashedConfig
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, chosen, descend, regress
-from steepest.agents.soft import soft_critics, soft_q, squashed_policy
+from steepest.agents.soft import soft_q, squashed_policy
 from steepest.distributions import Categorical
 from steepest.fields import Count, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import expected_soft_value, soft_policy_loss, soft_q_target, soft_value_target, value_loss
 from steepest.networks.config import NetworkFactory
-from steepest.networks.critics import QEnsemble
+from steepest.networks.critics import QEnsemble, action_critics
 from steepest.networks.inputs import PolicyInput
 from steepest.types import Obs
 
@@ -65,7 +65,7 @@ class SACV(ReplayAgent):
         given = (self.config, self.obs_spec, self.action_spec, network)
         return {
             "": squashed_policy(*given),
-            "critic/": soft_critics(*given),
+            "critic/": action_critics(*given, critics=self.config.num_critics),
             "value/": QEnsemble(self.config, self.obs_spec, network, critics=1),
         }
 

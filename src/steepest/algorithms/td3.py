@@ -25,11 +25,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steepest.agents.config import PolicyAndCriticConfig
+from steepest.agents.config import DelayedPolicyConfig
 from steepest.agents.deterministic import critic_loss, mean_action, policy_loss, q_values
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs
-from steepest.errors import require
-from steepest.fields import Count, NonNegative, PartialShare, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import q_learning_target, smoothed_action
 from steepest.networks.config import NetworkFactory
@@ -38,30 +36,8 @@ from steepest.networks.policies import DeterministicPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3Config(PolicyAndCriticConfig):
+class TD3Config(DelayedPolicyConfig):
     """Twin delayed deep deterministic policy gradient."""
-
-    learning_rate: Positive = 1e-3
-    """Adam's step size of the policy at the start."""
-    critic_learning_rate: Positive = 1e-3
-    """Adam's step size of the critics at the start."""
-    updates_per_call: Count = 2
-    """Gradient steps fused into one call, from one set of samples; a multiple of policy_delay."""
-    exploration_std: Positive = 0.1
-    """Standard deviation of the noise added while playing, in units of half the action's range."""
-    noise_correlation: PartialShare = 0.0
-    """Share of that noise that stays in the next step: 0 is white, 0.85 the usual Ornstein-Uhlenbeck process."""
-    target_noise: NonNegative = 0.2
-    """Standard deviation of the noise that smooths target actions."""
-    target_noise_clip: Positive = 0.5
-    """No target action moves further than this."""
-    policy_delay: Count = 2
-    """Gradient steps of the critics per step of the policy and of the targets; divides updates_per_call."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole = self.updates_per_call % self.policy_delay == 0
-        require(whole, "updates_per_call", self.updates_per_call, f"a multiple of policy_delay ({self.policy_delay})")
 
 
 class TD3(ReplayAgent):

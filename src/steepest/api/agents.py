@@ -49,7 +49,8 @@ def train(
         out: folder for metrics, checkpoints and the learning curve; None writes nothing.
         network: a custom torso, ``ObsSpec -> nn.Module`` (see ``networks.config.NetworkFactory``).
         agent: train this one further.
-        data: a log to learn from instead of playing (off_pac): ``LoggedExperience`` or an .npz file.
+        data: a dataset to learn from instead of playing, or with the option data_share beside it: what ``read_dataset``
+            takes; env may then be None. For off_pac a log: ``LoggedExperience`` or an .npz file.
         quiet: whether to leave out the progress display.
         options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...
     Raises:

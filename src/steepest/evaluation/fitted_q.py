@@ -11,7 +11,7 @@ The policy is evaluated as the distribution that it is: over discrete actions ex
 ones a draw in every step. What it does is worked out once for every row of the data; next actions are of the next
 observation.
 
-Source: notes 2.1 (without a weight) and 2.1.1 (with one); Le, Voloshin & Yue 2019; Kumar et al. 2020, Eqs. 1 and 2.
+Source: notes 2.1 (without a weight) and 2.1.1 (with one); Le, Voloshin & Yue 2019; Kumar et al. 2020, section 3.1.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ def behaviour_distance(
     """Return the squared distance of a policy's action to that of the data.
 
     Equation:  ||mu(s) - a||^2
-    Source:    Fujimoto & Gu 2021 (TD3+BC), Eq. 5; Tarasov et al. 2023 (ReBRAC), Eq. 5. Differences: summed over
+    Source:    Fujimoto & Gu 2021 (TD3+BC); Tarasov et al. 2023 (ReBRAC). Differences: summed over
                components as in the papers' equations (their code averages them).
     Args:      action (..., D) carries gradient; data_action (..., D) detached here; units of half the action's range
     Returns:   (...) those units squared
@@ -30,8 +30,7 @@ def behaviour_regularised_loss(
     """Return a deterministic policy's loss: climb Q, and stay where the data is.
 
     Equation:  L = penalty ||mu(s) - a||^2 - Q(s, mu(s)) / q_scale,  q_scale the mean of |Q| over a minibatch
-    Source:    Fujimoto & Gu 2021, Eqs. 4 and 5, divided by their alpha: penalty = 1 / alpha; Tarasov et al. 2023,
-               Eq. 5.
+    Source:    Fujimoto & Gu 2021, divided by their alpha: penalty = 1 / alpha; Tarasov et al. 2023.
     Args:      q_value (...) reward units, carries gradient through the action alone; distance (...) as
                ``behaviour_distance``; penalty >= 0; q_scale > 0 reward units, detached here
     Returns:   (...)
@@ -48,7 +47,7 @@ def penalised_next_value(
     """Return the next value less a penalty for leaving the data.
 
     Equation:  Q'(s', a') - penalty ||a' - a'_data||^2
-    Source:    Tarasov et al. 2023, Eq. 6. Not in the notes.
+    Source:    Tarasov et al. 2023. Not in the notes.
     Args:      next_q_value (...) reward units; distance (...), 0 where the data has no next action; penalty >= 0 reward
                units; all detached here
     Returns:   (...) reward units

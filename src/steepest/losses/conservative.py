@@ -29,7 +29,7 @@ def soft_maximum(
 
     Equation:  CQL(H)    log sum_a exp Q(s, a)                = max_mu E_mu Q + H(mu)
                CQL(rho)  log sum_a rho(a|s) exp Q(s, a)       = max_mu E_mu Q - KL(mu || rho)
-    Source:    notes 2.1.2; Kumar et al. 2020, Eq. 4 and Appendix A.
+    Source:    notes 2.1.2; Kumar et al. 2020, section 3.2 and Appendix A.
     Args:      q_value (..., k) reward units, carries gradient; log_prior (..., k) nats, log rho, or None for CQL(H);
                action_mask True where an action is legal
     Returns:   (...) reward units. Its gradient in Q is the maximising mu, in proportion to rho exp Q.
@@ -89,8 +89,8 @@ def conservative_gap(
     """Return what a conservative critic minimises beside its error, per unit of the conservative weight.
 
     Equation:  R = E_mu Q(s, .) - Q(s, a),  a of the data
-    Source:    notes 2.1.1, second update, and 2.1.2; Kumar et al. 2020, Eqs. 2 to 4. Without the second term it is the
-               first update, Eq. 1.
+    Source:    notes 2.1.1, second update, and 2.1.2; Kumar et al. 2020, sections 3.1 and 3.2. Without the second term
+               it is the first update.
     Args:      pushed_down (...): a soft maximum, or the mean of Q under any mu with its weights detached; data_q_value
                (...) of the action that was taken; reward units, both carry gradient
     Returns:   (...) reward units; to be multiplied by the weight and added to 1/2 (Q - target)^2
@@ -121,7 +121,7 @@ def calibrated_q_value(
     """Return values that a calibrated critic pushes down: none below the value of a reference policy.
 
     Equation:  max(Q(s, a), V^ref(s)), V^ref by the return from s on of the data
-    Source:    Nakamoto et al. 2023 (Cal-QL), Eq. 5.1. Not in the notes.
+    Source:    Nakamoto et al. 2023 (Cal-QL). Not in the notes.
     Args:      q_value (...) of actions that are not of the data, carries gradient where it is the larger;
                reference_value (...) detached here; reward units
     Returns:   (...) reward units
@@ -136,7 +136,7 @@ def conservative_weight_loss(
     """Return a loss that raises the conservative weight while the gap exceeds the threshold, and lowers it below.
 
     Equation:  L = log(weight) (threshold - gap)
-    Source:    Kumar et al. 2020, Eq. 30 and Appendix F (dual gradient descent), with log(weight) in the place of the
+    Source:    Kumar et al. 2020, Appendix F (dual gradient descent), with log(weight) in the place of the
                weight: the same fixed point, and steps that do not shrink with the weight.
     Args:      log_weight () carries gradient; gap (...) as ``conservative_gap``, detached here; threshold; reward units
     Returns:   (...) reward units

@@ -13,7 +13,7 @@ def expectile_loss(
     """Return half the squared error to a fixed target, where the value falls short of it counted more.
 
     Equation:  L = |tau - 1(u < 0)| u^2 / 2,  u = target - V(s)
-    Source:    Kostrikov et al. 2022 (IQL), Eqs. 4 and 5; Newey & Powell 1987. Not in the notes.
+    Source:    Kostrikov et al. 2022 (IQL), section 4.2; Newey & Powell 1987. Not in the notes.
     Args:      value (...) carries gradient; target (...) Q(s, a) of actions of the data, detached here; expectile tau
                in (0, 1): 1/2 is half of ``value_loss``, and the minimiser tends to the largest target as tau to 1
     Returns:   (...) reward units squared
@@ -31,7 +31,7 @@ def advantage_weight(
 
     Equation:  w = min(exp(A(s, a) / temperature), max_weight);  a policy that maximises E_beta w log pi is the
                projection of beta exp(A / temperature) / Z, which maximises E_pi A - temperature KL(pi || beta)
-    Source:    Peng et al. 2019 (AWR), Eq. 8; Nair et al. 2020 (AWAC), Eq. 13; Kostrikov et al. 2022 (IQL), Eq. 7.
+    Source:    Peng et al. 2019 (AWR); Nair et al. 2020 (AWAC); Kostrikov et al. 2022 (IQL), section 4.3.
                Not in the notes. Differences: none; Z is left out, as in all three.
     Args:      advantage (...) reward units; temperature > 0 reward units per nat; max_weight; all detached here
     Returns:   (...) to be multiplied by -log pi(a|s), as ``score_function_loss`` does

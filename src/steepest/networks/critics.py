@@ -122,6 +122,30 @@ class QEnsemble(nn.Module):
         return x.unflatten(1, action.shape[:2]) if action is not None and action.ndim == 3 else x
 
 
+def action_critics(
+    config: NetworkConfig,
+    obs_spec: ObsSpec,
+    action_spec: ActionSpec,
+    network: NetworkFactory | None,
+    *,
+    critics: int,
+    layer_norm: bool = False,
+    dropout: float = 0.0,
+) -> QEnsemble:
+    """Build the Q-functions: of an action in a box, or of all discrete choices."""
+    box = action_spec.kind == "box"
+    return QEnsemble(
+        config,
+        obs_spec,
+        network,
+        critics=critics,
+        actions=action_spec.dimension if box else 0,
+        choices=None if box else action_spec.sizes[0],
+        layer_norm=layer_norm,
+        dropout=dropout,
+    )
+
+
 def subset_minimum(q_value: Tensor, subset: Tensor | None) -> Tensor:
     """The least of C critics' values (C, ...), or of those whose numbers (K,) are given: (...).
 

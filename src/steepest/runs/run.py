@@ -48,7 +48,9 @@ class Run:
         network: custom torso, see ``networks.config.NetworkFactory``.
         agent: train this one further, with its parameters, optimiser and statistics.
         eval_env: where to evaluate, if a second environment cannot be made from ``env``.
-        data: a log to learn from instead, see ``experience.logs.read_log``; the environment then serves evaluation.
+        data: a dataset, see ``experience.datasets.read``, or for off_pac a log, see ``experience.logs.read_log``: to
+            learn from instead of playing. The environment then serves evaluation, and is by default the one that a
+            dataset names. With the option ``data_share`` the agent plays too, and that share of minibatches is data.
         note: takes lines of text that a user should see.
         render: show an episode in a window at every evaluation.
         options: fields of ``RunConfig`` and of the algorithm's config; what is not given comes from the preset of the

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 
 from steepest.environments.spaces import convert_obs
 from steepest.errors import UsageError
-from steepest.experience.datasets.dataset import Array, Dataset, parts, pieces
-from steepest.experience.transitions import Batch, Transitions
+from steepest.experience.datasets.dataset import Array, Dataset, parts
+from steepest.experience.transitions import Batch, Transitions, hash_of
 from steepest.types import ActionSpec, ObsSpec
 
 
@@ -91,13 +89,7 @@ class DatasetRows(Transitions):
 
     def fingerprint(self) -> str:
         """Return a hash of all that is learned from, by which a resumed run knows that it has the same."""
-        digest = hashlib.blake2b(digest_size=12)
-        for name in sorted(self.flat):
-            array = self.flat[name]
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            for piece in pieces(array):
-                digest.update(np.ascontiguousarray(array[piece]).tobytes())
-        return digest.hexdigest()
+        return hash_of(self.flat)
 
 
 def _observations(dataset: Dataset, spec: ObsSpec) -> dict[str, Array]:

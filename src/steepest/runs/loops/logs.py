@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from steepest.agents.agent import Agent
 from steepest.errors import UsageError
 from steepest.experience.logs import LoggedExperience, logged_rollouts
+from steepest.experience.transitions import hash_of
 from steepest.learner.trees import tree_map
 from steepest.runs.loops.loop import Iteration
 from steepest.types import Rollout
@@ -39,7 +39,7 @@ class LogLoop:
         steps = cast(Any, agent.config).rollout_steps
         cut = logged_rollouts(data, agent.num_envs, steps)
         self.rollouts = [cast(Rollout, tree_map(lambda x: x.to(agent.device), rollout)) for rollout in cut]
-        self.fingerprint = _fingerprint(data)
+        self.fingerprint = hash_of({name: np.asarray(x) for name, x in data._asdict().items()})
         self.done = 0  # rollouts learned from, over all passes
 
     def open(self, folder: Path | None, *, resuming: bool) -> None:
@@ -90,13 +90,3 @@ def _check_spaces(data: LoggedExperience, agent: Agent) -> None:
                 f"the log has actions from {action.min()} to {action.max()}; the policy counts its {choices} choices "
                 "from 0"
             )
-
-
-def _fingerprint(data: LoggedExperience) -> str:
-    """Return a hash of the log, by which a resumed run knows that it has the same."""
-    digest = hashlib.blake2b(digest_size=12)
-    for part in data:
-        array = np.ascontiguousarray(part)
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
