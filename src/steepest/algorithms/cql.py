@@ -21,9 +21,7 @@ Differences from the notes: R is scaled by the weight too. From the authors' cod
 proposals, whose densities are of actions in [-1, 1]^D whatever the bounds (uniform ones 2^-D), and of both kinds
 together, so that no weight explodes; proposals are drawn at s alone, as in the paper; the squared error has its 1/2, so
 that a weight here is half of theirs. Like theirs, y has no entropy term (entropy_backup adds it). Calibrated, the
-policy's proposals count as at least the data's return from s on.
-
-With weight 0 this is `sac` on data, with entropy_backup.
+policy's proposals count as at least the data's return from s on. At weight 0, with entropy_backup, this is `sac`.
 """
 
 from __future__ import annotations
