@@ -184,6 +184,9 @@ class OffPolicyConfig(NetworkConfig):
     """Exponent of priorities; 0 draws uniformly."""
     importance_exponent: Share = 0.4
     """Exponent of the weights that undo prioritised drawing, at the start; it goes to 1 over the run."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the hidden layers in gradient steps: bfloat16 is faster where the processor multiplies in it.
+    Weights, targets, losses, first and last layers, and Adam stay in float32, as does acting."""
     steps_per_iteration: Count = 1_000
     """Environment steps between rows of metrics; evaluations and checkpoints fall on these too."""
 

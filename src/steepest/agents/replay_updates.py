@@ -18,6 +18,7 @@ from steepest.agents.agent import Agent
 from steepest.agents.config import OffPolicyConfig
 from steepest.distributions import Distribution, action_noise
 from steepest.learner.lifting import Lift
+from steepest.learner.onednn import multiplies_bfloat16
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
 from steepest.losses import value_loss
 from steepest.networks.inputs import PolicyInput
@@ -38,6 +39,11 @@ class ReplayAgent(Agent):
     lifts: ClassVar[Mapping[str, Lift]] = {"steps": Lift("gradient_steps", differentiates=True)}
     hyper_fields = ("learning_rate", "critic_learning_rate", "max_gradient_norm", "target_update_rate")
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.half and not multiplies_bfloat16(self.device):
+            self.learner.note("precision bfloat16: this processor does not multiply in it; float32 is faster here")
+
     @classmethod
     def planned_work(cls, config: Any, total_steps: int, num_envs: int) -> tuple[int, int]:
         rows = config.batch_size * getattr(config, "num_critics", cls.critics)
@@ -49,6 +55,11 @@ class ReplayAgent(Agent):
             state[f"{target}params"] = state[f"{source}params"].clone()
             self.layouts[target] = self.layouts[source]
         return state
+
+    @property
+    def half(self) -> bool:
+        """True where hidden layers are computed in bfloat16."""
+        return cast(OffPolicyConfig, self.config).precision == "bfloat16"
 
     @property
     def noise_correlation(self) -> float:
@@ -81,7 +92,9 @@ class ReplayAgent(Agent):
         self, gradient: Gradient, state: State, batch: Batch, noise: Noise, hyper: Hyper
     ) -> tuple[State, Metrics, Tensor]:
         """Take the gradient steps of one call, on minibatches (K, B, ...); pure, one member."""
-        return unrolled(partial(self.gradient_step, gradient, hyper), state, batch, noise, self.policy_delay)
+        # A cast is not kept for the next use: under vmap and while compiling it would belong to another trace.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
+            return unrolled(partial(self.gradient_step, gradient, hyper), state, batch, noise, self.policy_delay)
 
     def gradient_step(
         self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool

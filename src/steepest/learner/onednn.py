@@ -54,6 +54,14 @@ def _held_back() -> bool:
     return maker and built and has_product and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are faster there than in float32."""
+    if device.type == "cpu":
+        has = cast(Any, torch.cpu)
+        return has._is_avx512_bf16_supported() or has._is_amx_tile_supported()
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 @contextmanager
 def fast_products() -> Generator[None]:
     """Inside, float32 linear layers on the CPU compute by oneDNN if it is faster here; all else is as ever.

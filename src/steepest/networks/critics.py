@@ -14,7 +14,7 @@ from steepest.distributions import (
 )
 from steepest.networks.config import NetworkConfig, NetworkFactory
 from steepest.networks.inputs import Normalization, PolicyInput, PolicyOutput, as_user_sees, preprocess
-from steepest.networks.torsos import MLP, Torso, orthogonal, output_size
+from steepest.networks.torsos import MLP, PreciseLinear, Torso, orthogonal, output_size, precisely
 from steepest.types import ActionSpec, Obs, ObsSpec
 
 
@@ -103,23 +103,28 @@ class QEnsemble(nn.Module):
         values are (C, N, B), and the observations' part of the first layer is computed once for all N.
         """
         features = self.encoder(as_user_sees(self.obs_spec, preprocess(self.obs_spec, obs, normalization)))
-        x = self.first(features)
-        if self.first_action is not None:
-            assert action is not None
-            if action.ndim == 3:
-                flat = action.flatten(0, 1)
-                product = torch.bmm(flat.expand(len(x), *flat.shape), self.first_action)
-                x = (x.unsqueeze(1) + product.unflatten(1, action.shape[:2])).flatten(1, 2)
-            else:
-                x = torch.baddbmm(x, action.expand(len(x), *action.shape), self.first_action)
+        x = precisely(self.first_layer, features, action)
         for i, layer in enumerate(self.layers):
             if dropout:
                 x = x * (dropout[i] >= self.dropout) / (1.0 - self.dropout)
             if len(self.norms):
                 x = self.norms[i](x)
-            x = layer(self.activation(x))
+            x = self.activation(x)
+            x = precisely(layer, x) if i == len(self.layers) - 1 else layer(x)
         x = x.squeeze(-1) if self.scalar else x
         return x.unflatten(1, action.shape[:2]) if action is not None and action.ndim == 3 else x
+
+    def first_layer(self, features: Tensor, action: Tensor | None) -> Tensor:
+        """Outputs of the first layer, (C, B, H), or (C, N B, H) of N actions for every observation."""
+        x = self.first(features)
+        if self.first_action is None:
+            return x
+        assert action is not None
+        if action.ndim == 2:
+            return torch.baddbmm(x, action.expand(len(x), *action.shape), self.first_action)
+        flat = action.flatten(0, 1)
+        product = torch.bmm(flat.expand(len(x), *flat.shape), self.first_action)
+        return (x.unsqueeze(1) + product.unflatten(1, action.shape[:2])).flatten(1, 2)
 
 
 def action_critics(
@@ -183,7 +188,7 @@ class QNetwork(nn.Module):
         self.head = (
             DuelingHead(width, apart, choices, config.activation)
             if dueling
-            else orthogonal(nn.Linear(width, choices), 1.0)
+            else orthogonal(PreciseLinear(width, choices), 1.0)
         )
         self.register_buffer("epsilon", torch.ones(()))
 
@@ -204,7 +209,7 @@ class DuelingHead(nn.Module):
 
         def stream(outputs: int) -> nn.Sequential:
             hidden = MLP(inputs, hidden_sizes, activation)
-            return nn.Sequential(*hidden, orthogonal(nn.Linear(hidden.output_size, outputs), 1.0))
+            return nn.Sequential(*hidden, orthogonal(PreciseLinear(hidden.output_size, outputs), 1.0))
 
         self.value = stream(1)
         self.advantage = stream(choices)

@@ -16,7 +16,7 @@ from steepest.distributions import (
 )
 from steepest.networks.config import NetworkConfig, NetworkFactory
 from steepest.networks.inputs import Normalization, PolicyInput, PolicyOutput, as_user_sees, preprocess
-from steepest.networks.torsos import Torso, orthogonal, output_size
+from steepest.networks.torsos import PreciseLinear, Torso, orthogonal, output_size
 from steepest.types import ActionSpec, ObsSpec
 
 
@@ -38,7 +38,7 @@ class PolicyNetwork(nn.Module):
         self.action_spec = action_spec
         self.torso = network(obs_spec) if network else Torso(obs_spec, config.hidden_sizes, config.activation)
         # A hundredth of the usual scale: the first policy is the same in every state.
-        self.head = orthogonal(nn.Linear(output_size(self.torso, obs_spec), out), 0.01)
+        self.head = orthogonal(PreciseLinear(output_size(self.torso, obs_spec), out), 0.01)
 
     def forward(self, inputs: PolicyInput, normalization: Normalization, with_value: bool) -> PolicyOutput:
         obs = preprocess(self.obs_spec, inputs.obs, normalization)

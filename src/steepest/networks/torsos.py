@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,25 @@ from torch import Tensor, nn
 
 from steepest.networks.inputs import NO_STATISTICS, as_user_sees, preprocess, zeros
 from steepest.types import BARE_OBS, Obs, ObsSpec
+
+
+class PreciseLinear(nn.Linear):
+    """A linear layer that computes in float32, whatever the layers around it do.
+
+    First layers are such, since observations may differ in their last digits, and so are last layers, since losses do.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return precisely(super().forward, input)
+
+
+def precisely(layer: Callable[..., Tensor], x: Tensor, *arguments: Any) -> Tensor:
+    """Return ``layer(x, ...)``, computed in float32 where an autocast is on."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):  # an exported program cannot hold what is entered below
+        return layer(x, *arguments)
+    with torch.autocast(kind, enabled=False):
+        return layer(x.float(), *arguments)
 
 
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Linear | nn.Conv2d:
@@ -26,9 +46,10 @@ class MLP(nn.Sequential):
 
     def __init__(self, inputs: int, hidden_sizes: tuple[int, ...], activation: str) -> None:
         layers: list[nn.Module] = []
-        for width in hidden_sizes:
+        for n, width in enumerate(hidden_sizes):
+            kind = nn.Linear if n else PreciseLinear
             layers += [
-                orthogonal(nn.Linear(inputs, width), math.sqrt(2)),
+                orthogonal(kind(inputs, width), math.sqrt(2)),
                 nn.Tanh() if activation == "tanh" else nn.ReLU(),
             ]
             inputs = width
