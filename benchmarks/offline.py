@@ -1,6 +1,7 @@
 """Offline algorithms on datasets of our own agents, beside cloning, the data's own return, and plain SAC on the data.
 
-    python benchmarks/offline.py --env Hopper-v5                    everything; an interrupted call resumes
+    python benchmarks/offline.py --env Hopper-v5                    everything; an interrupted call resumes, and a
+                                                                    second call beside it takes its share
     python benchmarks/offline.py --env Hopper-v5 --data medium --algorithms iql cql --seeds 2
 
 1. trains SAC for --expert-steps steps; its agent at the end plays "medium", its replay buffer is "medium-replay"
@@ -8,22 +9,31 @@
 3. reports the last evaluation (never the best), in returns and in scores: 0 is a random policy, 100 the expert
 
 The expert is SAC's agent at the end, so a score above 100 is better than the policy that made the data. Everything goes
-into --out, a folder; what stands there is not done again. RESULT.json has all seeds, the machine and the command.
+into --out, a folder; what stands there is not done again. RESULT.json has all seeds, each run's commit, the machine and
+the command.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import itertools
 import json
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import steepest
 from run import machine
+from steepest.agents.agent import normalization
 from steepest.experience.datasets.dataset import Dataset
 from steepest.files.atomic import write_text_atomic
 
@@ -34,54 +44,114 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rebrac": ("rebrac", {"batch_size": 256}),
     "iql": ("iql", {}),
     "awac": ("awac", {}),
+    "sac": ("sac", {}),
     "cql": ("cql", {}),
     "cql, rho": ("cql", {"regulariser": "previous"}),
     "cal_ql": ("cql", {"calibrated": True}),
-    "sac": ("sac", {}),
 }
 """Row of the table -> algorithm and settings; everything else is the default."""
+
+
+@contextmanager
+def claimed(place: Path) -> Generator[bool]:
+    """Give True where no other call works on this file, until the end of the block or of the process."""
+    with place.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def datasets(env: str, steps: int, folder: Path, wanted: list[str]) -> dict[str, Path]:
     """The files of the datasets, made where they are missing."""
     expert = folder / "expert"
-    if not (expert / "summary.json").exists():
-        if (expert / "config.json").exists():
-            steepest.resume(expert, quiet=False)
-        else:
-            options = {"total_steps": steps, "seed": 0, "checkpoint_every": 20_000, "buffer_size": 2 * steps}
-            steepest.train("sac", env, out=expert, quiet=False, **options)
     places = {name: folder / f"{name}.npz" for name in wanted}
-    agent = steepest.load(expert)
-    for name, place in places.items():
-        if place.exists():
-            continue
-        more: dict[str, Any] = {"reference_episodes": 20, "out": place}
-        if name == "medium-replay":
-            steepest.collect_replay(expert, **more)
-        elif name == "medium":
-            steepest.collect(agent, env, steps=steps, seed=1, **more)
-        else:
-            raise SystemExit(f"no dataset is called {name}; known: medium, medium-replay")
+    with claimed(expert) as mine:
+        if not mine:
+            raise SystemExit(f"another call makes the datasets in {folder}: start this one when they are there")
+        if not (expert / "summary.json").exists():
+            if (expert / "config.json").exists():
+                steepest.resume(expert, quiet=False)
+            else:
+                options: dict[str, Any] = {
+                    "total_steps": steps,
+                    "seed": 0,
+                    "checkpoint_every": 20_000,
+                    "buffer_size": 2 * steps,
+                }
+                steepest.train("sac", env, out=expert, quiet=False, **options)
+        agent = steepest.load(expert)
+        for name, place in places.items():
+            if place.exists():
+                continue
+            more: dict[str, Any] = {"reference_episodes": 20, "out": place}
+            if name == "medium-replay":
+                steepest.collect_replay(expert, **more)
+            elif name == "medium":
+                steepest.collect(agent, env, steps=steps, seed=1, **more)
+            else:
+                raise SystemExit(f"no dataset is called {name}; known: medium, medium-replay")
     return places
 
 
-def train(row: str, data: Dataset, seed: int, updates: int, evaluations: int) -> dict[str, Any]:
+def train(row: str, data: Dataset, seed: int, updates: int, evaluations: int, precision: str) -> dict[str, Any]:
     """Train on a dataset; the last evaluation, and what the critics say of the data's actions."""
     algorithm, options = ALGORITHMS[row]
     began = time.perf_counter()
-    settings = {"total_steps": updates, "seed": seed, "eval_every": 0, "eval_episodes": evaluations, **options}
+    settings: dict[str, Any] = {"total_steps": updates, "seed": seed, "eval_every": 0, "eval_episodes": evaluations}
+    settings |= {"precision": precision, **options}
     with steepest.Run(algorithm, None, data=data, threads=1, **settings) as run:
         rows = list(run)
         evaluation = run.evaluations[0]
+        claimed_value, true_value = values_of_play(run.agent, data)
     assert data.reference is not None
     return {
         "returns": list(evaluation.returns),
         "return_mean": evaluation.mean,
         "score": float(data.reference.score(evaluation.mean)),
-        "q_mean": rows[-1].get("health/q_mean"),
+        "q_of_data": rows[-1].get("health/q_mean"),
+        "q_of_play": claimed_value,
+        "true_value_of_play": true_value,
         "seconds": time.perf_counter() - began,
         "modes": run.training.summary(1.0, updates)["modes"],
+        "precision": precision,
+        "git_commit": machine()["git_commit"],
+    }
+
+
+def values_of_play(agent: Any, data: Dataset) -> tuple[float | None, float]:
+    """Means over states that the policy meets: the critics' Q (the mean of two), and the return that followed.
+
+    Of every episode its first 500 steps, so that the end of the recording costs at most gamma^500 of a return.
+    """
+    played = steepest.collect(agent, data.env, steps=5_000, seed=7)
+    first, last = played.bounds
+    rows = np.concatenate([np.arange(a, min(b, a + 500)) for a, b in zip(first, last, strict=True)])
+    true = float(played.returns_to_go(agent.config.gamma)[rows].mean())
+    if "critic/" not in agent.calls:
+        return None, true
+    state = {k: v[0] for k, v in agent.state.items()}
+    spec = agent.action_spec
+    low, high = torch.tensor(spec.low), torch.tensor(spec.high)
+    action = 2.0 * (torch.from_numpy(played.action[rows]).float() - low) / (high - low) - 1.0
+    obs = {"obs": torch.from_numpy(np.asarray(played.obs)[rows]).float()}
+    with torch.no_grad():
+        q = agent.calls["critic/"](state["critic/params"], state, obs, normalization(state), action)
+    return float(q.mean()), true
+
+
+def figures(data: Dataset) -> dict[str, Any]:
+    """What a reader needs to know of the data."""
+    assert data.reference is not None
+    mean = float(data.returns.mean())
+    return {
+        "steps": data.steps,
+        "episodes": len(data.returns),
+        "return_mean": mean,
+        "score": float(data.reference.score(mean)),
+        "reference": data.reference._asdict(),
     }
 
 
@@ -110,33 +180,28 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=50_000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--evaluations", type=int, default=20, help="episodes of the last evaluation")
+    parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="default: runs/offline-ENV")
     args = parser.parse_args()
     folder: Path = args.out or Path("runs") / f"offline-{args.env}"
     folder.mkdir(parents=True, exist_ok=True)
-    result = folder / "RESULT.json"
-    known: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"data": {}, "runs": {}}
-    known |= {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "updates": args.updates}
-    for name, place in datasets(args.env, args.expert_steps, folder, args.data).items():
-        data = steepest.read_dataset(place)
-        assert data.reference is not None
-        mean = float(data.returns.mean())
-        known["data"][name] = {
-            "steps": data.steps,
-            "episodes": len(data.returns),
-            "return_mean": mean,
-            "score": float(data.reference.score(mean)),
-            "reference": data.reference._asdict(),
-        }
-        for row in args.algorithms:
-            for seed in range(args.seeds):
-                runs = known["runs"].setdefault(f"{name}: {row}", {})
-                if str(seed) in runs:
-                    continue
-                runs[str(seed)] = found = train(row, data, seed, args.updates, args.evaluations)
-                print(f"{name}, {row}, seed {seed}: {found['score']:.1f} in {found['seconds']:.0f} s", flush=True)
-                write_text_atomic(result, json.dumps(known, indent=1))
-    write_text_atomic(result, json.dumps(known, indent=1))
+    places = datasets(args.env, args.expert_steps, folder, args.data)
+    read = {name: steepest.read_dataset(place) for name, place in places.items()}
+    for row, name, seed in itertools.product(args.algorithms, places, range(args.seeds)):
+        place = folder / f"{name} - {row} - {seed}.json"
+        with claimed(place) as mine:
+            if not mine or place.exists():
+                continue
+            found = train(row, read[name], seed, args.updates, args.evaluations, args.precision)
+            write_text_atomic(place, json.dumps(found, indent=1))
+        print(f"{name}, {row}, seed {seed}: {found['score']:.1f} in {found['seconds']:.0f} s", flush=True)
+    command = shlex.join(["python", *sys.argv])
+    known: dict[str, Any] = {"command": command, "machine": machine(), "updates": args.updates, "runs": {}}
+    known |= {"data": {name: figures(data) for name, data in read.items()}}
+    for place in sorted(folder.glob("* - * - *.json")):
+        name, row, seed = place.stem.split(" - ")
+        known["runs"].setdefault(f"{name}: {row}", {})[seed] = json.loads(place.read_text())
+    write_text_atomic(folder / "RESULT.json", json.dumps(known, indent=1))
     print(table(known))
 
 
