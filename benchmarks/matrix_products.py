@@ -75,8 +75,10 @@ def share_of_products(run: Any, threads: int) -> dict[str, float]:
     agent, config = run.agent, run.agent.config
     calls = config.updates_per_call
     hyper = agent.hyperparameters(0.5)
-    batch = run.training.loop.buffer.sample(agent.generators, calls, config.batch_size, gamma=config.gamma)
-    del batch["index"]
+    loop = run.training.loop
+    rows = loop.buffer if hasattr(loop, "buffer") else loop.rows
+    batch = rows.sample(agent.generators, calls, config.batch_size, gamma=config.gamma)
+    batch.pop("index", None)
     noise = agent.update_noise(calls)
     eager = type(agent)(config, agent.obs_spec, agent.action_spec)
     eager.update(batch, noise, hyper)

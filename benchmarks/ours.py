@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import offline_cases
 from timing import arguments, limit_threads, report
 
 WARM_UP_ITERATIONS = 3
@@ -179,6 +180,28 @@ CASES |= {
     },
 }
 
+OFFLINE: dict[str, Any] = {
+    **{k: OFF_POLICY[k] for k in ("normalize_obs", "hidden_sizes", "activation", "learning_rate_schedule")},
+    **{k: OFF_POLICY[k] for k in ("max_gradient_norm", "gamma", "batch_size", "target_update_rate")},
+    "updates_per_call": 2,
+    "steps_per_iteration": offline_cases.WARM_UP,
+}
+"""d3rlpy's defaults."""
+
+for name, settings in {
+    "cql": {"learning_rate": 1e-4, "critic_learning_rate": 3e-4, "proposals": 10, "gap_threshold": 10.0},
+    "iql": {"learning_rate": 3e-4, "critic_learning_rate": 3e-4},
+    "td3_bc": {"learning_rate": 3e-4, "critic_learning_rate": 3e-4, "policy_delay": 2},
+}.items():
+    for precision in ("float32", "bfloat16"):
+        CASES[f"{name}_offline_{precision}"] = {
+            "algorithm": name,
+            "env_id": "HalfCheetah-v5",
+            "total_steps": offline_cases.UPDATES[name],
+            "offline": True,
+            "settings": {**OFFLINE, **settings, "precision": precision},
+        }
+
 SOLVED_RETURN = 475
 SOLVED_EPISODES = 100
 
@@ -188,8 +211,9 @@ def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) 
 
     algorithm = case.get("algorithm", "ppo")
     settings = {**COMMON, **case["settings"]} if algorithm == "ppo" else case["settings"]
-    off_policy = "learning_starts" in settings
-    per_iteration = settings["steps_per_iteration" if off_policy else "rollout_steps"] * settings["num_envs"]
+    off_policy, offline = "learning_starts" in settings, "offline" in case
+    steps_each = settings["steps_per_iteration" if off_policy or offline else "rollout_steps"]
+    per_iteration = steps_each * settings.get("num_envs", 1)
     # Only steps with gradient steps are timed.
     warm_up = WARM_UP_ITERATIONS + (settings["learning_starts"] // per_iteration if off_policy else 0)
     timed_steps = total_steps or case["total_steps"]
@@ -207,6 +231,7 @@ def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) 
         eval_every=0,
         eval_episodes=0,
         checkpoint_every=0,
+        **({"data": random_data()} if offline else {}),
         **settings,
     )
     first_step, last_step, timed_from, timed_to = 0, 0, start, start
@@ -217,6 +242,11 @@ def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) 
             timed_from, first_step, cpu_from = timed_to, last_step, cpu_to
 
     steps, seconds = last_step - first_step, timed_to - timed_from
+    if offline:  # random numbers teach nothing
+        from matrix_products import share_of_products
+
+        figures = {"updates_per_second": steps / seconds, **share_of_products(run, threads)}
+        return {**figures, "steps": steps, "seconds": seconds, "warm_up_seconds": timed_from - start}
     evaluations = steepest.evaluate(run.agent, case["env_id"], episodes=5 if off_policy else 20, seed=seed)
     figures: dict[str, Any] = {}
     if off_policy:
@@ -232,6 +262,17 @@ def throughput(case: dict[str, Any], seed: int, threads: int, total_steps: int) 
         "warm_up_seconds": timed_from - start,
         "final_return": evaluations[0].mean,
     }
+
+
+def random_data() -> Any:
+    import numpy as np
+
+    import steepest
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "random.npz"
+        np.savez(place, **offline_cases.arrays())
+        return steepest.read_dataset(place)
 
 
 def solve(seed: int, total_steps: int) -> dict[str, Any]:

@@ -106,6 +106,20 @@ CASES = [
         )
         for algorithm, peer in (("sac", "sb3"), ("sac", "sbx"), ("td3", "sb3"), ("ddpg", "sb3"))
     ),
+    *(
+        Case(
+            name=f"{algorithm}_{precision}_d3rlpy",
+            measures="updates/s",
+            ours=f"{algorithm}_offline_{precision}",
+            peer="d3rlpy",
+            peer_case=algorithm,
+            figure="updates_per_second",
+        )
+        for algorithm, precision in (
+            *(("cql", "float32"), ("cql", "bfloat16"), ("iql", "float32"), ("iql", "bfloat16")),
+            *(("td3_bc", "float32"), ("td3_bc", "bfloat16")),
+        )
+    ),
     Case(
         name="time_to_solved_cartpole",
         measures="seconds",
