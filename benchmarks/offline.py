@@ -3,12 +3,14 @@
     python benchmarks/offline.py --env Hopper-v5                    everything; an interrupted call resumes, and a
                                                                     second call beside it takes its share
     python benchmarks/offline.py --env Hopper-v5 --data medium --algorithms iql cql --seeds 2
+    python benchmarks/offline.py --env FrozenLake-v1 --data random --reference 0 1
 
-1. trains SAC for --expert-steps steps; its agent at the end plays "medium", its replay buffer is "medium-replay"
+1. trains SAC, or DQN where actions are discrete, for --expert-steps steps; its agent at the end plays "medium", its
+   replay buffer is "medium-replay"
 2. trains every algorithm for --updates gradient steps on each dataset and each seed
 3. reports the last evaluation (never the best), in returns and in scores: 0 is a random policy, 100 the expert
 
-The expert is SAC's agent at the end, so a score above 100 is better than the policy that made the data. Everything goes
+The expert is that agent at the end, so a score above 100 is better than the policy that made the data. Everything goes
 into --out, a folder; what stands there is not done again. RESULT.json has all seeds, each run's commit, the machine and
 the command.
 """
@@ -25,9 +27,11 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -51,6 +55,13 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Row of the table -> algorithm and settings; everything else is the default."""
 
+DISCRETE: dict[str, tuple[str, dict[str, Any]]] = {
+    **{row: ALGORITHMS[row] for row in ("bc", "bc, best 10 %", "iql", "awac")},
+    "dqn": ("dqn", {}),
+    "discrete_cql": ("discrete_cql", {}),
+}
+"""The same where actions are discrete; plain DQN is the negative control."""
+
 
 @contextmanager
 def claimed(place: Path) -> Generator[bool]:
@@ -64,41 +75,40 @@ def claimed(place: Path) -> Generator[bool]:
         yield True
 
 
-def datasets(env: str, steps: int, folder: Path, wanted: list[str]) -> dict[str, Path]:
-    """The files of the datasets, made where they are missing."""
+def datasets(
+    env: str, learner: str, steps: int, folder: Path, wanted: list[str], reference: tuple[float, float] | None
+) -> dict[str, Path]:
+    """The files of the datasets, made where they are missing; "random" needs no expert where a reference is given."""
     expert = folder / "expert"
     places = {name: folder / f"{name}.npz" for name in wanted}
+    more: dict[str, Any] = {"reference": reference} if reference else {"reference_episodes": 20}
     with claimed(expert) as mine:
         if not mine:
             raise SystemExit(f"another call makes the datasets in {folder}: start this one when they are there")
-        if not (expert / "summary.json").exists():
+        if not (expert / "summary.json").exists() and not (reference and wanted == ["random"]):
             if (expert / "config.json").exists():
                 steepest.resume(expert, quiet=False)
             else:
-                options: dict[str, Any] = {
-                    "total_steps": steps,
-                    "seed": 0,
-                    "checkpoint_every": 20_000,
-                    "buffer_size": 2 * steps,
-                }
-                steepest.train("sac", env, out=expert, quiet=False, **options)
-        agent = steepest.load(expert)
+                options: dict[str, Any] = {"total_steps": steps, "buffer_size": 2 * steps}
+                options |= {"seed": 0, "checkpoint_every": 20_000}
+                steepest.train(learner, env, out=expert, quiet=False, **options)
         for name, place in places.items():
             if place.exists():
                 continue
-            more: dict[str, Any] = {"reference_episodes": 20, "out": place}
             if name == "medium-replay":
-                steepest.collect_replay(expert, **more)
+                steepest.collect_replay(expert, out=place, **more)
             elif name == "medium":
-                steepest.collect(agent, env, steps=steps, seed=1, **more)
+                steepest.collect(expert, env, steps=steps, seed=1, out=place, **more)
+            elif name == "random":
+                steepest.collect("random", env, steps=steps, seed=1, out=place, **more)
             else:
-                raise SystemExit(f"no dataset is called {name}; known: medium, medium-replay")
+                raise SystemExit(f"no dataset is called {name}; known: random, medium, medium-replay")
     return places
 
 
 def train(row: str, data: Dataset, seed: int, updates: int, evaluations: int, precision: str) -> dict[str, Any]:
     """Train on a dataset; the last evaluation, and what the critics say of the data's actions."""
-    algorithm, options = ALGORITHMS[row]
+    algorithm, options = (ALGORITHMS | DISCRETE)[row]
     began = time.perf_counter()
     settings: dict[str, Any] = {"total_steps": updates, "seed": seed, "eval_every": 0, "eval_episodes": evaluations}
     settings |= {"precision": precision, **options}
@@ -118,6 +128,7 @@ def train(row: str, data: Dataset, seed: int, updates: int, evaluations: int, pr
         "modes": run.training.summary(1.0, updates)["modes"],
         "precision": precision,
         "git_commit": machine()["git_commit"],
+        **(success_probability(run.agent, data.env) if data.env and data.env.startswith("FrozenLake") else {}),
     }
 
 
@@ -133,13 +144,34 @@ def values_of_play(agent: Any, data: Dataset) -> tuple[float | None, float]:
     if "critic/" not in agent.calls:
         return None, true
     state = {k: v[0] for k, v in agent.state.items()}
-    spec = agent.action_spec
-    low, high = torch.tensor(spec.low), torch.tensor(spec.high)
-    action = 2.0 * (torch.from_numpy(played.action[rows]).float() - low) / (high - low) - 1.0
-    obs = {"obs": torch.from_numpy(np.asarray(played.obs)[rows]).float()}
+    spec, taken = agent.action_spec, torch.from_numpy(played.action[rows])
+    obs = {"obs": torch.from_numpy(np.asarray(played.obs)[rows])}
     with torch.no_grad():
-        q = agent.calls["critic/"](state["critic/params"], state, obs, normalization(state), action)
+        call = partial(agent.calls["critic/"], state["critic/params"], state, obs, normalization(state))
+        if spec.kind == "discrete":
+            q = call(None)[:, torch.arange(len(rows)), taken]
+        else:
+            low, high = torch.tensor(spec.low), torch.tensor(spec.high)
+            q = call(2.0 * (taken.float() - low) / (high - low) - 1.0)
     return float(q.mean()), true
+
+
+def success_probability(agent: Any, env_id: str) -> dict[str, float]:
+    """FrozenLake: how likely the agent's greedy policy, and the best policy, reach the goal in time, exactly."""
+    env = gymnasium.make(env_id)
+    assert env.spec is not None
+    assert env.spec.max_episode_steps is not None
+    model: Any = cast(Any, env.unwrapped).P
+    greedy = [int(agent.act(s, deterministic=True)[0]) for s in range(len(model))]
+    value, best = np.zeros(len(model)), np.zeros(len(model))
+
+    def backed_up(after: Any, s: int, a: int) -> float:
+        return sum(p * (reward + (0.0 if end else after[t])) for p, t, reward, end in model[s][a])
+
+    for _ in range(env.spec.max_episode_steps):
+        value = np.array([backed_up(value, s, greedy[s]) for s in range(len(model))])
+        best = np.array([max(backed_up(best, s, a) for a in model[s]) for s in range(len(model))])
+    return {"success_probability": float(value[0]), "best_success_probability": float(best[0])}
 
 
 def figures(data: Dataset) -> dict[str, Any]:
@@ -161,7 +193,9 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| |" + "|".join(names) + "|", "|-|" + "-|" * len(names)]
     own = [f"{results['data'][n]['score']:.1f}" for n in names]
     lines.append("| the data's own mean return |" + "|".join(own) + "|")
-    for row in ALGORITHMS:
+    for row in ALGORITHMS | DISCRETE:
+        if not any(row == run.partition(": ")[2] for run in results["runs"]):
+            continue
         cells = []
         for name in names:
             scores = [v["score"] for v in results["runs"].get(f"{name}: {row}", {}).values()]
@@ -176,18 +210,25 @@ def main() -> None:
     parser.add_argument("--env", default="Hopper-v5")
     parser.add_argument("--expert-steps", type=int, default=150_000)
     parser.add_argument("--data", nargs="+", default=["medium-replay", "medium"])
-    parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS), choices=list(ALGORITHMS), metavar="ROW")
+    parser.add_argument("--reference", nargs=2, type=float, help="returns that score 0 and 100; default: measured")
+    parser.add_argument("--algorithms", nargs="+", metavar="ROW", help="default: all")
     parser.add_argument("--updates", type=int, default=50_000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--evaluations", type=int, default=20, help="episodes of the last evaluation")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="default: runs/offline-ENV")
     args = parser.parse_args()
+    discrete = isinstance(gymnasium.make(args.env).action_space, gymnasium.spaces.Discrete)
+    rows = DISCRETE if discrete else ALGORITHMS
+    wanted = args.algorithms or list(rows)
+    unknown = [row for row in wanted if row not in rows]
+    if unknown:
+        parser.error(f"--algorithms: {args.env} has no {', '.join(unknown)}; expected some of {', '.join(rows)}")
     folder: Path = args.out or Path("runs") / f"offline-{args.env}"
     folder.mkdir(parents=True, exist_ok=True)
-    places = datasets(args.env, args.expert_steps, folder, args.data)
+    places = datasets(args.env, "dqn" if discrete else "sac", args.expert_steps, folder, args.data, args.reference)
     read = {name: steepest.read_dataset(place) for name, place in places.items()}
-    for row, name, seed in itertools.product(args.algorithms, places, range(args.seeds)):
+    for row, name, seed in itertools.product(wanted, places, range(args.seeds)):
         place = folder / f"{name} - {row} - {seed}.json"
         with claimed(place) as mine:
             if not mine or place.exists():
