@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from steepest.api.language import rlhf as rlhf
     from steepest.api.language import sft as sft
     from steepest.api.ope import ope as ope
+    from steepest.api.selection import OnlineSelection as OnlineSelection
+    from steepest.api.selection import select_online as select_online
     from steepest.environments import make_env as make_env
     from steepest.errors import RunError as RunError
     from steepest.errors import SteepestError as SteepestError
@@ -52,6 +54,8 @@ _HOME = {
     "collect_replay": "steepest.api.datasets",
     "dataset_summary": "steepest.api.datasets",
     "ope": "steepest.api.ope",
+    "OnlineSelection": "steepest.api.selection",
+    "select_online": "steepest.api.selection",
     "read_dataset": "steepest.experience.datasets.read",
     "write_dataset": "steepest.experience.datasets.read",
     "make_env": "steepest.environments",
@@ -73,6 +77,7 @@ _HOME = {
 __all__ = [
     "Agent",
     "Evaluation",
+    "OnlineSelection",
     "Run",
     "RunError",
     "SteepestError",
@@ -94,6 +99,7 @@ __all__ = [
     "resume_language",
     "reward_model",
     "rlhf",
+    "select_online",
     "sft",
     "train",
     "train_seeds",

@@ -109,3 +109,46 @@ def test_the_command_prints_a_table_and_json(
     assert "ope takes agents and a dataset" in capsys.readouterr().err
     with pytest.raises(UsageError, match="which policies"):
         steepest.ope([], tmp_path / "data.npz")
+
+
+def test_online_selection_ends_with_the_better_policy(
+    agents: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At first by chance, so the mean of both; in the end the better one. The command prints the same."""
+    data = steepest.collect(agents[0], "CartPole-v1", steps=600, seed=3, reference=(20.0, 500.0))
+    found = steepest.select_online(agents, data, tries=200, episodes=30, repeats=400)
+    means = sorted(found.policies.values())
+    assert len(means) == 2
+    assert means[1] - means[0] > 5.0, "policies that can be told apart"
+    for agent, mean in zip(agents, found.policies.values(), strict=True):
+        played = steepest.evaluate(agent, "CartPole-v1", episodes=30)[0].mean
+        assert mean == pytest.approx(100.0 * (played - 20.0) / 480.0, rel=1e-9)
+    assert found.kept[0] == pytest.approx(sum(means) / 2, abs=0.15 * (means[1] - means[0]))
+    assert found.kept[-1] > means[0] + 0.9 * (means[1] - means[0])
+    assert found.low[0] == pytest.approx(means[0])
+    assert found.high[-1] == pytest.approx(means[1])
+
+    saved = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for agent, path in zip(agents, saved, strict=True):
+        agent.save(path)
+    steepest.write_dataset(data, tmp_path / "data.npz")
+    arguments = ["ope", *map(str, saved), str(tmp_path / "data.npz"), "--bandit", "20", "--true-episodes", "30"]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert list(printed["policies"].values()) == pytest.approx(list(found.policies.values()))
+    assert len(printed["kept"]) == 20
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "after      1 online episode " in text
+    assert "after     20 online episodes" in text
+    assert "mean score of 30 episodes" in text
+
+
+def test_online_selection_says_what_is_missing(agents: list[Any], data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="1 policy leaves nothing to choose"):
+        steepest.select_online(agents[:1], data, tries=5)
+    with pytest.raises(UsageError, match="candidates is 3; expected 1 to 2, the number of policies"):
+        steepest.select_online(agents, data, tries=5, candidates=3)
+    with pytest.raises(UsageError, match="names no environment"):
+        steepest.select_online(agents, from_episodes(list(data.episodes())), tries=5)
+    assert main(["ope", "a", "b", "data.npz", "--candidates", "2"]) == 2

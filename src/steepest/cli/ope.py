@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from steepest.cli.options import fields_of, parse, say, with_positional
@@ -21,7 +22,12 @@ class OpeOptions:
     deterministic: bool = False
     """Evaluate the mode of every policy instead of the policy itself."""
     true_episodes: int = 0
-    """Play so many episodes of every policy for its true value, to compare."""
+    """Play so many episodes of every policy for its true value, to compare; with bandit 100 by default."""
+    bandit: int = 0
+    """Instead of estimating, say which policy a user ends with after 1 to so many online episodes, chosen by an
+    upper-confidence bandit."""
+    candidates: int | None = None
+    """Policies that the bandit chooses from, drawn anew in every repeat; by default all."""
     gamma: float = 0.99
     """Discount factor."""
     updates: int = 20_000
@@ -54,16 +60,56 @@ def ope(argv: list[str]) -> int:
     if len(options.given) < 2:
         raise UsageError("ope takes agents and a dataset: steepest ope runs/one runs/two data.npz")
     *runs, data = options.given
-    settings = {k: v for k, v in fields_of(options).items() if k not in ("given", "json", "quiet")}
+    note = None if options.quiet or options.json else say
+    if options.bandit:
+        return bandit(runs, data, options, note)
+    if options.candidates is not None:
+        raise UsageError(f"candidates is {options.candidates}, but only --bandit N chooses among them")
+    left_out = ("given", "json", "quiet", "bandit", "candidates")
+    settings = {k: v for k, v in fields_of(options).items() if k not in left_out}
     from steepest.api.ope import ope as evaluate
     from steepest.runs.store.folder import finite_json
 
-    found = evaluate(runs, data, note=None if options.quiet or options.json else say, **settings)
+    found = evaluate(runs, data, note=note, **settings)
     if options.json:
         print(json.dumps(finite_json(found.as_dict())))
         return 0
     for line in table(found, options.share):
         print(line)
+    return 0
+
+
+def bandit(runs: list[str], data: str, options: Any, note: Callable[[str], None] | None) -> int:
+    """Run ``steepest ope --bandit N``."""
+    from steepest.api.selection import select_online
+    from steepest.runs.store.folder import finite_json
+
+    found = select_online(
+        runs,
+        data,
+        tries=options.bandit,
+        episodes=options.true_episodes or 100,
+        candidates=options.candidates,
+        deterministic=True,
+        seed=options.seed,
+        note=note,
+    )
+    if options.json:
+        print(json.dumps(finite_json(found.as_dict())))
+        return 0
+    print(f"{found.dataset}: mean {found.unit} of {found.episodes} episodes each")
+    for name, mean in found.policies.items():
+        print(f"  {name:42}{mean:10.4g}")
+    print()
+    print(
+        f"the policy kept, of {found.candidates} to choose from: its mean {found.unit}, and 5 to 95% of 1,000 repeats"
+    )
+    tries = [n for power in range(10) for n in (10**power, 2 * 10**power, 5 * 10**power) if n < options.bandit]
+    for n in [*tries, options.bandit]:
+        low, high = found.low[n - 1], found.high[n - 1]
+        print(
+            f"  after {n:6,} online episode{' ' if n == 1 else 's'}{found.kept[n - 1]:32.4g}   [{low:.4g}, {high:.4g}]"
+        )
     return 0
 
 
