@@ -92,7 +92,7 @@ def command_lines() -> Iterator[Any]:
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
     from steepest import estimators
-    from steepest.api import agents, datasets, drive, ope
+    from steepest.api import agents, datasets, drive, ope, selection
     from steepest.api import language as language_api
     from steepest.cli import main
     from steepest.experience.datasets import read
@@ -105,7 +105,7 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
         raise Parsed
 
     work = ((drive, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
-    work = (*work, (ope, "ope"), (read, "read_dataset"))
+    work = (*work, (ope, "ope"), (selection, "select_online"), (read, "read_dataset"))
     data = tuple((datasets, name) for name in ("collect", "collect_replay", "dataset_summary"))
     language = (
         (language_api, "compare"),
