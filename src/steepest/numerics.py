@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -30,9 +30,29 @@ def standardize(
 ) -> Float[Tensor, "*shape"]:
     """Zero weighted mean and unit weighted standard deviation over all axes.
 
-    Equation:  (x - m) / (s + epsilon), s^2 = sum w (x - m)^2 / max(sum w, 1)
+    Equation:  (x - m) / (s + epsilon), s^2 = sum w (x - m)^2 / max(sum w, 1); 0 where all x are equal, to rounding
+    Verified:  tests/unit/test_numerics.py::test_standardize_ignores_what_has_no_weight,
+               tests/unit/test_numerics.py::test_equal_numbers_have_no_deviation
     """
-    return (x - weighted_mean(x, weight)) / (weighted_variance(x, weight).sqrt() + epsilon)
+    scaled = (x - weighted_mean(x, weight)) / (weighted_variance(x, weight).sqrt() + epsilon)
+    return torch.where(are_equal(*weighted_range(x, weight)), torch.zeros_like(x), scaled)
+
+
+def weighted_range(
+    x: Float[Tensor, "*shape"], weight: Float[Tensor, "*shape"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Least and greatest of the numbers that have a weight."""
+    counts = weight > 0.0
+    return torch.where(counts, x, torch.inf).amin(), torch.where(counts, x, -torch.inf).amax()
+
+
+def are_equal(low: Float[Tensor, "*shape"], high: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """True where numbers between these are equal, to rounding: their deviation then says nothing.
+
+    Equation:  high - low <= 4 eps max(|low|, |high|)
+    Verified:  tests/unit/test_numerics.py::test_equal_numbers_have_no_deviation
+    """
+    return high - low <= 4.0 * torch.finfo(low.dtype).eps * torch.maximum(low.abs(), high.abs())
 
 
 def merge_moments(
@@ -45,10 +65,13 @@ def merge_moments(
     """Running mean and variance after seeing the rows of x whose weight is 1.
 
     Source:    Chan, Golub & LeVeque 1979, the parallel update.
-    Args:      mean, variance (...), count: what was seen before; x (n, ...); weight (n,) 0 or 1
-    Returns:   the moments of everything seen; unchanged where no row counts
-    Verified:  tests/unit/test_numerics.py::test_merge_moments_equals_the_moments_of_everything
+    Args:      mean, variance (...), count: what was seen before, in float64, so that numbers far from zero, and merges
+               by the million, lose nothing; x (n, ...); weight (n,) 0 or 1
+    Returns:   the moments of everything seen, in the same precision; unchanged where no row counts
+    Verified:  tests/unit/test_numerics.py::test_merge_moments_equals_the_moments_of_everything,
+               tests/unit/test_numerics.py::test_moments_far_from_zero
     """
+    x, weight = x.to(mean.dtype), weight.to(mean.dtype)
     shape = (-1, *([1] * (x.ndim - 1)))
     w = weight.view(shape)
     n = weight.sum()

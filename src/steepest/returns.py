@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steepest.numerics import forward_recurrence, reverse_recurrence
+from steepest.numerics import are_equal, forward_recurrence, reverse_recurrence
 
 
 def td_error(
@@ -358,16 +358,20 @@ def token_rewards(
 def scaled_token_rewards(reward: Float[Tensor, "t b"], epsilon: float = 1e-4) -> Float[Tensor, "t b"]:
     """Rewards in units of the deviation of whole responses' rewards, with nothing subtracted.
 
-    Equation:  r_t / (s + epsilon),  s = deviation over the batch of R = sum_t r_t
+    Equation:  r_t / (s + epsilon),  s = deviation over the batch of R = sum_t r_t; r_t where all R are equal, to
+               rounding
     Source:    Ziegler et al. 2019 and later RLHF code scale rewards without moving their mean. Score and penalty are
                scaled as one, which leaves the optimum where it is; scaling the score alone would change kl_coef, and
                subtracting a mean per token would pay for length.
     Args:      reward (T, B) reward units, of token_rewards, zero where no token is decided; detached here
     Returns:   (T, B) without unit
-    Verified:  tests/exact/test_rlhf.py::test_scaling_rewards
+    Verified:  tests/exact/test_rlhf.py::test_scaling_rewards,
+               tests/unit/test_returns.py::test_equal_rewards_have_no_deviation
     """
     reward = reward.detach()
-    return reward / (reward.sum(0).var(correction=0).sqrt() + epsilon)
+    total = reward.sum(0)
+    scaled = reward / (total.var(correction=0).sqrt() + epsilon)
+    return torch.where(are_equal(total.amin(), total.amax()), reward, scaled)
 
 
 def leave_one_out_advantage(reward: Float[Tensor, "*shape group"]) -> Float[Tensor, "*shape group"]:
@@ -390,17 +394,21 @@ def group_standardized_advantage(
 ) -> Float[Tensor, "*shape group"]:
     """Each sample's reward less its group's mean, over its group's deviation.
 
-    Equation:  A_i = (r_i - m) / (s + epsilon),  s^2 = 1/k sum_i (r_i - m)^2
+    Equation:  A_i = (r_i - m) / (s + epsilon),  s^2 = 1/k sum_i (r_i - m)^2; 0 where all r_i are equal, to rounding
     Source:    Shao et al. 2024 (GRPO), section 4.1.2. Not a policy gradient of the expected reward: groups of small
-               deviation count for more (Liu et al. 2025). epsilon is far above the rounding of equal rewards.
+               deviation count for more (Liu et al. 2025).
     Args:      reward (..., k) reward units, k >= 2 independent samples; detached here
     Returns:   (..., k) without unit
     Raises:    ValueError for groups of one
-    Verified:  tests/unit/test_returns.py::test_group_standardized_advantage
+    Verified:  tests/unit/test_returns.py::test_group_standardized_advantage,
+               tests/unit/test_returns.py::test_equal_rewards_have_no_deviation
     """
     _group_size(reward)
-    centred = reward.detach() - reward.detach().mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True).sqrt() + epsilon)
+    reward = reward.detach()
+    centred = reward - reward.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True).sqrt() + epsilon)
+    equal = are_equal(reward.amin(-1, keepdim=True), reward.amax(-1, keepdim=True))
+    return torch.where(equal, torch.zeros_like(reward), scaled)
 
 
 def _group_size(reward: Tensor) -> int:

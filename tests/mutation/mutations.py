@@ -176,19 +176,20 @@ TOKEN_REWARDS: Mistakes = {
     ),
     "gradient through the penalty": ("(log_prob - ref_log_prob).detach()", "(log_prob - ref_log_prob)"),
     "rewards centred": (
-        "return reward / (reward.sum(0).var(correction=0).sqrt() + epsilon)",
-        "return (reward - reward.mean()) / (reward.sum(0).var(correction=0).sqrt() + epsilon)",
+        "scaled = reward / (total.var(correction=0).sqrt() + epsilon)",
+        "scaled = (reward - reward.mean()) / (total.var(correction=0).sqrt() + epsilon)",
     ),
-    "rewards scaled by a token's deviation": ("reward.sum(0).var(correction=0)", "reward.var(correction=0)"),
+    "rewards scaled by a token's deviation": ("total.var(correction=0)", "reward.var(correction=0)"),
+    "equal rewards scaled by their rounding": ("are_equal(total.amin(), total.amax())", "total.amin() > total.amax()"),
     "a sample in its own baseline": (" * (k / (k - 1))", ""),
     "the group's mean not subtracted": (
-        "centred = reward.detach() - reward.detach().mean(-1, keepdim=True)",
-        "centred = reward.detach()",
+        "centred = reward - reward.mean(-1, keepdim=True)",
+        "centred = reward",
     ),
     "variance for deviation": ("mean(-1, keepdim=True).sqrt() + epsilon)", "mean(-1, keepdim=True) + epsilon)"),
     "rounding taken for a difference": (
-        'epsilon: float = 1e-4\n) -> Float[Tensor, "*shape group"]',
-        'epsilon: float = 1e-12\n) -> Float[Tensor, "*shape group"]',
+        "return torch.where(equal, torch.zeros_like(reward), scaled)",
+        "return scaled",
     ),
 }
 
@@ -305,9 +306,15 @@ DISTRIBUTIONS: Mistakes = {
     ),
     "change of variables of the other sign": ("(action) - log_tanh_derivative", "(action) + log_tanh_derivative"),
     "entropy before the squashing": (
-        "return self.base.entropy() + (log_tanh_derivative(u) * weights).sum((-2, -1))",
+        "return self.base.entropy() + expected_log_tanh_derivative(self.mean, self.log_std.exp()).sum(-1)",
         "return self.base.entropy()",
     ),
+    "the squashing of the mirrored half forgotten": (" + (-0.5 * ((x + m) / s).square()).exp()", ""),
+    "nodes over the whole line, not over what counts": (
+        "width = ((mean.abs() + 7.0 * std).clamp(max=16.0) - low).clamp(min=0.0)",
+        "width = mean.abs() + 7.0 * std - low",
+    ),
+    "E|u| of a Gaussian around zero": ("mean * torch.erf(z / math.sqrt(2.0)) + std", "std"),
     "epsilon of the best action alone": ("(1.0 - share) * greedy + share * legal", "(1.0 - share) * greedy + legal"),
     "exploration among illegal actions": (
         "legal = torch.ones_like(q_value) if mask is None else mask.to(q_value.dtype)",
@@ -338,7 +345,17 @@ NUMERICS: Mistakes = {
     "weight forgotten in the mean": ("(x * weight).sum()", "x.sum()"),
     "variance around the unweighted mean": ("(x - weighted_mean(x, weight)).square()", "(x - x.mean()).square()"),
     "divided by the variance": ("weighted_variance(x, weight).sqrt()", "weighted_variance(x, weight)"),
-    "scaled but not centred": ("return (x - weighted_mean(x, weight)) / (", "return x / ("),
+    "scaled but not centred": ("scaled = (x - weighted_mean(x, weight)) / (", "scaled = x / ("),
+    "equal numbers divided by their rounding": (
+        "return torch.where(are_equal(*weighted_range(x, weight)), torch.zeros_like(x), scaled)",
+        "return scaled",
+    ),
+    "equal only where no digit differs": ("<= 4.0 * torch.finfo", "<= 0.0 * torch.finfo"),
+    "numbers without weight in the range": ("counts = weight > 0.0", "counts = weight > -1.0"),
+    "moments in the rows' precision": (
+        "x, weight = x.to(mean.dtype), weight.to(mean.dtype)",
+        "mean, variance, count = mean.to(x.dtype), variance.to(x.dtype), count.to(x.dtype)",
+    ),
     "merged variance without the means' distance": (" + delta.square() * (count * n / total)) / total", ") / total"),
     "merged mean weighted the wrong way": ("delta * (n / total)", "delta * (count / total)"),
     "batch variance around the running mean": ("(x - batch_mean).square()", "(x - mean).square()"),

@@ -27,6 +27,8 @@ from steepest.agents.rollout_updates import (
 )
 from steepest.agents.statistics import (
     explained_variance,
+    initial_observation_statistics,
+    initial_return_statistics,
     scale_rewards,
     scaled_rewards,
     state_weights,
@@ -401,3 +403,10 @@ def test_invalid_rows_have_no_influence_on_an_update(algorithm: str, normalize_r
         assert one == pytest.approx(other, rel=1e-12, abs=1e-12), name
     for (name, one), other in zip(results[0][1].items(), results[1][1].values(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_statistics_are_kept_in_float64() -> None:
+    """Of numbers far from zero, float32 loses the deviation; and it counts no further than 2^24."""
+    device = torch.device("cpu")
+    found = {**initial_observation_statistics(vector(3), 2, device), **initial_return_statistics(2, 4, device)}
+    assert {name for name, x in found.items() if x.dtype != F64} == {"return_carry"}

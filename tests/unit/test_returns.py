@@ -325,7 +325,7 @@ def test_leave_one_out_advantage_by_hand() -> None:
 
 
 def test_group_standardized_advantage() -> None:
-    """(r - m) / (s + 1e-4) with the deviation over n; equal rewards teach nothing, though rounding may split them."""
+    """(r - m) / (s + 1e-4) with the deviation over n."""
     reward = torch.tensor([[1.0, 2.0, 6.0], [0.0, 1.0, 1.0]], dtype=F64, requires_grad=True)
     found = group_standardized_advantage(reward)
     for row, r in zip(found.tolist(), reward.tolist(), strict=True):
@@ -333,10 +333,22 @@ def test_group_standardized_advantage() -> None:
         s = (sum((x - m) ** 2 for x in r) / 3) ** 0.5
         assert row == pytest.approx([(x - m) / (s + 1e-4) for x in r], rel=1e-12)
     assert not found.requires_grad
-    equal = group_standardized_advantage(torch.full((1, 3), 0.1))
-    assert float(equal.abs().max()) < 1e-3
     with pytest.raises(ValueError, match="at least 2"):
         group_standardized_advantage(reward[:, :1])
+
+
+@pytest.mark.parametrize("number", [0.1, 100.1, 12345.1, -3e6])
+def test_equal_rewards_have_no_deviation(number: float) -> None:
+    """They teach nothing, and are scaled by nothing, though the rounding of their mean splits them."""
+    for k in (2, 3, 7, 64):
+        mixed = torch.stack([torch.full((k,), number), torch.arange(float(k))])
+        found = group_standardized_advantage(mixed)
+        assert not found[0].any(), k
+        reward = torch.full((1, k), number)
+        assert torch.equal(scaled_token_rewards(reward), reward), k
+    assert group_standardized_advantage(torch.tensor([1_000_000.0, 1_000_001.0])).tolist() == pytest.approx(
+        [-1.0, 1.0], abs=1e-3
+    )
 
 
 def test_token_rewards_by_hand() -> None:

@@ -246,7 +246,7 @@ BROKEN: list[tuple[Any, str, Callable[..., Any], str]] = [
     (distributions.FullGaussian, "kl", scaled, "1 FullGaussian: H = -E[log p], KL = E[log p - log q]"),
     (distributions.TanhGaussian, "log_prob", scaled, "1 TanhGaussian: density and KL"),
     (distributions.TanhGaussian, "entropy", scaled, "1 TanhGaussian: H = -E[log p]"),
-    (distributions, "log_tanh_derivative", negated, "1 TanhGaussian: H = -E[log p]"),
+    (distributions, "expected_log_tanh_derivative", negated, "1 TanhGaussian: H = -E[log p]"),
 ]
 
 

@@ -50,9 +50,10 @@ VECTORS = ("params", "adam_mean", "adam_square")
 
 
 def normalization(state: State) -> Normalization:
-    """The observation statistics in a state."""
-    mean = {k.removeprefix("obs_mean/"): v for k, v in state.items() if k.startswith("obs_mean/")}
-    return Normalization(mean, {name: state[f"obs_variance/{name}"] for name in mean})
+    """The observation statistics in a state, in the precision of its parameters."""
+    kind = state["params"].dtype
+    mean = {k.removeprefix("obs_mean/"): v.to(kind) for k, v in state.items() if k.startswith("obs_mean/")}
+    return Normalization(mean, {name: state[f"obs_variance/{name}"].to(kind) for name in mean})
 
 
 class Agent(ABC):
@@ -389,7 +390,8 @@ class Agent(ABC):
             if layout is not None:
                 self.state[key] = layout.flatten({k: tensors[f"{key}/{k}"] for k in layout.names}).to(self.device)
             elif key not in self.per_environment or tuple(tensors[key].shape) == tuple(self.state[key].shape):
-                self.state[key] = tensors[key].clone().to(self.device)
+                # Statistics that were saved in float32 go on in float64.
+                self.state[key] = tensors[key].to(self.device, self.state[key].dtype, copy=True)
         for i, generator in enumerate(self.generators):
             generator.set_state(tensors[f"generator/{i}"])
 

@@ -1,4 +1,4 @@
-"""Running statistics of observations and returns; pure, one member."""
+"""Running statistics of observations and returns, in float64; pure, one member."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from steepest.learner.step import Hyper, State
-from steepest.numerics import forward_recurrence, merge_moments, weighted_mean, weighted_variance
+from steepest.numerics import are_equal, forward_recurrence, merge_moments, weighted_range, weighted_variance
 from steepest.types import ObsSpec, Rollout
+
+F64 = torch.float64
 
 
 def initial_observation_statistics(spec: ObsSpec, members: int, device: torch.device) -> State:
@@ -15,17 +17,17 @@ def initial_observation_statistics(spec: ObsSpec, members: int, device: torch.de
     state: State = {}
     for field in spec.fields:
         if field.kind == "vector":
-            state[f"obs_mean/{field.name}"] = torch.zeros((members, *field.shape), device=device)
-            state[f"obs_variance/{field.name}"] = torch.ones((members, *field.shape), device=device)
-    return {**state, "obs_count": torch.zeros(members, device=device)}
+            state[f"obs_mean/{field.name}"] = torch.zeros((members, *field.shape), dtype=F64, device=device)
+            state[f"obs_variance/{field.name}"] = torch.ones((members, *field.shape), dtype=F64, device=device)
+    return {**state, "obs_count": torch.zeros(members, dtype=F64, device=device)}
 
 
 def initial_return_statistics(members: int, num_envs: int, device: torch.device) -> State:
     """Return mean 0 and variance 1 of the discounted return, from no reward."""
     return {
-        "return_mean": torch.zeros(members, device=device),
-        "return_variance": torch.ones(members, device=device),
-        "return_count": torch.zeros(members, device=device),
+        "return_mean": torch.zeros(members, dtype=F64, device=device),
+        "return_variance": torch.ones(members, dtype=F64, device=device),
+        "return_count": torch.zeros(members, dtype=F64, device=device),
         "return_carry": torch.zeros((members, num_envs), device=device),
     }
 
@@ -57,7 +59,7 @@ def scaled_rewards(state: State, rollout: Rollout) -> Tensor:
     """A rollout's rewards divided by the deviation in the statistics, which ``scale_rewards`` has merged it into."""
     if "return_variance" not in state:
         return rollout.reward
-    return rollout.reward * torch.rsqrt(state["return_variance"] + 1e-8)
+    return rollout.reward * torch.rsqrt(state["return_variance"] + 1e-8).to(rollout.reward.dtype)
 
 
 def update_observations(state: State, rollout: Rollout, hyper: Hyper) -> State:
@@ -93,6 +95,5 @@ def explained_variance(target: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     Verified:  tests/unit/test_on_policy.py::test_explained_variance_by_hand
     """
     spread = weighted_variance(target, weight)
-    rounding = (8.0 * torch.finfo(target.dtype).eps) ** 2 * weighted_mean(target.square(), weight)
     explained = 1.0 - weighted_variance(target - value, weight) / spread
-    return torch.where(spread > rounding, explained, torch.full_like(spread, torch.nan))
+    return torch.where(are_equal(*weighted_range(target, weight)), torch.full_like(spread, torch.nan), explained)

@@ -62,7 +62,9 @@ class Transitions:
         """The transitions that begin at these rows of these environments, by their numbers since the beginning.
 
         Equation:  reward = sum_{k < m} gamma^k r_{t+k},  discount = gamma^m,  next_obs = o_{t+m}
-                   m = n_steps, or fewer decisions where the episode ends, or where the buffer does
+                   m = n_steps, or fewer decisions where the episode ends, or where the buffer does. A row is a step
+                   of n_steps whether it decides or pauses, so that a window never reaches further than n_steps rows;
+                   with m decisions among them discount is gamma^m, which keeps the target unbiased
         Returns:   obs/*, action, reward, terminated, discount, next_obs/*, and where there are masks action_mask and
                    next_action_mask; the target of a critic is reward + discount (1 - terminated) V(next_obs)
         Verified:  tests/unit/test_buffers.py::test_n_step_returns_against_a_loop,

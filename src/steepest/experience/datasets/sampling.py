@@ -61,7 +61,7 @@ class DatasetRows(Transitions):
         self.decided = np.flatnonzero(kept)
 
     def moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Return mean and variance of every vector field over all steps that are drawn from, float32.
+        """Return mean and variance of every vector field over all steps that are drawn from, float64.
 
         Verified:  tests/integration/test_offline_runs.py::test_observations_are_normalised_by_the_dataset
         """
@@ -69,8 +69,7 @@ class DatasetRows(Transitions):
         for field in self.obs_fields:
             if field.kind == "vector":
                 x = np.asarray(self.flat[f"obs/{field.name}"][self.decided], np.float64)
-                mean, variance = (torch.as_tensor(m, dtype=torch.float32) for m in (x.mean(0), x.var(0)))
-                found[field.name] = mean, variance
+                found[field.name] = torch.as_tensor(x.mean(0)), torch.as_tensor(x.var(0))
         return found
 
     def sample(
