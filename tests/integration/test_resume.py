@@ -288,3 +288,59 @@ def test_a_torn_last_row_is_written_again(tmp_path: Path) -> None:
     with Run.resume(tmp_path / "left") as run:
         list(run)
     assert differences(tmp_path / "alone", tmp_path / "left") == []
+
+
+EDITS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "learning rate": (("config", "learning_rate"), 0.5),
+    "discount": (("config", "gamma"), 0.5),
+    "activation": (("config", "activation"), "relu"),
+    "a setting that is gone": (("config", "epochs"), None),
+    "environments": (("run", "num_envs"), 3),
+    "seed": (("run", "seed"), 77),
+    "checkpoints": (("run", "checkpoint_every"), 123),
+    "environment": (("env",), "Acrobot-v1"),
+    "environment options": (("env_kwargs",), {"render_mode": None}),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_config_is_refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What trains on is never silently another run than the one that began; put back, it resumes to the same bits."""
+    with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **small()) as run:
+        list(run)
+    with Run("ppo", "CartPole-v1", out=tmp_path / "left", **small()) as run:
+        for _ in range(6):
+            run.iterate()
+    file = tmp_path / "left" / "config.json"
+    whole = file.read_text()
+    (*path, last), value = EDITS[name]
+    edited = inner = json.loads(whole)
+    for key in path:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        assert inner[last] != value
+        inner[last] = value
+    file.write_text(json.dumps(edited))
+    assert main(["train", "--resume", str(tmp_path / "left")]) in (1, 2)
+    said = capsys.readouterr().err
+    assert "internal error" not in said
+    assert last in said
+    file.write_text(whole)
+    with Run.resume(tmp_path / "left") as run:
+        list(run)
+    assert differences(tmp_path / "alone", tmp_path / "left") == []
+
+
+def test_a_damaged_summary_is_written_again(tmp_path: Path) -> None:
+    """It is output: what it says is known from the checkpoint."""
+    out = tmp_path / "run"
+    steepest.train("ppo", "CartPole-v1", out=out, **small())
+    whole = json.loads((out / "summary.json").read_text())
+    for text in ("{", "[]", "", "null", '{"steps": 3}'):
+        (out / "summary.json").write_text(text)
+        steepest.resume(out)
+        found = json.loads((out / "summary.json").read_text())
+        timed = {"wall_seconds", "steps_per_second"}
+        assert {k: v for k, v in found.items() if k not in timed} == {k: v for k, v in whole.items() if k not in timed}

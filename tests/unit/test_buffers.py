@@ -381,8 +381,89 @@ def test_a_reopened_buffer_gives_the_same_bits(tmp_path: Path, prioritized: bool
     with pytest.raises(RunError, match="only the newest checkpoint"):
         lost.load_state(tensors, figures)
     assert [x.name for x in sorted((tmp_path / "replay").iterdir())] == [
-        f"{x}.bin" for x in ("action", "action_mask", "obs.obs", "reward", "row", "terminated", "truncated", "valid")
+        f"{x}.bin"
+        for x in ("action", "action_mask", "check", "obs.obs", "reward", "row", "terminated", "truncated", "valid")
     ]
+
+
+STORED = ("action", "action_mask", "check", "obs.obs", "reward", "terminated", "truncated", "valid")
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_an_altered_file_is_noticed(name: str, tmp_path: Path) -> None:
+    """Any bit of any row that resuming needs, in a ring that has come round, after several flushes."""
+    options: dict[str, Any] = {"spare_rows": 20, "folder": tmp_path / "replay"}
+    history = History(make(30, **options), (4, 6, 9))
+    for steps in (11, 1, 17, 40):
+        history.play(steps)
+        state = (history.buffer.flush(), history.buffer.state())[1]
+    make(30, reopen=True, **options).load_state(*state)
+    file = tmp_path / "replay" / f"{name}.bin"
+    whole, buffer = file.read_bytes(), history.buffer
+    per_row = len(whole) // buffer.length
+    for row in (buffer.written - 30, buffer.written - 13, buffer.written - 1):
+        damaged = bytearray(whole)
+        damaged[(row % buffer.length) * per_row + per_row // 2] ^= 1
+        file.write_bytes(damaged)
+        again = make(30, reopen=True, **options)
+        if name == "truncated" and row == buffer.written - 1:
+            again.load_state(*state)  # it is in the checkpoint: a restart changes it
+            continue
+        with pytest.raises(RunError, match=r"1 of the 31 rows of replay in .*replay are not what was written"):
+            again.load_state(*state)
+    if name in ("obs.obs", "action_mask"):
+        damaged = bytearray(whole)
+        damaged[(buffer.written % buffer.length) * per_row] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(RunError, match="1 of the 31 rows"):
+            make(30, reopen=True, **options).load_state(*state)
+
+
+def test_what_was_written_after_a_checkpoint_is_no_damage(tmp_path: Path) -> None:
+    """A killed run has restarted its environments and played on; and runs of earlier versions have no checksums."""
+    options: dict[str, Any] = {"spare_rows": 20, "folder": tmp_path / "replay"}
+    history = History(make(30, **options), (4, 6, 9))
+    history.play(50)
+    history.buffer.flush()
+    state = history.buffer.state()
+    for _ in range(3):
+        again = make(30, reopen=True, **options)
+        again.load_state(*state)
+        history.buffer = again
+        history.restart()
+        history.play(7)
+        again.flush()
+    (tmp_path / "replay" / "check.bin").unlink()
+    make(30, reopen=True, **options).load_state(*state)
+    old = {k: v for k, v in state[1].items() if k not in ("newest", "last_truncated")}
+    make(30, reopen=True, **options).load_state(state[0], old)
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_what_does_not_fit_is_refused_before_any_of_it_is_taken(where: str, tmp_path: Path) -> None:
+    folder = tmp_path / "replay" if where == "disk" else None
+    match = r"the replay buffer \(1,000,000,000,000,000 rows of 3 environments\) needs 93 PB .*; give a smaller buffer"
+    with pytest.raises(UsageError, match=match):
+        make(10**15, folder=folder)
+    match = "and 1,000,000,000,000 between checkpoints.* or checkpoints more often"
+    with pytest.raises(UsageError, match=match):
+        make(10, folder=folder, spare_rows=10**12)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_its_place_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("keep")
+    (tmp_path / "replay").mkdir()
+    for name in ("reward.bin", "row.bin"):
+        (tmp_path / "replay" / name).symlink_to(victim)
+    make(10, folder=tmp_path / "replay")
+    assert victim.read_text() == "keep"
+    (tmp_path / "replay" / "reward.bin").unlink()
+    (tmp_path / "replay" / "reward.bin").symlink_to(victim)
+    with pytest.raises(RunError, match="symbolic link"):
+        make(10, folder=tmp_path / "replay", reopen=True)
+    assert victim.read_text() == "keep"
 
 
 def test_files_of_another_size_are_refused(tmp_path: Path) -> None:
@@ -405,6 +486,7 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path), *sys.path]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     assert out.stdout.startswith("refused"), out
+    assert list(tmp_path.iterdir()) == [], "and nothing is left"
 
 
 def test_boxes_and_dictionaries_are_stored(tmp_path: Path) -> None:

@@ -92,6 +92,27 @@ def test_old_ones_go_only_when_the_new_one_is_durable(tmp_path: Path, monkeypatc
     assert not old.exists()
 
 
+def test_what_cannot_be_tidied_up_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder named like an old checkpoint is none; a file that the system will not delete stays, with a warning."""
+    store = CheckpointStore(tmp_path, keep=1)
+    for name in ("step-000000000000.safetensors", "step-999999999999.safetensors"):
+        (tmp_path / name).mkdir()
+    store.save(1, {"w": torch.zeros(1)}, {})
+    store.save(2, {"w": torch.ones(1)}, {})
+    found = store.load_latest()
+    assert found is not None
+    assert found[2]["step"] == 2
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(RuntimeWarning, match=r"could not delete .*step-000000000002"):
+        store.save(3, {"w": torch.ones(1)}, {})
+    monkeypatch.undo()
+    assert store.latest() == tmp_path / "step-000000000003.safetensors"
+
+
 def test_best(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     assert store.save_best(1, {"w": torch.tensor(1)}, {}, float("nan")) is None

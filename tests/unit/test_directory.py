@@ -12,7 +12,7 @@ import pytest
 
 from steepest.errors import RunError, UsageError
 from steepest.files.atomic import write_bytes_atomic
-from steepest.runs.store.folder import RunDirectory, changed_since, environment_report, read_json
+from steepest.runs.store.folder import RunDirectory, changed_since, different, environment_report, read_json
 
 HOLD = """
 import sys
@@ -30,6 +30,7 @@ def test_default_path_and_its_successors(tmp_path: Path, monkeypatch: pytest.Mon
     for expected in ("ppo-ALE-Pong-v5-seed0", "ppo-ALE-Pong-v5-seed0-2", "ppo-ALE-Pong-v5-seed0-3"):
         with RunDirectory.create(None, "ppo-ALE/Pong-v5-seed0") as run:
             assert run.path == Path("runs") / expected
+            run.write_json("config.json", {})
     with RunDirectory.create(None, "../..") as run:
         assert run.path == Path("runs/run")
 
@@ -49,6 +50,46 @@ def test_the_beginnings_of_a_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the beginnings of a run"):
         RunDirectory.create(tmp_path, "x")
     assert (run.checkpoints_path / "step-000000000001.safetensors").exists()
+
+
+def test_a_folder_that_was_made_and_never_used_goes_again(tmp_path: Path) -> None:
+    """What fails before it begins leaves nothing; a folder that was there before stays, and so does what is in one."""
+    with RunDirectory.create(tmp_path / "new", "x"):
+        assert (tmp_path / "new" / ".lock").exists()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    for _ in range(2):
+        with RunDirectory.create(tmp_path / "old", "x"):
+            pass
+        assert (tmp_path / "old").is_dir()
+    with RunDirectory.create(tmp_path / "used", "x") as run:
+        (run.path / "note").write_text("")
+    assert (tmp_path / "used" / "note").exists()
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("keep")
+    lock = tmp_path / "run" / ".lock"
+    lock.parent.mkdir()
+    for make in (lock.symlink_to, lock.hardlink_to):
+        make(victim)
+        with pytest.raises(UsageError, match=r"cannot write in .*run: \.lock: it .* link"):
+            RunDirectory.create(lock.parent, "x")
+        lock.unlink()
+    assert victim.read_text() == "keep"
+
+
+def test_where_two_descriptions_differ() -> None:
+    one = {"config": {"gamma": 0.9, "sizes": [8, 8]}, "run": {"seed": 0, "total_steps": 5}, "env": "A"}
+    assert different(one, {**one, "run": {"seed": 0, "total_steps": 9}}) == []
+    other = {"config": {"gamma": 0.8, "sizes": [8], "new": 1}, "run": None, "env": "A"}
+    assert different(one, other) == [
+        "config.gamma was 0.9, is 0.8",
+        "config.sizes was [8, 8], is [8]",
+        "config.new was null, is 1",
+        'run was {"seed": 0, "total_steps": 5}, is null',
+    ]
 
 
 def test_paths_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

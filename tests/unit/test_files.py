@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from steepest.errors import RunError
-from steepest.files.atomic import atomic_file, atomic_place, write_text_atomic
+from steepest.files.atomic import atomic_file, atomic_place, open_own, write_text_atomic
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,26 @@ def test_a_place_is_taken_as_a_whole(tmp_path: Path, folder: bool, error: BaseEx
     with pytest.raises(RunError if isinstance(error, OSError) else KeyboardInterrupt):
         write()
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_link_is_never_written_through(tmp_path: Path) -> None:
+    """Symbolic or hard; nor are pipes and folders opened."""
+    victim, place = tmp_path / "victim", tmp_path / "place"
+    victim.write_text("keep")
+    for make in (place.symlink_to, place.hardlink_to):
+        make(victim)
+        with pytest.raises(OSError, match="link"):
+            open_own(place, os.O_RDWR | os.O_CREAT)
+        place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(OSError, match="no ordinary file"):
+        open_own(place, os.O_RDWR | os.O_CREAT)
+    place.unlink()
+    place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_own(place, os.O_RDWR | os.O_CREAT)
+    assert not (tmp_path / "nowhere").exists()
+    place.unlink()
+    os.close(open_own(place, os.O_RDWR | os.O_CREAT))
+    os.close(open_own(place, os.O_RDWR))
+    assert victim.read_text() == "keep"

@@ -390,8 +390,7 @@ class Agent(ABC):
             if layout is not None:
                 self.state[key] = layout.flatten({k: tensors[f"{key}/{k}"] for k in layout.names}).to(self.device)
             elif key not in self.per_environment or tuple(tensors[key].shape) == tuple(self.state[key].shape):
-                # Statistics that were saved in float32 go on in float64.
-                self.state[key] = tensors[key].to(self.device, self.state[key].dtype, copy=True)
+                self.state[key] = tensors[key].to(self.device, self.state[key].dtype, copy=True)  # float32 ones too
         for i, generator in enumerate(self.generators):
             generator.set_state(tensors[f"generator/{i}"])
 

@@ -11,8 +11,8 @@ is written between two checkpoints overwrites nothing that the earlier one needs
 
 from __future__ import annotations
 
-import errno
-import os
+import math
+import zlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.errors import RunError, UsageError
+from steepest.experience.ring_files import Checksums, map_file
 from steepest.experience.transitions import Array, Batch, Transitions
+from steepest.files.space import require_space
 from steepest.types import ActionSpec, ObsSpec, Rollout
 
 
@@ -38,8 +40,8 @@ class ReplayBuffer(Transitions):
         folder: keep the rows in files here instead of in memory.
         reopen: take up the files that are there, to ``load_state`` next; else they are overwritten.
 
-    Raises: UsageError where images are not stacks of frame_stack frames; RunError where files cannot be made or do not
-        hold what they should
+    Raises: UsageError where images are not stacks of frame_stack frames, or where there is not so much space; RunError
+        where files cannot be made or do not hold what they should
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class ReplayBuffer(Transitions):
         self.written = 0
         self.repeats_first_frame = False  # how a stack is filled up at the beginning of an episode; else with zeros
         self.arrays: dict[str, Array] = {}
+        self._checks: Checksums | None = None
         self.flat = {}
         self._reopens = reopen and self._file("row").exists()
         self.obs_fields = obs_spec.fields
         self.stacked = {f.name for f in obs_spec.fields if f.kind == "image" and frame_stack > 1}
+        plan: list[tuple[str, tuple[int, ...], str]] = []
         for field in obs_spec.fields:
             shape = field.shape
             if field.name in self.stacked:
@@ -81,30 +85,47 @@ class ReplayBuffer(Transitions):
                         f"frame_stack is {frame_stack}; the images {shape} are no stack of so many frames along axis 0"
                     )
                 shape = (shape[0] // frame_stack, *shape[1:])
-            self._add(f"obs/{field.name}", shape, field.dtype)
+            plan.append((f"obs/{field.name}", shape, field.dtype))
         box = action_spec.kind == "box"
-        self._add(
-            "action", () if action_spec.kind == "discrete" else (action_spec.dimension,), "float32" if box else "int64"
-        )
-        self._add("reward", (), "float32")
-        for name in ("terminated", "truncated", "valid"):
-            self._add(name, (), "bool")
-        if self.stacked:
-            self._add("episode_step", (), "int32")
-        self._add("row", (), "int64", per_environment=False)
+        shape = () if action_spec.kind == "discrete" else (action_spec.dimension,)
+        plan += [("action", shape, "float32" if box else "int64"), ("reward", (), "float32")]
+        plan += [(name, (), "bool") for name in ("terminated", "truncated", "valid")]
+        plan += [("episode_step", (), "int32")] if self.stacked else []
         if self._reopens and self._file("action_mask").exists():
-            self._add("action_mask", (action_spec.mask_size,), "bool")
+            plan.append(("action_mask", (action_spec.mask_size,), "bool"))
+        self._make(plan)
         self.trees = [SumTree(self.length * num_envs) for _ in range(members)] if prioritized else []
         self.highest_priority = np.ones(members)
 
     # Storage
+
+    def _make(self, plan: list[tuple[str, tuple[int, ...], str]]) -> None:
+        """Make the arrays of every environment, and that of the rows' numbers: all of them or none."""
+        if not self._reopens:
+            sizes = [self.envs * math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in plan]
+            need = self.length * (sum(sizes) + 12)  # and the rows' numbers and checksums
+            rows = f"{self.rows:,} rows of {self.envs} environments"
+            rows += f", and {self.spare_rows:,} between checkpoints" if self.spare_rows else ""
+            remedy = "give a smaller buffer_size" + (", or checkpoints more often" if self.spare_rows else "")
+            require_space(need, f"the replay buffer ({rows})", remedy, self.folder)
+        try:
+            for name, shape, dtype in plan:
+                self._add(name, shape, dtype)
+            self._add("row", (), "int64", per_environment=False)
+            if self.folder is not None:
+                self._checks = Checksums(self._file("check"), self.length, new=not self._reopens)
+        except BaseException:
+            if not self._reopens:
+                for name in (*self.arrays, "check"):
+                    self._file(name).unlink(missing_ok=True)
+            raise
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: str, *, per_environment: bool = True) -> None:
         full = (self.length, self.envs, *shape) if per_environment else (self.length, *shape)
         if self.folder is None:
             array = np.zeros(full, dtype)  # pages that nothing has touched take no memory yet
         else:
-            array = _map_file(self._file(name), full, np.dtype(dtype), new=not self._reopens)
+            array = map_file(self._file(name), full, np.dtype(dtype), new=not self._reopens)
         self.arrays[name] = array
         if per_environment:
             self.flat[name] = np.asarray(array).reshape(-1, *shape)
@@ -125,10 +146,25 @@ class ReplayBuffer(Transitions):
         return oldest + 2 * (self.frame_stack - 1) if oldest and self.stacked else oldest
 
     def flush(self) -> None:
-        """Put on disk what the files hold; only what changed is written."""
-        for array in self.arrays.values():
-            if isinstance(array, np.memmap):
-                array.flush()
+        """Put on disk what the files hold, with checksums of new rows; only what changed is written."""
+        if self._checks is None:
+            return
+        self._checks.record(self._stored, self.written)
+        for array in (*self.arrays.values(), self._checks.array):
+            cast("np.memmap[Any, Any]", array).flush()
+
+    def _stored(self, position: Array) -> Array:
+        """The bytes (n, bytes of a row) of rows at these places of the ring."""
+        parts = [np.ascontiguousarray(x[position]) for name, x in sorted(self.arrays.items()) if name != "row"]
+        return np.concatenate([x.reshape(len(position), -1).view(np.uint8) for x in parts], axis=1)
+
+    def _newest(self) -> int:
+        """A checksum of the newest observations and masks, which no decision has followed yet."""
+        found = 0
+        for name, x in sorted(self.arrays.items()):
+            if name.startswith("obs/") or name == "action_mask":
+                found = zlib.crc32(x[self.written % self.length].tobytes(), found)
+        return found
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what a checkpoint holds beside the files: tensors, and plain JSON."""
@@ -138,12 +174,16 @@ class ReplayBuffer(Transitions):
             "repeats_first_frame": self.repeats_first_frame,
             "highest_priority": self.highest_priority.tolist(),
         }
+        if self.folder is not None:
+            last = self.arrays["truncated"][(self.written - 1) % self.length]
+            figures |= {"newest": self._newest(), "last_truncated": last.tolist()}
         return tensors, figures
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
         """Take over what ``state`` gave, over the files as they are.
 
-        Raises:    RunError if rows that it needs have been overwritten or never reached the disk
+        Raises:    RunError if rows that it needs have been overwritten, altered, or never reached the disk
+        Verified:  tests/unit/test_buffers.py::test_an_altered_file_is_noticed
         """
         self.written = int(figures["written"])
         self.repeats_first_frame = bool(figures["repeats_first_frame"])
@@ -156,6 +196,17 @@ class ReplayBuffer(Transitions):
                 "needs: only the newest checkpoint can be resumed with its replay. Start the run again, or start a new "
                 "one from the saved agent."
             )
+        if self._checks is not None and "newest" in figures:
+            if self.written:  # ``cut`` may have changed it since
+                self.arrays["truncated"][(self.written - 1) % self.length] = figures["last_truncated"]
+            altered = self._checks.altered(self._stored, needed) + (self._newest() != figures["newest"])
+            if altered:
+                raise RunError(
+                    f"{altered:,} of the {len(needed) + 1:,} rows of replay in {self.folder} are not what was written: "
+                    "the files have been altered or damaged. Restore them, start the run again, or start a new one "
+                    "from the saved agent"
+                )
+            self._checks.until = self.written
         for tree, leaves in zip(self.trees, tensors.get("replay/priority", ()), strict=True):
             tree.fill(leaves)
 
@@ -359,24 +410,3 @@ class SumTree:
             mass = np.where(right, mass - left, mass)
             node = 2 * node + right
         return node - self.base, self.sums[node] / total
-
-
-def _map_file(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, new: bool) -> Array:
-    """An array in a file of exactly its size. Its blocks are reserved: a full disk is an error now, no crash later."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    try:
-        if new:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        elif path.stat().st_size != size:
-            raise RunError(f"{path} holds {path.stat().st_size:,} bytes; this run's replay needs {size:,}")
-        return cast(Array, np.memmap(path, dtype=dtype, mode="r+", shape=shape))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RunError(
-                f"the disk is full: the replay buffer needs {size / 1e9:.2f} GB for {path}. Free some space, or give a "
-                "smaller buffer_size"
-            ) from error
-        raise RunError(f"{path} cannot be used for replay: {error.strerror or error}") from error

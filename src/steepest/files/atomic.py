@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,6 +100,27 @@ def write_text_atomic(path: Path, text: str) -> None:
     Raises:    RunError when the system refuses the write
     """
     write_bytes_atomic(path, text.encode())
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that is written in place, an ordinary one that no link shares; return its descriptor.
+
+    Args:      flags of os.open besides O_CLOEXEC, such as os.O_RDWR | os.O_CREAT
+    Raises:    OSError where it is a link, a folder, a pipe, or has another name besides: what it stands for is not ours
+    Verified:  tests/unit/test_files.py::test_a_link_is_never_written_through
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link, which is not written through", str(path)) from error
+        raise
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(descriptor)
+        named = "it has another name besides (a hard link)" if stat.S_ISREG(about.st_mode) else "it is no ordinary file"
+        raise OSError(errno.EMLINK, f"{named}, and is not written to", str(path))
+    return descriptor
 
 
 def remove_stray_files(folder: Path) -> None:

@@ -29,7 +29,7 @@ from steepest.runs.loops.agents import AgentTraining
 from steepest.runs.loops.training import Row, Training, ignore
 from steepest.runs.options.config import SharedConfig
 from steepest.runs.store.checkpoints import CheckpointStore
-from steepest.runs.store.folder import RunDirectory, changed_since, environment_report, finite_json, read_json
+from steepest.runs.store.folder import RunDirectory, changed_since, check_same_run, environment_report, finite_json
 from steepest.runs.store.metrics import MetricsLog
 
 Note = Callable[[str], None]
@@ -189,7 +189,7 @@ class Run:
         changed = changed_since(saved["environment"], report)
         elsewhere = bool(changed) or report["gpu"] != saved["environment"].get("gpu")
         notes = training.check_unchanged(directory.path, saved, elsewhere=elsewhere)
-        checkpoint = self._load_latest()
+        checkpoint = self._load_latest(saved)
         if training.extend() and self.directory is not None:  # for good: the next resume must know it too
             self.directory.write_json("config.json", {**saved, "run": dataclasses.asdict(training.settings)})
         if self.directory is not None:
@@ -224,7 +224,7 @@ class Run:
             wandb=self.settings.wandb,
         )
 
-    def _load_latest(self) -> Path | None:
+    def _load_latest(self, saved: dict[str, Any]) -> Path | None:
         """Load the newest checkpoint, which the main process alone looks for; return its path."""
         found = None if self.store is None else self.store.load_latest()
         path = self.training.decided(None if found is None else found[0])
@@ -232,6 +232,7 @@ class Run:
             self.training.note("no checkpoint was saved yet; starting from the beginning")
             return None
         tensors, metadata = load_tensors(path, kind="checkpoint") if found is None else found[1:]
+        check_same_run(path, metadata, saved)
         try:
             self.training.load(tensors, metadata)
             self.wall_seconds, self.evaluated_at = float(metadata["wall_seconds"]), int(metadata["evaluated_at"])
@@ -249,6 +250,7 @@ class Run:
     def _metadata(self) -> dict[str, Any]:
         return {
             **self.training.metadata(),
+            "description": finite_json(self.training.description()),
             "wall_seconds": self.wall_seconds,
             "evaluated_at": self.evaluated_at,
         }
@@ -395,11 +397,7 @@ class Run:
 
     def _is_summed_up(self) -> bool:
         """Return whether the run's folder holds the summary of this very state already."""
-        if self.directory is None or not self.directory.summary_path.exists():
-            return False
-        timed = ("wall_seconds", "steps_per_second")  # the last checkpoint cannot know how long its own saving took
-        found, mine = self.directory.read_json("summary.json"), finite_json(self.summary())
-        return {k: v for k, v in found.items() if k not in timed} == {k: v for k, v in mine.items() if k not in timed}
+        return self.directory is not None and self.directory.holds_summary(self.summary())
 
     def summary(self) -> dict[str, Any]:
         """Return how the run ended: steps, time and the last evaluation."""
@@ -414,7 +412,7 @@ def class_of_run(path: Path) -> type[Run]:
     """Return the class of the run in a folder; where there is none, or none can be read, that of agents."""
     saved: dict[str, Any] = {}
     with suppress(SteepestError, OSError):
-        saved = read_json(path / "config.json")
+        saved = RunDirectory.open(path, lock=False).read_json("config.json")
     if "model" not in saved:
         return Run
     from steepest.runs.language_run import LanguageRun

@@ -48,7 +48,10 @@ class CheckpointStore:
         save_tensors(path, tensors, {**metadata, "step": step})
         for old in self._scheduled()[self.keep :]:
             if old != path:
-                old.unlink(missing_ok=True)
+                try:
+                    old.unlink(missing_ok=True)
+                except OSError as error:  # the new one is safe: what cannot be tidied up ends no training
+                    warnings.warn(f"could not delete {old}: {error.strerror}", RuntimeWarning, stacklevel=2)
         return path
 
     def save_best(
@@ -114,5 +117,6 @@ class CheckpointStore:
         """Scheduled checkpoints, newest first."""
         if not self.directory.is_dir():
             return []
-        steps = [(int(match[1]), path) for path in self.directory.iterdir() if (match := _STEP_FILE.match(path.name))]
+        files = [path for path in self.directory.iterdir() if path.is_file()]
+        steps = [(int(match[1]), path) for path in files if (match := _STEP_FILE.match(path.name))]
         return [path for _, path in sorted(steps, reverse=True)]

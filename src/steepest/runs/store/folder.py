@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import itertools
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from steepest.errors import RunError, UsageError
-from steepest.files.atomic import remove_stray_files, write_text_atomic
+from steepest.files.atomic import open_own, remove_stray_files, write_text_atomic
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The run's folder
@@ -52,9 +53,10 @@ class RunDirectory:
     :meth:`close`.
     """
 
-    def __init__(self, path: Path, lock: int | None) -> None:
+    def __init__(self, path: Path, lock: int | None, *, made: bool = False) -> None:
         self.path = path
         self._lock = lock
+        self._made = made
 
     @classmethod
     def create(cls, path: Path | None, name: str) -> Self:
@@ -67,6 +69,9 @@ class RunDirectory:
         if path is None:
             base = Path("runs") / (re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run")
             path = _first_free(base)
+            made = True
+        else:
+            made = not Path(path).exists()
         path = Path(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -74,7 +79,7 @@ class RunDirectory:
             raise UsageError(
                 f"the output directory {path} cannot be made: {error.strerror}. Choose another one with --out."
             ) from error
-        directory = cls(path, _lock_folder(path))
+        directory = cls(path, _lock_folder(path), made=made)
         try:
             if directory._holds_run():
                 if not directory.config_path.exists():
@@ -147,9 +152,26 @@ class RunDirectory:
         """
         return read_json(self.path / name)
 
+    def holds_summary(self, summary: Mapping[str, Any]) -> bool:
+        """Return whether summary.json says this, but for times: the last checkpoint cannot know what saving it took.
+
+        A summary is output: one that is damaged is written again.
+        """
+        found: dict[str, Any] = {}
+        with suppress(RunError):
+            found = self.read_json("summary.json")
+        mine = finite_json(summary)
+        keys = found.keys() | mine.keys()
+        return all(found.get(k) == mine.get(k) for k in keys - {"wall_seconds", "steps_per_second"})
+
     def close(self) -> None:
-        """Release the lock. Closing twice is harmless."""
+        """Release the lock, and take away a folder that was made and never used. Closing twice is harmless."""
         if self._lock is not None:
+            if self._made:
+                with suppress(OSError):
+                    if [path.name for path in self.path.iterdir()] == [".lock"]:
+                        (self.path / ".lock").unlink()
+                        self.path.rmdir()
             _held_locks.discard(self._lock)
             os.close(self._lock)
             self._lock = None
@@ -183,6 +205,34 @@ def finite_json(value: Any) -> Any:
     if hasattr(value, "item"):  # NumPy and torch scalars
         return finite_json(value.item())
     return value
+
+
+def check_same_run(checkpoint: Path, metadata: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Compare what a checkpoint says of its run with the run's config.json.
+
+    Raises:    RunError that names what was changed
+    Verified:  tests/integration/test_resume.py::test_an_edited_config_is_refused
+    """
+    known = metadata.get("description", metadata)
+    names = [name for name in ("algorithm", "env", "env_kwargs", "config", "run") if name in known]
+    edited = different({name: known[name] for name in names}, {name: saved.get(name) for name in names})
+    if edited:
+        raise RunError(
+            f"{checkpoint.parent.parent / 'config.json'} is not what {checkpoint.name} was trained with: "
+            f"{'; '.join(edited)}. Change it back to resume, or start a new run from the saved agent"
+        )
+
+
+def different(one: Any, other: Any, name: str = "") -> list[str]:
+    """Return where two descriptions of a run differ, in words; how long it is meant to train may differ.
+
+    Verified:  tests/unit/test_directory.py::test_where_two_descriptions_differ
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        a, b = cast(Mapping[str, Any], one), cast(Mapping[str, Any], other)
+        keys = [key for key in {**a, **b} if key != "total_steps"]
+        return [text for k in keys for text in different(a.get(k), b.get(k), f"{name}.{k}" if name else k)]
+    return [] if one == other else [f"{name} was {json.dumps(one)}, is {json.dumps(other)}"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -219,10 +269,11 @@ def _first_free(base: Path) -> Path:
 def _lock_folder(path: Path) -> int:
     file = path / ".lock"
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = open_own(file, os.O_RDWR | os.O_CREAT)
     except OSError as error:
+        name = "" if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR) else f"{file.name}: "
         raise UsageError(
-            f"cannot write in {path}: {error.strerror}. Choose another output directory with --out."
+            f"cannot write in {path}: {name}{error.strerror}. Choose another output directory with --out."
         ) from error
     give_up = time.monotonic() + _LOCK_PATIENCE
     while True:
@@ -239,6 +290,10 @@ def _lock_folder(path: Path) -> int:
             ) from error
         except OSError:
             pass  # this file system has no locks: better to train unlocked than not at all
+        if os.fstat(descriptor).st_nlink == 0:  # another run took its unused folder away in between
+            os.close(descriptor)
+            path.mkdir(parents=True, exist_ok=True)
+            return _lock_folder(path)
         break
     with suppress(OSError):  # the pid is a courtesy; a full disk shows itself at the first real write
         os.ftruncate(descriptor, 0)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self, cast
 
 from steepest.errors import RunError, UsageError
-from steepest.files.atomic import write_bytes_atomic, write_text_atomic
+from steepest.files.atomic import open_own, write_bytes_atomic, write_text_atomic
 from steepest.runs.store.folder import finite_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -58,7 +58,9 @@ class MetricsLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: a row is handed over whole, and a failed write leaves nothing behind to fail again.
-            self._file = self.path.open("xb" if resume_step is None else "ab", buffering=0)
+            new = os.O_EXCL if resume_step is None else 0
+            descriptor = open_own(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | new)
+            self._file = os.fdopen(descriptor, "wb", buffering=0)
         except FileExistsError as error:
             raise UsageError(
                 f"{self.path} exists already: another run is in that folder. "
@@ -201,7 +203,7 @@ class _TensorBoard:
             folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads the files of a folder in the order of their names: a resumed run's must come later.
             name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-            file = self._files[member] = (folder / name).open("wb", buffering=0)
+            file = self._files[member] = (folder / name).open("xb", buffering=0)
             event_pb2 = import_module("tensorboard.compat.proto.event_pb2")
             self._append(file, event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
             if self._resume_step is not None:
