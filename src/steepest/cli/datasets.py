@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from steepest.cli.options import fields_of, parse, with_positional
+from steepest.cli.options import fields_of, parse, print_line, with_positional
 from steepest.errors import UsageError
 
 
@@ -85,7 +85,7 @@ def collect(argv: list[str]) -> int:
         played = {name: getattr(options, name) for name in names}
         dataset = datasets.collect(policy, env, mixture=shares, **common, **played)
     returns, s = dataset.returns, "" if len(dataset.returns) == 1 else "s"
-    print(
+    print_line(
         f"{dataset.steps:,} steps in {len(returns):,} episode{s}, "
         f"return {returns.mean():.2f} +- {returns.std():.2f}\n"
         f"dataset:        {options.out}\n"
@@ -109,9 +109,9 @@ def show(argv: list[str]) -> int:
         print(json.dumps(found.as_dict()))
         return 0
     for line in found.lines():
-        print(line)
+        print_line(line)
     if options.out is not None:
-        print(f"picture: {options.out}")
+        print_line(f"picture: {options.out}")
     return 0
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from steepest.cli.options import fields_of, parse, printable, say, with_positional
+from steepest.cli.options import fields_of, parse, print_line, printable, say, with_positional
 from steepest.errors import UsageError
 
 
@@ -124,16 +124,14 @@ def generate(argv: list[str]) -> int:
         from steepest.files.atomic import write_text_atomic
 
         write_text_atomic(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        print(f"{len(rows)} answers: {options.out}")
+        print_line(f"{len(rows)} answers: {options.out}")
     elif options.json:
         for row in rows:
             print(json.dumps(row))
     else:
         for row in rows:
             if len(rows) > 1:
-                print(
-                    printable(f"> {row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]['content']}")
-                )
+                print_line(f"> {row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]['content']}")
             print(printable(row["completion"]))
     return 0
 
@@ -165,9 +163,9 @@ def compare(argv: list[str]) -> int:
         print(json.dumps(as_json(found)))
         return 0
     for line in terminal_lines(found, shutil.get_terminal_size().columns, options.show):
-        print(line)
+        print_line(line)
     if options.out is not None:
-        print(f"metrics and answers: {options.out}, {options.out.with_suffix('.md')}")
+        print_line(f"metrics and answers: {options.out}, {options.out.with_suffix('.md')}")
     return 0
 
 

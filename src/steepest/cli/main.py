@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from steepest.cli import datasets, language, ope, train
-from steepest.cli.options import parse, with_positional
+from steepest.cli.options import parse, print_line, with_positional
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
+from steepest.files.terminal import escaped, forgiving_streams, open_descriptors
 from steepest.language.parallel.torchrun import launch
 
 
@@ -91,17 +92,32 @@ class EstimatorsOptions:
     """The picture (.png, .pdf or .svg); by default estimators.png, and none with --json."""
 
 
+TRAINING = ("train", "sft", "reward", "dpo", "rlhf")
+"""Verbs whose purpose is not what they print."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM.
+
+    SIGHUP, what a lost terminal sends, is as SIGTERM.
+
+    Output that cannot be written ends no training; the code is 1 then.
 
     Of several processes that torchrun started, the main one alone writes on standard output; and one alone says why
     they ended.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    if launch().rank == 0:
-        return _run(argv)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        return _run(argv)
+    open_descriptors()
+    trains = argv[:1] and argv[0] in TRAINING
+    with forgiving_streams(raises=not trains) as out:
+        if launch().rank != 0:
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                return _run(argv)
+        code = _run(argv)
+        out.flush()
+        if trains and out.failure is not None and not isinstance(out.failure, BrokenPipeError):
+            _complain(out.said())
+        return code or int(out.failure is not None)
 
 
 def _run(argv: list[str]) -> int:
@@ -114,7 +130,9 @@ def _run(argv: list[str]) -> int:
 
     # Python lets only the main thread handle signals.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGTERM, on_terminate) if in_main_thread else None
+    # What is ignored stays ignored: nohup asks for that.
+    ends = [n for n in (signal.SIGTERM, signal.SIGHUP) if in_main_thread and signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, on_terminate) for number in ends}
     show_warning = warnings.showwarning
     warnings.showwarning = _show_warning
     try:
@@ -133,8 +151,7 @@ def _run(argv: list[str]) -> int:
         if launch().rank == 0:
             _complain("terminated" if terminated else "interrupted")
         return 143 if terminated else 130
-    except BrokenPipeError:  # whoever read our output has seen enough; what is left of it has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough
         return 1
     except MemoryError as error:
         _complain(f"out of memory{': ' if str(error) else ''}{error}")
@@ -152,21 +169,21 @@ def _run(argv: list[str]) -> int:
         return 1
     finally:
         warnings.showwarning = show_warning
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _complain(text: str) -> None:
     """Say why the command ends; of several processes, one says it."""
     distributed = sys.modules.get("steepest.language.parallel.processes")  # which loads torch: there if they have met
     if launch().rank == 0 if distributed is None else distributed.has_the_last_word():
-        print(f"steepest: {text}", file=sys.stderr)
+        print(f"steepest: {escaped(text)}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Warnings as one line, without the file and line of library code that mean nothing to the user."""
     if not issubclass(category, DeprecationWarning) and launch().rank == 0:
-        print(f"steepest: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"steepest: warning: {escaped(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -227,12 +244,12 @@ def _evaluate(argv: list[str]) -> int:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
         return 0
     for seed, s in zip(agent.seeds, summaries, strict=True):
-        print(
+        print_line(
             f"seed {seed}: return {s['mean']:.2f} +- {s['std']:.2f}, min {s['min']:.2f}, max {s['max']:.2f}, "
             f"length {s['mean_length']:.1f}, {s['episodes']} episodes"
         )
     if options.video is not None:
-        print(f"video: {options.video}")
+        print_line(f"video: {options.video}")
     return 0
 
 
@@ -244,7 +261,7 @@ def _plot(argv: list[str]) -> int:
     from steepest.runs.view.plots import plot_runs
 
     path = plot_runs(list(options.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
-    print(path)
+    print_line(str(path))
     return 0
 
 
@@ -283,7 +300,7 @@ def _estimators(argv: list[str]) -> int:
     if out is not None:
         path = estimators.plot(found, out)
         if not options.json:
-            print(f"picture: {path}")
+            print_line(f"picture: {path}")
     return 0
 
 

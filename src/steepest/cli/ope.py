@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from steepest.cli.options import fields_of, parse, say, with_positional
+from steepest.cli.options import fields_of, parse, print_line, say, with_positional
 from steepest.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def ope(argv: list[str]) -> int:
         print(json.dumps(finite_json(found.as_dict())))
         return 0
     for line in table(found, options.share):
-        print(line)
+        print_line(line)
     return 0
 
 
@@ -97,17 +97,17 @@ def bandit(runs: list[str], data: str, options: Any, note: Callable[[str], None]
     if options.json:
         print(json.dumps(finite_json(found.as_dict())))
         return 0
-    print(f"{found.dataset}: mean {found.unit} of {found.episodes} episodes each")
+    print_line(f"{found.dataset}: mean {found.unit} of {found.episodes} episodes each")
     for name, mean in found.policies.items():
-        print(f"  {name:42}{mean:10.4g}")
+        print_line(f"  {name:42}{mean:10.4g}")
     print()
-    print(
+    print_line(
         f"the policy kept, of {found.candidates} to choose from: its mean {found.unit}, and 5 to 95% of 1,000 repeats"
     )
     tries = [n for power in range(10) for n in (10**power, 2 * 10**power, 5 * 10**power) if n < options.bandit]
     for n in [*tries, options.bandit]:
         low, high = found.low[n - 1], found.high[n - 1]
-        print(
+        print_line(
             f"  after {n:6,} online episode{' ' if n == 1 else 's'}{found.kept[n - 1]:32.4g}   [{low:.4g}, {high:.4g}]"
         )
     return 0

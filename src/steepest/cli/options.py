@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 from steepest.errors import UsageError
+from steepest.files.terminal import escaped
 
 
 def pop_flag(argv: list[str], flag: str) -> str | None:
@@ -104,11 +105,14 @@ def _yaml_value(value: Any) -> Any:
 
 def say(text: str) -> None:
     """Print a line for the user beside the results."""
-    print(text, file=sys.stderr)
+    print(escaped(text), file=sys.stderr)
+
+
+def print_line(text: str) -> None:
+    """Print a line of results."""
+    print(printable(text))
 
 
 def printable(text: str) -> str:
     """Return text for standard output: on a terminal, characters that would command it are escaped."""
-    from steepest.language.compare.report import escaped
-
     return escaped(text) if sys.stdout.isatty() else text

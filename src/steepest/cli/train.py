@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from steepest.cli.options import fields_of, parse, pop_flag, printable, read_config, say, unprefixed
+from steepest.cli.options import fields_of, parse, pop_flag, print_line, printable, read_config, say, unprefixed
 from steepest.cli.usage import USAGE
 from steepest.errors import UsageError
 
@@ -216,12 +216,12 @@ def _report(run: Any) -> int:
         return 0
     lines, places, then = (_of_model if run.training.what == "model" else _of_agent)(run, summary)
     for line in lines:
-        print(line)
+        print_line(line)
     for label, path in (("learning curve", directory.curve_path), ("metrics", directory.metrics_path), *places):
         if path is not None and path.exists():
-            print(f"{label + ':':16}{path}")
+            print_line(f"{label + ':':16}{path}")
     for label, text in then:
-        print(f"{label + ':':16}{text}")
+        print_line(f"{label + ':':16}{text}")
     return 0
 
 

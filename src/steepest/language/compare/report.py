@@ -6,13 +6,13 @@ import dataclasses
 import json
 import math
 import textwrap
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steepest.errors import UsageError
 from steepest.files.atomic import write_text_atomic
+from steepest.files.terminal import escaped
 
 if TYPE_CHECKING:
     from steepest.language.compare.comparison import Comparison, Divergence, Side
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
 LABEL_WIDTH = 24
 NARROWEST = 60
 """Narrower than this, two columns of text cannot be read."""
-
-
-def escaped(text: str) -> str:
-    """Text in which characters that would command a terminal are escaped; line ends and tabs stay.
-
-    Besides controls, some formatting characters turn the direction of what follows.
-    """
-
-    def commands(char: str) -> bool:
-        control = unicodedata.category(char) == "Cc" and char not in "\n\t"
-        return control or "\u202a" <= char <= "\u202e" or "\u2066" <= char <= "\u2069"
-
-    return "".join(char.encode("unicode_escape").decode("ascii") if commands(char) else char for char in text)
 
 
 def figures(c: Comparison) -> list[tuple[str, str, str]]:

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
+
+from steepest.files.terminal import Forgiving, escaped
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,8 +42,8 @@ class Progress:
         quiet: bool = False,
     ) -> None:
         self.total_steps = total_steps
-        self.title = title
-        self._stream = sys.stderr if stream is None else stream
+        self.title = escaped(title)
+        self._stream = cast(TextIO, Forgiving(sys.stderr if stream is None else stream))
         self._start_step = start_step
         self._quiet = quiet
         self._rows: dict[int, dict[str, Any]] = {}
@@ -101,6 +103,7 @@ class Progress:
         """Print a line of text, above the live display if there is one."""
         if self._quiet:
             return
+        text = escaped(text)
         if self._live is not None:
             # As it stands: no markup, so that "[mujoco]" in a message is not taken for a style.
             self._live.console.print(text, markup=False, highlight=False)
