@@ -14,7 +14,6 @@ others' observations are unchanged.
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +24,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from steepest.environments.errors import EnvFailure, missing_extra
+from steepest.environments.failures import check_shape, close, what_happened
 from steepest.environments.spaces import action_spec, convert_obs, flatten_mask, obs_spec
 from steepest.errors import SteepestError, UsageError
 
@@ -91,7 +91,7 @@ class EnvBatch:
         self.obs_spec = obs_spec(space)
         self._float_fields = tuple(f.name for f in self.obs_spec.fields if f.dtype == "float32")
 
-        self._seeded = False
+        self._seeded = self._failed = False
         self._steps = 0
         self._action: Array | None = None  # of a step that was begun
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
@@ -117,7 +117,7 @@ class EnvBatch:
             raw, info = self._reset_all(seed)
         except SteepestError:
             raise
-        except Exception as error:
+        except BaseException as error:
             raise self._raised("reset", error) from error
         self._seeded = True
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
@@ -132,7 +132,7 @@ class EnvBatch:
         if seed is None:
             return self._venv.reset()
         if self._rebuild is not None and self._seeded:
-            self._venv.close()
+            close(self._venv, self.name, failed=self._failed)
             self._venv = self._rebuild()
         if isinstance(self._venv.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             return self._venv.reset(seed=derive_seeds(seed, self.num_envs))  # pyright: ignore[reportArgumentType]
@@ -160,7 +160,7 @@ class EnvBatch:
         if self.asynchronous and not self._pauses:
             try:
                 self._venv.step_async(action)  # pyright: ignore[reportAttributeAccessIssue]
-            except Exception as error:
+            except BaseException as error:
                 raise self._raised("step", error) from error
 
     @property
@@ -182,7 +182,7 @@ class EnvBatch:
             else:
                 assert self._action is not None
                 raw, reward, terminated, truncated, info = self._venv.step(self._action)
-        except Exception as error:
+        except BaseException as error:
             raise self._raised("step", error) from error
         obs = self._convert(raw)
         reward = self._check_reward(reward)
@@ -219,7 +219,7 @@ class EnvBatch:
         if self._mode is AutoresetMode.DISABLED:
             try:
                 raw, info = self._venv.reset(options={"reset_mask": self._done.copy()})
-            except Exception as error:
+            except BaseException as error:
                 raise self._raised("reset", error) from error
             first = self._convert(raw)
             for key, value in obs.items():
@@ -279,8 +279,8 @@ class EnvBatch:
         return float(self._venv.metadata.get("render_fps") or 30)
 
     def close(self) -> None:
-        """Release processes, windows and memory. Further calls do nothing."""
-        self._venv.close()
+        """Release processes, windows and memory. Further calls do nothing, and none raises."""
+        close(self._venv, self.name, failed=self._failed)
 
     # Reading what the environments gave
 
@@ -351,26 +351,26 @@ class EnvBatch:
     # Saying what went wrong
 
     def _failure(self, index: int | np.integer[Any] | None, what: str) -> EnvFailure:
+        self._failed = True
         who = "environment" if index is None or self.num_envs == 1 else f"environment {index} of {self.num_envs}"
         when = f"at step {self._steps} after reset" if self._steps else "in reset"
         return EnvFailure(f"{self.name}: {who} {what} ({when}).")
 
-    def _raised(self, call: str, error: Exception) -> EnvFailure:
-        """The failure to raise where ``call`` raised ``error``."""
-        index = _culprit(self._venv.unwrapped, error)
-        frames = traceback.extract_tb(error.__traceback__)
+    def _raised(self, call: str, error: BaseException) -> EnvFailure:
+        """The failure to raise where ``call`` raised ``error``; what is the user's, Ctrl-C, is raised again."""
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        index, what = what_happened(self._venv.unwrapped, call, error)
         sync = self._venv.unwrapped
-        if isinstance(sync, SyncVectorEnv) and any("concatenate" in frame.name for frame in frames):
+        if isinstance(sync, SyncVectorEnv) and what.startswith("returned"):
             # Joining the observations failed: one of them does not fit the space.
             for i, raw in enumerate(sync._env_obs):  # pyright: ignore[reportPrivateUsage]
                 try:
+                    check_shape(sync.single_observation_space, raw)
                     convert_obs(self.obs_spec, _as_batch(raw), 1)
                 except Exception as misfit:
-                    index, error = i, misfit
+                    index, what = i, f"returned a wrong observation: {misfit}"
                     break
-            what = f"returned a wrong observation: {error}"
-        else:
-            what = f"raised {type(error).__name__} in {call}(): {error}"
         return self._failure(index, what)
 
     def _autoreset_mode(self) -> AutoresetMode:
@@ -431,15 +431,3 @@ def _as_batch(raw: Any) -> Any:
     if isinstance(raw, tuple):
         return tuple(_as_batch(value) for value in raw)
     return np.asarray(raw)[None]
-
-
-def _culprit(venv: VectorEnv[Any, Any, Any], error: Exception) -> int | None:
-    """Which sub-environment raised. Gymnasium does not say, but its loop variable (or the pipe it closed) does."""
-    if isinstance(venv, AsyncVectorEnv):
-        closed = [i for i, pipe in enumerate(venv.parent_pipes) if pipe is None]  # pyright: ignore[reportUnnecessaryComparison]
-        return closed[0] if closed else None
-    if isinstance(venv, SyncVectorEnv):
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_locals.get("self") is venv and isinstance(frame.f_locals.get("i"), int):
-                return frame.f_locals["i"]
-    return None

@@ -23,6 +23,7 @@ from steepest.environments.atari import AtariOptions, GameScores, OnGame
 from steepest.environments.batch import EnvBatch, check_seed
 from steepest.environments.envpool import EnvPoolBatch, available_cores, import_envpool
 from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, missing_extra
+from steepest.environments.failures import Guarded
 from steepest.environments.sync import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
 
@@ -330,7 +331,7 @@ def _loop(
             # Ctrl-C reaches the whole process group; what it means is for the process that owns the workers to decide.
             if os.getpid() != owner:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return one()
+            return Guarded(one())
 
         def build() -> AnyVectorEnv:
             return wrap(AsyncVectorEnv([worker] * asked.num_envs, copy=False))
