@@ -175,3 +175,16 @@ class PreferenceBatch(NamedTuple):
     def to(self, device: torch.device | str) -> PreferenceBatch:
         """The same batch on a device."""
         return PreferenceBatch(self.chosen.to(device), self.rejected.to(device))
+
+
+def described(spec: ObsSpec | ActionSpec) -> str:
+    """A space in a few words."""
+    if isinstance(spec, ActionSpec):
+        if spec.kind == "box":
+            return f"{spec.shape} from {list(spec.low)} to {list(spec.high)}"
+        start = f" from {list(spec.start)}" if any(spec.start) else ""
+        return f"{spec.kind} {list(spec.sizes)}{start}"
+    parts = [f"{f.kind} {f'of {list(f.sizes)}' if f.sizes else f.shape}" for f in spec.fields]
+    if not spec.is_dict:
+        return parts[0]
+    return "{" + ", ".join(f"{f.name}: {part}" for f, part in zip(spec.fields, parts, strict=True)) + "}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from steepest.agents.config import scheduled
 from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.algorithms.sac import SACConfig
 from steepest.errors import UsageError
-from steepest.types import ObsSpec
+from steepest.types import ActionSpec, ObsField, ObsSpec
 
 
 def make(network: Any = None, *, seeds: tuple[int, ...] = (0,), device: str = "cpu", **options: Any) -> PPO:
@@ -143,3 +144,52 @@ def test_a_schedule_scales_every_learning_rate_and_no_clip_range_of_another() ->
     assert scheduled(config, "critic_learning_rate", 0.5) == 0.2
     only_rate = PPOConfig(clip_epsilon=0.4, learning_rate_schedule="linear")
     assert scheduled(only_rate, "clip_epsilon", 0.5) == 0.4
+
+
+def of(obs: ObsSpec, actions: ActionSpec) -> PPO:
+    return PPO(PPOConfig(hidden_sizes=(8,)), obs, actions)
+
+
+def test_an_agent_of_other_spaces_is_no_start() -> None:
+    """Whose tensors have the same shapes: they would be taken over, and mean something else."""
+    fields = (ObsField("a", "vector", (2,), "float32"), ObsField("b", "vector", (2,), "float32"))
+    dictionary = ObsSpec(fields, is_dict=True)
+    pairs = [
+        (of(dictionary, box(2)), of(ObsSpec(fields[::-1], is_dict=True), box(2)), "observations"),
+        (of(vector(3), box(2)), of(vector(3), box(2, bound=9.0)), "actions"),
+        (of(vector(3), discrete(3)), of(vector(3), replace(discrete(3), start=(1,))), "actions"),
+    ]
+    for mine, other, what in pairs:
+        before = {k: v.clone() for k, v in mine.tensors().items()}
+        with pytest.raises(UsageError, match=f"the agent to start from has other {what}"):
+            mine.take_over(other)
+        assert all(torch.equal(v, before[k]) for k, v in mine.tensors().items())
+    mine = of(vector(3), box(2))
+    mine.take_over(of(vector(3), replace(box(2), dtype="float64")))  # EnvPool's, of the same space
+    with pytest.raises(UsageError, match=r"agent is 'runs/one'; expected an agent, such as steepest\.load"):
+        mine.take_over("runs/one")  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_acted_on_is_refused() -> None:
+    agent = make()
+    good = np.zeros(3, np.float32)
+    agent.act(torch.zeros(3))
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        ((good, {}), {}, r"a pair, as env\.reset\(\) returns it"),
+        (np.zeros(2), {}, "does not fit this agent: The observation has shape"),
+        (torch.zeros(3, requires_grad=True), {}, "does not fit this agent: .*requires grad"),
+        (None, {}, r"has shape \(\); this agent takes"),
+        ({"a": good}, {}, r"has shape \(\); this agent takes"),
+        (np.array([0.0, np.nan, 0.0], np.float32), {}, "the observation is not finite"),
+        (np.array([0.0, np.inf, 0.0], np.float32), {}, "the observation is not finite"),
+        (good, {"action_mask": [True, False]}, "the action mask does not fit this agent"),
+        (good, {"action_mask": [False, False, False]}, "the action mask does not fit this agent"),
+        (
+            np.zeros((2, 3), np.float32),
+            {"action_mask": np.ones((3, 3), np.bool_)},
+            "3 action masks are given for 2 observations",
+        ),
+    ]
+    for obs, more, said in wrong:
+        with pytest.raises(UsageError, match=said):
+            agent.act(obs, **more)

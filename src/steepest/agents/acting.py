@@ -35,21 +35,35 @@ class Given(NamedTuple):
 def read_observation(spec: ObsSpec, action_spec: ActionSpec, obs: Any, action_mask: Any) -> Given:
     """Read what an environment, or a batch of them, has given.
 
-    Raises:    UsageError where the observation is not one of the space
+    Raises:    UsageError where the observation is not one of the space, or not finite, or the mask does not fit
+    Verified:  tests/unit/test_agent.py::test_what_cannot_be_acted_on_is_refused
     """
+    pair = isinstance(obs, tuple) and len(obs) == 2 and isinstance(obs[1], Mapping)
+    if pair and not any(field.name.startswith("1") for field in spec.fields):
+        raise UsageError(
+            "the observation is a pair, as env.reset() returns it: (observation, info); give its first part"
+        )
     if action_mask is None and isinstance(obs, Mapping):
         action_mask = cast(Mapping[str, Any], obs).get("action_mask")
-    single = not _is_batched(spec, obs)
-    batch = (_add_axis(obs) if spec.is_dict else np.asarray(obs)[None]) if single else obs
-    count = len(_first_field(spec, batch))
     try:
+        single = not _is_batched(spec, obs)
+        batch = (_add_axis(obs) if spec.is_dict else np.asarray(obs)[None]) if single else obs
+        count = len(_first_field(spec, batch))
         arrays = convert_obs(spec, batch, count)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         raise UsageError(f"the observation does not fit this agent: {error}") from error
+    for name, x in arrays.items():
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise UsageError(f"the observation{f' ({name})' if spec.is_dict else ''} is not finite")
     mask = None
     if action_mask is not None:
-        raw = _add_axis(action_mask) if single else action_mask
-        mask = torch.as_tensor(np.array(flatten_mask(action_spec, raw)))[None]
+        try:
+            raw = _add_axis(action_mask) if single else action_mask
+            mask = torch.as_tensor(np.array(flatten_mask(action_spec, raw)))[None]
+        except (ValueError, TypeError, RuntimeError, LookupError) as error:
+            raise UsageError(f"the action mask does not fit this agent: {error}") from error
+        if mask.shape[1] != count:
+            raise UsageError(f"{mask.shape[1]} action masks are given for {count} observations")
     return Given({k: torch.as_tensor(np.array(v))[None] for k, v in arrays.items()}, mask, count, single)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from steepest.agents.acting import Actor, act_once, first_member, read_observation
 from steepest.agents.config import config_from_json, scheduled
-from steepest.agents.initial import build, initial_parameters, refusal
+from steepest.agents.initial import build, check_start, initial_parameters, refusal
 from steepest.agents.statistics import initial_observation_statistics, initial_return_statistics
 from steepest.distributions import action_noise
 from steepest.environments.spaces import ActionMap, Squash
@@ -365,10 +365,7 @@ class Agent(ABC):
 
     def take_over(self, other: Agent) -> None:
         """Take over another agent's parameters, optimiser and statistics, with this one's seeds."""
-        for name in ("normalize_obs", "normalize_reward", "objective"):
-            mine, others = (getattr(agent.config, name, None) for agent in (self, other))
-            if mine != others:
-                raise UsageError(f"{name} is {mine}, but the agent to start from was trained with {others}")
+        check_start(self, other)
         generators = {k: v for k, v in self.tensors().items() if k.startswith("generator/")}
         self.load_tensors({**other.tensors(), **generators})
 

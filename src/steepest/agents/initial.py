@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from steepest.errors import UsageError
 from steepest.learner.step import Layout, State, adam_state
 from steepest.seeding import stream_seed
-from steepest.types import ActionKind, ActionSpec
+from steepest.types import ActionKind, ActionSpec, described
 
 
 def refusal(algorithm: str, kinds: tuple[ActionKind, ...], bounded: bool, spec: ActionSpec) -> str | None:
@@ -54,6 +56,30 @@ def build(networks: Callable[[], dict[str, nn.Module]], seed: int, device: torch
             "so neither seeds nor resuming would mean anything; leave it out"
         )
     return {prefix: module.to(device) for prefix, module in modules.items()}
+
+
+def check_start(mine: Any, other: Any) -> None:
+    """Compare the spaces and shared settings of an agent with those of the agent that it is to start from.
+
+    Raises:    UsageError where they differ: tensors of equal shapes would be taken over, and mean something else
+    Verified:  tests/unit/test_agent.py::test_an_agent_of_other_spaces_is_no_start
+    """
+    if not hasattr(other, "obs_spec"):
+        raise UsageError(f"agent is {other!r}; expected an agent, such as steepest.load(RUN)")
+    same_kind = replace(mine.action_spec, dtype=other.action_spec.dtype)  # EnvPool's float64 for Gymnasium's float32
+    for what, here, there in (
+        ("observations", mine.obs_spec, other.obs_spec), ("actions", same_kind, other.action_spec)
+    ):  # fmt: skip
+        if here != there:
+            raise UsageError(
+                f"the agent to start from has other {what}: {described(there)}; here they are {described(here)}"
+            )
+    for name in ("normalize_obs", "normalize_reward", "objective"):
+        known = [
+            getattr(x.config, name, False if name.startswith("normalize") else "discounted") for x in (mine, other)
+        ]
+        if known[0] != known[1]:
+            raise UsageError(f"{name} is {known[0]}, but the agent to start from was trained with {known[1]}")
 
 
 def initial_parameters(modules: list[dict[str, nn.Module]], layouts: dict[str, Layout]) -> State:

@@ -22,7 +22,7 @@ from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.view.plots import plot_runs
 from steepest.seeding import stream_seed
-from steepest.types import ActionSpec, ObsSpec
+from steepest.types import described
 
 PathLike = str | os.PathLike[str]
 Which = Literal["latest", "best", "interrupted"]
@@ -243,23 +243,10 @@ def check_fit(agent: Agent, batch: EnvBatch) -> None:
     same_actions = dataclasses.replace(batch.action_spec, dtype=agent.action_spec.dtype) == agent.action_spec
     if batch.obs_spec != agent.obs_spec or not same_actions:
         raise UsageError(
-            f"the agent does not fit {batch.name}: it was trained on observations {_describe(agent.obs_spec)} and "
-            f"actions {_describe(agent.action_spec)}; this environment has observations "
-            f"{_describe(batch.obs_spec)} and actions {_describe(batch.action_spec)}"
+            f"the agent does not fit {batch.name}: it was trained on observations {described(agent.obs_spec)} and "
+            f"actions {described(agent.action_spec)}; this environment has observations "
+            f"{described(batch.obs_spec)} and actions {described(batch.action_spec)}"
         )
-
-
-def _describe(spec: ObsSpec | ActionSpec) -> str:
-    """A space in a few words."""
-    if isinstance(spec, ActionSpec):
-        if spec.kind == "box":
-            return f"{spec.shape} from {list(spec.low)} to {list(spec.high)}"
-        start = f" from {list(spec.start)}" if any(spec.start) else ""
-        return f"{spec.kind} {list(spec.sizes)}{start}"
-    parts = [f"{f.kind} {f'of {list(f.sizes)}' if f.sizes else f.shape}" for f in spec.fields]
-    if not spec.is_dict:
-        return parts[0]
-    return "{" + ", ".join(f"{f.name}: {part}" for f, part in zip(spec.fields, parts, strict=True)) + "}"
 
 
 def plot(runs: Sequence[PathLike], out: PathLike = "curves.png", **options: Any) -> Path:

@@ -157,7 +157,8 @@ class AgentTraining(Training[RunConfig]):
                 env, env_kwargs = env_of(known), known.env_kwargs if env_kwargs is None else env_kwargs
                 if options.get("max_episode_steps") is None and known.max_episode_steps is not None:
                     options = {**options, "max_episode_steps": known.max_episode_steps}
-        settings, config = resolve_options(agent_class, env, options, None if agent is None else agent.config)
+        start = getattr(agent, "config", None)  # what is no agent is refused below, in words
+        settings, config = resolve_options(agent_class, env, options, start)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
         try:
             made.render = render
