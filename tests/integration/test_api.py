@@ -296,7 +296,7 @@ def test_train_goes_on_with_an_agent(tmp_path: Path) -> None:
     assert not same(agent, ahead)
     assert same(agent, loaded), "the agent that was given stays as it is"
     assert float(ahead.state["adam_count"]) > float(agent.state["adam_count"])
-    with pytest.raises(UsageError, match="does not fit"):
+    with pytest.raises(UsageError, match="has other observations"):
         steepest.train("ppo", "Acrobot-v1", agent=loaded, **SHORT)
 
 

@@ -149,7 +149,7 @@ class ReplayBuffer(Transitions):
         """Put on disk what the files hold, with checksums of new rows; only what changed is written."""
         if self._checks is None:
             return
-        self._checks.record(self._stored, self.written)
+        self._checks.record(self._stored, self.written - 1)  # ``cut`` may change the last row: a checkpoint has its own
         for array in (*self.arrays.values(), self._checks.array):
             cast("np.memmap[Any, Any]", array).flush()
 
@@ -159,8 +159,8 @@ class ReplayBuffer(Transitions):
         return np.concatenate([x.reshape(len(position), -1).view(np.uint8) for x in parts], axis=1)
 
     def _newest(self) -> int:
-        """A checksum of the newest observations and masks, which no decision has followed yet."""
-        found = 0
+        """A checksum of the last row, and of the newest observations and masks, which no decision has followed yet."""
+        found = zlib.crc32(self._stored(np.array([(self.written - 1) % self.length])).tobytes()) if self.written else 0
         for name, x in sorted(self.arrays.items()):
             if name.startswith("obs/") or name == "action_mask":
                 found = zlib.crc32(x[self.written % self.length].tobytes(), found)
@@ -199,14 +199,14 @@ class ReplayBuffer(Transitions):
         if self._checks is not None and "newest" in figures:
             if self.written:  # ``cut`` may have changed it since
                 self.arrays["truncated"][(self.written - 1) % self.length] = figures["last_truncated"]
-            altered = self._checks.altered(self._stored, needed) + (self._newest() != figures["newest"])
+            altered = self._checks.altered(self._stored, needed[:-1]) + (self._newest() != figures["newest"])
             if altered:
                 raise RunError(
                     f"{altered:,} of the {len(needed) + 1:,} rows of replay in {self.folder} are not what was written: "
                     "the files have been altered or damaged. Restore them, start the run again, or start a new one "
                     "from the saved agent"
                 )
-            self._checks.until = self.written
+            self._checks.until = max(0, self.written - 1)
         for tree, leaves in zip(self.trees, tensors.get("replay/priority", ()), strict=True):
             tree.fill(leaves)
 

@@ -29,12 +29,12 @@ class Checksums:
         self.array = map_file(path, (length,), np.dtype("uint32"), new=new)
         self.until = 0
 
-    def record(self, stored: Callable[[Array], Array], written: int) -> None:
-        """Take the checksums of rows that were written since the last time."""
-        rows = np.arange(max(self.until, written - len(self.array) + 1), written)
+    def record(self, stored: Callable[[Array], Array], until: int) -> None:
+        """Take the checksums of rows up to this one that were written since the last time."""
+        rows = np.arange(max(self.until, until - len(self.array) + 2), until)
         for position in self._chunks(rows):
             self.array[position] = self._of(stored(position))
-        self.until = written
+        self.until = max(self.until, until)
 
     def altered(self, stored: Callable[[Array], Array], rows: Array) -> int:
         """Count the rows whose checksum is another one now."""
