@@ -51,7 +51,7 @@ VECTORS = ("params", "adam_mean", "adam_square")
 
 def normalization(state: State) -> Normalization:
     """The observation statistics in a state, in the precision of its parameters."""
-    kind = state["params"].dtype
+    kind = state["params"].dtype if "params" in state else torch.float32
     mean = {k.removeprefix("obs_mean/"): v.to(kind) for k, v in state.items() if k.startswith("obs_mean/")}
     return Normalization(mean, {name: state[f"obs_variance/{name}"].to(kind) for name in mean})
 
