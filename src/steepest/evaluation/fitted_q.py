@@ -128,7 +128,7 @@ class FittedQ:
 
         cpu = torch.device("cpu")
         self.q_network, self.target = (build(make, config.seed, cpu)[""] for _ in range(2))
-        moments = rows.moments()
+        moments = {k: [x.float() for x in m] for k, m in rows.moments().items()}
         self.statistics = Normalization({k: m[0] for k, m in moments.items()}, {k: m[1] for k, m in moments.items()})
 
     def fit(self) -> float:
