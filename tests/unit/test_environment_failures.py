@@ -127,6 +127,22 @@ def test_closing_never_raises(error: BaseException, vectorization: str, recwarn:
         assert any("in close()" in str(w.message) for w in recwarn)
 
 
+def test_a_wrong_number_leaves_processes_that_are_asked_to_close(tmp_path: Any) -> None:
+    """They answer still, and what an environment does as it is closed, such as ending a recording, is done."""
+    env = make_env(
+        lambda: Bad(lambda: np.full(3, np.nan, np.float32), (tmp_path / str(os.getpid())).touch),
+        2,
+        vectorization="async",
+    )
+    env.reset(0)
+    for _ in range(BAD_STEP - 1):
+        env.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvFailure, match="not finite"):
+        env.step(np.zeros(2, np.int64))
+    env.close()
+    assert len([x for x in tmp_path.iterdir() if x.name != str(os.getpid())]) == 2
+
+
 def test_ctrl_c_is_the_user_s() -> None:
     env = make_env(lambda: Bad(raising(KeyboardInterrupt())), 1, vectorization="sync")
     env.reset(0)

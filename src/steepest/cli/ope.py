@@ -25,7 +25,7 @@ class OpeOptions:
     """Play so many episodes of every policy for its true value, to compare; with bandit 100 by default."""
     bandit: int = 0
     """Instead of estimating, say which policy a user ends with after 1 to so many online episodes, chosen by an
-    upper-confidence bandit."""
+    upper-confidence bandit. The mode of every policy plays; of the options below, candidates and seed count then."""
     candidates: int | None = None
     """Policies that the bandit chooses from, drawn anew in every repeat; by default all."""
     gamma: float = 0.99

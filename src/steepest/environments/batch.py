@@ -133,7 +133,7 @@ class EnvBatch:
             return self._venv.reset()
         if self._rebuild is not None and self._seeded:
             close(self._venv, self.name, failed=self._failed)
-            self._venv = self._rebuild()
+            self._venv, self._failed = self._rebuild(), False
         if isinstance(self._venv.unwrapped, SyncVectorEnv | AsyncVectorEnv):
             return self._venv.reset(seed=derive_seeds(seed, self.num_envs))  # pyright: ignore[reportArgumentType]
         return self._venv.reset(seed=derive_seeds(seed, 1)[0])
@@ -351,7 +351,6 @@ class EnvBatch:
     # Saying what went wrong
 
     def _failure(self, index: int | np.integer[Any] | None, what: str) -> EnvFailure:
-        self._failed = True
         who = "environment" if index is None or self.num_envs == 1 else f"environment {index} of {self.num_envs}"
         when = f"at step {self._steps} after reset" if self._steps else "in reset"
         return EnvFailure(f"{self.name}: {who} {what} ({when}).")
@@ -360,6 +359,7 @@ class EnvBatch:
         """The failure to raise where ``call`` raised ``error``; what is the user's, Ctrl-C, is raised again."""
         if isinstance(error, KeyboardInterrupt):
             raise error
+        self._failed = True  # unlike a wrong number, it may have left processes that no longer answer
         index, what = what_happened(self._venv.unwrapped, call, error)
         sync = self._venv.unwrapped
         if isinstance(sync, SyncVectorEnv) and what.startswith("returned"):

@@ -104,7 +104,7 @@ class ReplayBuffer(Transitions):
         if not self._reopens:
             sizes = [self.envs * math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype in plan]
             need = self.length * (sum(sizes) + 12)  # and the rows' numbers and checksums
-            rows = f"{self.rows:,} rows of {self.envs} environments"
+            rows = f"{self.rows:,} rows of {self.envs} environment{'s' if self.envs > 1 else ''}"
             rows += f", and {self.spare_rows:,} between checkpoints" if self.spare_rows else ""
             remedy = "give a smaller buffer_size" + (", or checkpoints more often" if self.spare_rows else "")
             require_space(need, f"the replay buffer ({rows})", remedy, self.folder)

@@ -34,7 +34,10 @@ def free_memory() -> int | None:
     with suppress(OSError, ValueError):  # a container's own; "max" where there is none
         group = Path("/sys/fs/cgroup")
         most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        limits.append(most - used)
+        lines = [line.split() for line in (group / "memory.stat").read_text().splitlines()]
+        # What is cached of files counts as used there, and goes as soon as memory is wanted.
+        cached = sum(int(number) for name, number in lines if name in ("active_file", "inactive_file"))
+        limits.append(most - used + cached)
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError, IndexError):
