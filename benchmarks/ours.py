@@ -180,6 +180,10 @@ CASES |= {
     },
 }
 
+for name in ("sac", "td3"):
+    case = CASES[f"{name}_halfcheetah"]
+    CASES[f"{name}_halfcheetah_bfloat16"] = {**case, "settings": {**case["settings"], "precision": "bfloat16"}}
+
 OFFLINE: dict[str, Any] = {
     **{k: OFF_POLICY[k] for k in ("normalize_obs", "hidden_sizes", "activation", "learning_rate_schedule")},
     **{k: OFF_POLICY[k] for k in ("max_gradient_norm", "gamma", "batch_size", "target_update_rate")},

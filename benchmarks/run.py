@@ -108,6 +108,17 @@ CASES = [
     ),
     *(
         Case(
+            name=f"{algorithm}_halfcheetah_{peer}_bfloat16",
+            measures="env steps/s",
+            ours=f"{algorithm}_halfcheetah_bfloat16",
+            peer=peer,
+            peer_case=f"{algorithm}_halfcheetah",
+            threads=2,
+        )
+        for algorithm, peer in (("sac", "sbx"), ("td3", "sb3"))
+    ),
+    *(
+        Case(
             name=f"{algorithm}_{precision}_d3rlpy",
             measures="updates/s",
             ours=f"{algorithm}_offline_{precision}",
