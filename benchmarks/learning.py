@@ -50,6 +50,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "td3-halfcheetah": ("td3", "HalfCheetah-v5", "--total-steps", "150000"),
     "sac-hopper": ("sac", "Hopper-v5", "--total-steps", "150000"),
     "td3-hopper": ("td3", "Hopper-v5", "--total-steps", "300000"),
+    "sac-pendulum-bfloat16": ("sac", "Pendulum-v1", "--precision", "bfloat16"),
+    "sac-halfcheetah-bfloat16": (*("sac", "HalfCheetah-v5", "--total-steps", "150000", "--precision", "bfloat16"),),
+    "td3-pendulum-bfloat16": ("td3", "Pendulum-v1", "--precision", "bfloat16"),
     "dqn-cartpole": ("dqn", "CartPole-v1"),
     "dqn-lunarlander": ("dqn", "LunarLander-v3"),
 }
@@ -57,7 +60,14 @@ CASES: dict[str, tuple[str, ...]] = {
 IMAGES = ("ppo-pong",)
 """Cases long enough for one seed to do, on every core: convolutions use them, where small networks only wait."""
 
-TWO_SEEDS = ("sac-halfcheetah", "sac_v-halfcheetah", "td3-halfcheetah", "sac-hopper", "td3-hopper")
+TWO_SEEDS = (
+    "sac-halfcheetah",
+    "sac_v-halfcheetah",
+    "td3-halfcheetah",
+    "sac-hopper",
+    "td3-hopper",
+    "sac-halfcheetah-bfloat16",
+)
 """Cases whose every environment step is a gradient step of networks of 256 units: hours for five seeds on one core."""
 
 

@@ -1492,6 +1492,15 @@ SUSPECTS: dict[str, Suspect] = {
     "experience/datasets/recording.py": Suspect(dm.RECORDING, ("unit/test_recording.py",)),
     "experience/datasets/summary.py": Suspect(dm.SUMMARY, ("unit/test_datasets.py",)),
     "agents/replay_updates.py": Suspect(OFF_POLICY, ("unit/test_off_policy.py",)),
+    "runs/loops/off_policy.py": Suspect(
+        replay.LOOP,
+        (
+            "unit/test_off_policy.py",
+            "exact/test_off_policy_updates.py",
+            "integration/test_off_policy_runs.py",
+            "integration/test_online_from_data.py",
+        ),
+    ),
     "experience/logs.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner/step.py": Suspect(ADAM, ("unit/test_learner.py",)),
     "language/data/tokens.py": Suspect(

@@ -256,3 +256,50 @@ GREEDY: Mistakes = {
     ),
     "undiscounted": ('(batch["terminated"], batch["discount"], batch.get', '(batch["terminated"], 1.0, batch.get'),
 }
+
+LOOP: dict[str, tuple[str, str]] = {
+    "learns before enough was played": ("self.buffer.written * agent.num_envs < config.learning_starts", "False"),
+    "one environment's steps counted": (
+        "config.update_ratio * config.train_every * agent.num_envs",
+        "config.update_ratio * config.train_every",
+    ),
+    "a call counts as one gradient step": ("self.due -= config.updates_per_call", "self.due -= 1"),
+    "steps still due are never taken": ("for _ in range(self.calls_due):", "for _ in range(0):"),
+    "the weights are not annealed": (
+        "config.importance_exponent + progress * (1.0 - config.importance_exponent)",
+        "config.importance_exponent",
+    ),
+    "the weights are annealed backwards": (
+        "config.importance_exponent + progress * (1.0 - config.importance_exponent)",
+        "1.0 - progress * (1.0 - config.importance_exponent)",
+    ),
+    "one step for n of the buffer": (
+        "n_steps=config.n_steps,\n            importance_exponent",
+        "n_steps=1,\n            importance_exponent",
+    ),
+    "one step for n of the data": (
+        "self.data[0].sample(agent.generators, *shape, gamma=config.gamma, n_steps=config.n_steps)",
+        "self.data[0].sample(agent.generators, *shape, gamma=config.gamma, n_steps=1)",
+    ),
+    "no priorities": ("self.buffer.set_priorities(index,", "0 and self.buffer.set_priorities(index,"),
+    "priorities without an exponent": ("exponent=config.priority_exponent", "exponent=1.0"),
+    "noise begins anew in every round": ("self.noise = noise[-1]", "self.noise = None"),
+    "uniform for ever": (
+        'uniform = warming and self.config.warm_up == "uniform"',
+        'uniform = self.config.warm_up == "uniform"',
+    ),
+    "the policy plays the warm-up": ('uniform = warming and self.config.warm_up == "uniform"', "uniform = False"),
+    "statistics stand still": ("if config.normalize_obs:\n", "if False:\n"),
+    "minibatches of the buffer alone as large as all": (
+        "own = config.batch_size - self.from_data",
+        "own = config.batch_size",
+    ),
+    "what is due is forgotten by a restart": ('self.due = float(figures["due"])', "self.due = 0.0"),
+    "learns in the first half of every row alone": (
+        "learn(calls * (t + 1) // config.train_every - calls * t // config.train_every)",
+        "learn(calls * (t + 1) // config.train_every - calls)",
+    ),
+    "a masked action in the warm-up": ("logits if mask is None else masked_logits(logits, mask)", "logits"),
+    "the warm-up is normal": ("unit = torch.erf(noise / math.sqrt(2.0))", "unit = noise.clamp(-1.0, 1.0)"),
+}
+"""In runs/loops/off_policy.py."""

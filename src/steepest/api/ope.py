@@ -133,7 +133,7 @@ def ope(
     config, dataset = FittedQConfig(**options), read_dataset(data)
     say = note or (lambda _: None)
     generator = torch.Generator().manual_seed(stream_seed(config.seed, "bootstrap"))
-    padded = _Padded(dataset)
+    padded = PaddedEpisodes(dataset)
     if len(padded.first) < 2:
         raise UsageError(f"{dataset.source} has one episode; intervals are over episodes, so give at least 2")
     found: list[PolicyEstimates] = []
@@ -155,21 +155,13 @@ def ope(
             contributions["conservative"] = direct_method(low.values(padded.first).double())
         final = torch.where(padded.truncated, fitted.values(padded.last).double(), 0.0)
         reward = with_final_value(padded.reward, final, padded.valid, config.gamma)
-        weights, refused = _log_probs(dataset, agent, target, padded)
+        weights, refused = target_log_probs(dataset, agent, target, padded)
         effective = None
         if weights is not None:
             behaviour = padded.of(np.asarray(dataset.log_prob))
-            known = (reward, weights, behaviour, padded.valid, config.gamma)
             q, value = (padded.of(x.numpy()) for x in (fitted.q_values(padded.rows), fitted.values(padded.rows)))
-            contributions |= {
-                "is": trajectory_importance(*known),
-                "pdis": per_decision_importance(*known),
-                "wis": weighted_trajectory_importance(*known),
-                "wpdis": weighted_per_decision_importance(*known),
-                "dr": doubly_robust(reward, q, value, *known[1:]),
-                "wdr": weighted_doubly_robust(reward, q, value, *known[1:]),
-            }
-            effective = float(effective_sample_size(log_weights(*known[1:4])[..., -1]))
+            contributions |= weighted(reward, q, value, weights, behaviour, padded.valid, config.gamma)
+            effective = float(effective_sample_size(log_weights(weights, behaviour, padded.valid)[..., -1]))
         estimates = {name: _estimate(c, generator, resamples, share) for name, c in contributions.items()}
         true = None
         if true_episodes:
@@ -181,7 +173,26 @@ def ope(
     return OffPolicyEvaluation(dataset.source, len(padded.first), config.gamma, own, found)
 
 
-class _Padded:
+def weighted(
+    reward: Tensor, q: Tensor, value: Tensor, target: Tensor, behaviour: Tensor, valid: Tensor, gamma: float
+) -> dict[str, Contributions]:
+    """Return the contributions of every estimator that weights episodes, by the names in ``WEIGHTED``.
+
+    Args:      reward, q, value (E, T); target, behaviour (E, T) log-probabilities; valid (E, T)
+    Verified:  tests/integration/test_ope.py::test_estimates_meet_the_true_value
+    """
+    known = (reward, target, behaviour, valid, gamma)
+    return {
+        "is": trajectory_importance(*known),
+        "pdis": per_decision_importance(*known),
+        "wis": weighted_trajectory_importance(*known),
+        "wpdis": weighted_per_decision_importance(*known),
+        "dr": doubly_robust(reward, q, value, *known[1:]),
+        "wdr": weighted_doubly_robust(reward, q, value, *known[1:]),
+    }
+
+
+class PaddedEpisodes:
     """A dataset's episodes as arrays (E, T), padded behind their ends."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -199,8 +210,8 @@ class _Padded:
         return torch.where(self.valid, torch.from_numpy(np.asarray(array, np.float64))[self.at], 0.0)
 
 
-def _log_probs(
-    dataset: Dataset, agent: Agent, target: TargetPolicy, padded: _Padded
+def target_log_probs(
+    dataset: Dataset, agent: Agent, target: TargetPolicy, padded: PaddedEpisodes
 ) -> tuple[Tensor | None, str | None]:
     """Return the target policy's log-probabilities (E, T) of the actions that were drawn; or None, and why."""
     if dataset.log_prob is None or dataset.drawn is None:

@@ -52,6 +52,10 @@ class OpeOptions:
     """Show no progress."""
 
 
+FOR_BOTH = ("seed", "json", "quiet")
+"""Options that count with ``bandit`` and without."""
+
+
 def ope(argv: list[str]) -> int:
     """Run ``steepest ope RUN... DATA ...``."""
     what = "RUN: folders of runs, or saved agents. DATA: what `steepest collect` wrote, or any other dataset."
@@ -62,6 +66,7 @@ def ope(argv: list[str]) -> int:
     *runs, data = options.given
     note = None if options.quiet or options.json else say
     if options.bandit:
+        refuse_estimation(options)
         return bandit(runs, data, options, note)
     if options.candidates is not None:
         raise UsageError(f"candidates is {options.candidates}, but only --bandit N chooses among them")
@@ -77,6 +82,19 @@ def ope(argv: list[str]) -> int:
     for line in table(found, options.share):
         print_line(line)
     return 0
+
+
+def refuse_estimation(options: Any) -> None:
+    """Raise UsageError where an option was set that the bandit, which estimates nothing, would ignore."""
+    counted = {f.name for f in dataclasses.fields(OpeOptions)} - {*FOR_BOTH, "bandit", "candidates", "true_episodes"}
+    default = OpeOptions()
+    for name in sorted(counted):
+        if getattr(options, name) != getattr(default, name):
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"--bandit plays the mode of every policy and estimates nothing, so --{option} would not count; "
+                f"leave out --bandit or --{option}"
+            )
 
 
 def bandit(runs: list[str], data: str, options: Any, note: Callable[[str], None] | None) -> int:
