@@ -111,11 +111,11 @@ test: lint ## lint, types and tests: what CI runs (under 15 minutes on 2 cores)
 test-learning: $(TEST) ## the long tests: agents trained to known returns, rarer combinations of spaces and options
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_JOBS) -m "learning or slow" --timeout 3600 $(PYTEST_ARGS)
 
-# FUZZ_ARGS="--kinds kills --cases 300" tries one kind; tests/fuzz/fuzz.py --help says more.
+# FUZZ_ARGS="--kinds kills --cases 300" tries one kind; tests/fuzz/attack.py --help says more.
 FUZZ_ARGS ?= --seconds 3600
 
 fuzz: $(TEST) ## an hour of hostile options, files, environments, signals and kills
-	@OMP_NUM_THREADS=1 nice $(BIN)/python tests/fuzz/fuzz.py $(FUZZ_ARGS)
+	@OMP_NUM_THREADS=1 nice $(BIN)/python tests/fuzz/attack.py $(FUZZ_ARGS)
 
 lint: $(TEST) ## ruff and pyright, changing nothing
 	@$(BIN)/ruff check

@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,11 @@ class WithGoal(gym.Wrapper[Any, Any, Any, Any]):
 
     def _joined(self, obs: Any) -> Any:
         return np.concatenate([obs, self.goal]).astype(np.float32)
+
+
+def task_of(maze_type: str, task: int) -> WithGoal:
+    """A task of a maze, 1 to 5."""
+    return WithGoal(gym.make(f"pointmaze-{maze_type}-v0"), task)
 
 
 def add_ogbench() -> None:
@@ -189,12 +195,10 @@ def train(row: str, found: Trajectories, maze_type: str, args: argparse.Namespac
     began = time.perf_counter()
     data = with_goals(found, elsewhere, args.passes, seed)
     options: dict[str, Any] = {"total_steps": args.updates, "seed": seed, "eval_episodes": 0, "threads": 1}
-    with steepest.Run(row, None, data=data, precision=args.precision, **options, **settings) as run:
+    tasks = [partial(task_of, maze_type, task) for task in range(1, TASKS + 1)]
+    with steepest.Run(row, tasks[0], data=data, precision=args.precision, **options, **settings) as run:
         rows = list(run)
-        success = []
-        for task in range(1, TASKS + 1):
-            make = lambda task=task: WithGoal(gym.make(f"pointmaze-{maze_type}-v0"), task)  # noqa: E731
-            success.append(steepest.evaluate(run.agent, make, episodes=args.episodes, seed=seed)[0].mean)
+        success = [steepest.evaluate(run.agent, make, episodes=args.episodes, seed=seed)[0].mean for make in tasks]
     return {
         "success": success,
         "success_mean": statistics.mean(success),

@@ -27,41 +27,58 @@ class Tried(NamedTuple):
     code: int
 
 
+SMALL = [
+    "--hidden-sizes",
+    "8",
+    "--compile",
+    "off",
+    "--threads",
+    "1",
+    "--eval-episodes",
+    "1",
+    "--no-tensorboard",
+    "--seed",
+    "3",
+]
 SMALL_ON: list[Any] = [
-    *(
-        "--num-envs",
-        2,
-        "--rollout-steps",
-        16,
-        "--hidden-sizes",
-        8,
-        "--compile",
-        "off",
-        "--threads",
-        1,
-        "--eval-episodes",
-        1,
-    ),
-    *("--total-steps", 320, "--checkpoint-every", 64, "--no-tensorboard", "--seed", 3),
+    *SMALL,
+    *["--num-envs", "2", "--rollout-steps", "16", "--total-steps", "320", "--checkpoint-every", "64"],
 ]
 SMALL_REPLAY: list[Any] = [
-    *("--hidden-sizes", 8, "--compile", "off", "--threads", 1, "--eval-episodes", 1, "--total-steps", 240, "--seed", 3),
-    *("--checkpoint-every", 60, "--no-tensorboard", "--learning-starts", 40, "--batch-size", 8, "--buffer-size", 150),
-    *(
-        "--steps-per-iteration",
-        20,
-    ),
+    *SMALL,
+    *[
+        "--total-steps",
+        "240",
+        "--checkpoint-every",
+        "60",
+        "--learning-starts",
+        "40",
+        "--batch-size",
+        "8",
+        "--buffer-size",
+        "150",
+    ],
+    *["--steps-per-iteration", "20", "--train-every", "2"],
 ]
 SMALL_OFFLINE: list[Any] = [
-    *("--hidden-sizes", 8, "--compile", "off", "--threads", 1, "--eval-episodes", 1, "--total-steps", 60, "--seed", 3),
-    *("--checkpoint-every", 20, "--no-tensorboard", "--batch-size", 8, "--steps-per-iteration", 10),
+    *SMALL,
+    *["--total-steps", "60", "--checkpoint-every", "20", "--batch-size", "8", "--steps-per-iteration", "10"],
 ]
 SMALL_LANGUAGE: list[Any] = [
-    *("--batch-size", 4, "--micro-batch-size", 4, "--max-length", 64, "--threads", 1, "--no-tensorboard", "--seed", 3),
-    *(
-        "--checkpoint-every",
-        1,
-    ),
+    *[
+        "--batch-size",
+        "4",
+        "--micro-batch-size",
+        "4",
+        "--max-length",
+        "64",
+        "--threads",
+        "1",
+        "--no-tensorboard",
+        "--seed",
+        "3",
+    ],
+    *["--checkpoint-every", "1"],
 ]
 SEEDS, KEEP = ("--seeds", 3), ("--keep-checkpoints", 1)
 PPO = ("--epochs", 2, "--minibatches", 2)

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
-from fuzz.fuzz import attempt
+from fuzz.attack import attempt
 from fuzz.harness import Outcome
 from fuzz.kinds import KINDS, Stock
 

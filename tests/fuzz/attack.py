@@ -1,8 +1,8 @@
 """Try to break the command: ``make fuzz`` for an hour, or
 
-    python tests/fuzz/fuzz.py --seconds 600                         every kind in turn
-    python tests/fuzz/fuzz.py --kinds kills --cases 300 --seconds 7200
-    python tests/fuzz/fuzz.py --kinds config --first 1234 --cases 1   one case again, by its number
+    python tests/fuzz/attack.py --seconds 600                         every kind in turn
+    python tests/fuzz/attack.py --kinds kills --cases 300 --seconds 7200
+    python tests/fuzz/attack.py --kinds config --first 1234 --cases 1   one case again, by its number
 
 Every case is drawn from its number alone. A case fails if the command ends as it never may (``harness``), leaves
 temporary files, or goes on to other bits than those of what was not spoiled. Exit code 1 if any failed.
@@ -53,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         stock = Stock(Path(temporary) / "stock")
         stock.folder.mkdir()
-        for number, kind in itertools.product(itertools.count(args.first), args.kinds):
+        for number, kind in ((n, k) for n in itertools.count(args.first) for k in args.kinds):
             if time.monotonic() - began > args.seconds or number - args.first == args.cases:
                 break
             found = attempt(kind, number, stock, Path(temporary) / "case")
