@@ -20,6 +20,7 @@ class Accepts(NamedTuple):
 
 Count = Annotated[int, Accepts(lambda x: x >= 1, "at least 1")]
 AtLeastTwo = Annotated[int, Accepts(lambda x: x >= 2, "at least 2")]
+AtLeastTen = Annotated[int, Accepts(lambda x: x >= 10, "at least 10")]
 Whole = Annotated[int, Accepts(lambda x: x >= 0, "zero or more")]
 Positive = Annotated[float, Accepts(lambda x: x > 0, "a positive number")]
 NonNegative = Annotated[float, Accepts(lambda x: x >= 0, "zero or more")]

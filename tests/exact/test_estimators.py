@@ -355,7 +355,7 @@ def test_json_says_what_the_python_call_says(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--problem", "wlak"], "did you mean walk?"),
+        (["--problem", "wlak"], "expected one of 'walk'"),
         (["--out", "picture.bmp"], "the ending must be .png, .pdf or .svg"),
         (["--repeats", "1"], "repeats is 1"),
         (["--problem", "walk", "--objective", "average"], "has an end"),

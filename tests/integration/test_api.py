@@ -40,6 +40,20 @@ def test_train_load_evaluate_plot(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_plot_takes_one_run_or_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        steepest.train("ppo", "CartPole-v1", out=f"runs/{name}", **SHORT)
+    for number, runs in enumerate(
+        ("runs/one", Path("runs/one"), tmp_path / "runs" / "two", ["runs/one", Path("runs/two")])
+    ):
+        assert steepest.plot(runs, f"{number}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match=r"no run at .*runs/three: it does not exist"):
+        steepest.plot("runs/three")
+    with pytest.raises(UsageError, match="nothing to plot"):
+        steepest.plot([])
+
+
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     agent = steepest.train("reinforce", "CartPole-v1", **TINY, total_steps=256)

@@ -10,10 +10,9 @@ import pytest
 
 import steepest
 from steepest import Run, UsageError
-from steepest.algorithms import find
 from steepest.cli import main
 from steepest.environments import AtariOptions
-from steepest.runs.options.auto import resolve_options
+from steepest.runs.options.resolve import resolve_options
 
 pytest.importorskip("ale_py")
 
@@ -32,7 +31,7 @@ GAME: dict[str, Any] = {"sticky": 0.0, "frame_skip": 8, "size": 36, "frame_stack
 
 def test_options_go_over_the_preset_by_name_or_replace_it_whole() -> None:
     def options(env: Any, **given: Any) -> Any:
-        return resolve_options(find("ppo"), env, given)[0].atari
+        return resolve_options("ppo", env, given)[0].atari
 
     assert options("ALE/Pong-v5") == AtariOptions(clip_reward=True)
     assert options("ALE/Pong-v5", atari={"sticky": 0, "size": 42}) == AtariOptions(

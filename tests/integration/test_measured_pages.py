@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from steepest.algorithms import find
-from steepest.runs.options.auto import resolve_options
+from steepest.runs.options.resolve import resolve_options
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -82,8 +81,8 @@ def test_every_detail_says_whether_it_was_measured(page: str) -> None:
 @pytest.mark.parametrize(("start", "change"), PAIRS, ids=lambda x: x if isinstance(x, str) else "-".join(x))
 def test_a_comparison_changes_what_it_says_alone(start: str, change: dict[str, Any]) -> None:
     algorithm, env, options = ablations.settings(start, {})
-    plain = [dataclasses.asdict(x) for x in resolve_options(find(algorithm), env, options)]
-    changed = [dataclasses.asdict(x) for x in resolve_options(find(algorithm), env, {**options, **change})]
+    plain = [dataclasses.asdict(x) for x in resolve_options(algorithm, env, options)]
+    changed = [dataclasses.asdict(x) for x in resolve_options(algorithm, env, {**options, **change})]
     before, after = plain[0] | plain[1], changed[0] | changed[1]
     assert {k for k in before if before[k] != after[k]} <= set(change)
     assert any(before[k] != after[k] for k in change), "the preset has it so already"

@@ -19,7 +19,7 @@ from steepest import Run, UsageError
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import ALGORITHMS, find
 from steepest.experience.datasets.dataset import Dataset, RecordedEpisode, from_episodes
-from steepest.experience.datasets.read import is_dataset
+from steepest.experience.datasets.places import is_dataset
 from steepest.runs.store.metrics import read_metrics
 from tiny_problems import Aim, Bandit, Chain, TinyProblem
 

@@ -106,7 +106,7 @@ def test_the_command_prints_a_table_and_json(
     found = json.loads(capsys.readouterr().out)
     assert [p["policy"] for p in found["policies"]] == [str(p) for p in saved]
     assert main(["ope", str(saved[0])]) == 2
-    assert "ope takes agents and a dataset" in capsys.readouterr().err
+    assert "steepest ope needs RUN... DATA" in capsys.readouterr().err
     with pytest.raises(UsageError, match="which policies"):
         steepest.ope([], tmp_path / "data.npz")
 

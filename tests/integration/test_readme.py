@@ -95,9 +95,13 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     from steepest.api import agents, datasets, drive, ope, selection
     from steepest.api import language as language_api
     from steepest.cli import main
+    from steepest.experience.datasets import places as data_places
     from steepest.experience.datasets import read
+    from steepest.language.data import rows
     from steepest.language.models import loading
+    from steepest.language.models import places as model_places
     from steepest.runs import language_run
+    from steepest.runs.store import folder
     from steepest.runs.view import plots
     from steepest.verification import table
 
@@ -112,7 +116,10 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
         (language_run, "LanguageRun"),
         (loading, "load_model"),
     )
-    for module, name in (*work, *data, *language):
+    # Nothing that the pages name is there: that would be told before the work begins.
+    there = ((folder, "check_saved"), (folder.RunDirectory, "open"), (data_places, "check_there"))
+    there = (*there, (model_places, "locate"), (rows, "check_source"))
+    for module, name in (*work, *data, *language, *there):
         monkeypatch.setattr(module, name, begin)
     monkeypatch.chdir(tmp_path)
     for page in PAGES:
@@ -222,12 +229,11 @@ def cell(value: Any) -> str:
 
 
 def test_every_preset_is_made_of_options() -> None:
-    from steepest.algorithms import find
-    from steepest.runs.options.auto import resolve_options
     from steepest.runs.options.presets import PRESETS
+    from steepest.runs.options.resolve import resolve_options
 
     for (algorithm, _), settings in PRESETS.items():
-        resolve_options(find(algorithm), "none", settings)
+        resolve_options(algorithm, "none", settings)
 
 
 def test_preset_table_is_current() -> None:

@@ -162,3 +162,17 @@ def test_evaluation_starts_no_more_processes_than_cores(
     agent = make(CountingEnvironments((2,) * 4), members=2)
     make_evaluation_env("CartPole-v1", agent, episodes, vectorization=vectorization)
     assert made == [expected]
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [
+        ((1.0, 3.0), "return 2.00 ± 1.00 over 2 episodes"),
+        ((5.0,), "return 5.00 ± 0.00 over 1 episode"),
+        ((0.0,) * 1000, "return 0.00 ± 0.00 over 1,000 episodes"),
+    ],
+)
+def test_an_evaluation_is_readable(returns: tuple[float, ...], words: str) -> None:
+    found = Evaluation(returns, (7,) * len(returns))
+    assert repr(found) == f"Evaluation({words})"
+    assert str(found) == f"{words}, min {min(returns):.2f}, max {max(returns):.2f}, mean length 7.0"

@@ -333,3 +333,73 @@ def test_heavy_packages_are_imported_only_when_used() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_what_is_only_measured_tells_no_runs_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = {
+        "eval_every": 100,
+        "eval_episodes": 5,
+        "checkpoint_every": 50,
+        "stop_at_return": 400.0,
+        "total_steps": 9,
+    }
+    runs = [
+        make_run(tmp_path / "a", "ppo", "CartPole-v1", (0,), run=measured),
+        make_run(tmp_path / "b", "ppo", "CartPole-v1", (1,), run=measured | {"eval_every": 7, "eval_episodes": 100}),
+        make_run(
+            tmp_path / "c", "ppo", "CartPole-v1", (2,), run=measured | {"checkpoint_every": 3, "stop_at_return": 9}
+        ),
+    ]
+    (axes,) = drawn(runs, monkeypatch).axes
+    assert axes.get_legend() is None
+    assert len(axes.lines) == 1, "the three are seeds of one configuration"
+
+
+def test_runs_of_other_lengths_are_named_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = {"run": {"total_steps": 3_000}}, {"run": {"total_steps": 100_000}}
+    runs = [
+        make_run(tmp_path / "one", "ppo", "CartPole-v1", (0,), **short),
+        make_run(tmp_path / "three", "ppo", "CartPole-v1", range(3), **long),
+        make_run(tmp_path / "more", "ppo", "CartPole-v1", (5,), **long),
+        make_run(tmp_path / "other", "dqn", "CartPole-v1", (0,), **short),
+    ]
+    (axes,) = drawn(runs, monkeypatch).axes
+    assert legend_texts(axes) == ["PPO (one) (1 seed)", "PPO (three, more) (4 seeds)", "DQN (1 seed)"]
+
+
+def test_labels_name_runs_and_pool_those_of_one_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make_run(tmp_path / n, "ppo", "CartPole-v1", (i,), config={"gamma": i}) for i, n in enumerate("abc")]
+    (axes,) = drawn(runs, monkeypatch, labels=["with", "without", "with"]).axes
+    assert legend_texts(axes) == ["with (2 seeds)", "without (1 seed)"]
+    with pytest.raises(UsageError, match="labels are 2, and runs 3"):
+        plot_runs(runs, tmp_path / "p.png", labels=["with", "without"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "low", "high"),
+    [
+        (
+            [{"eval/return_mean": 490.0, "eval/return_std": 30.0, "eval/return_min": 400.0, "eval/return_max": 500.0}],
+            460,
+            500,
+        ),
+        ([{"eval/return_mean": 10.0, "eval/return_std": 8.0, "eval/return_min": 9.0, "eval/return_max": 40.0}], 9, 18),
+        ([{"eval/return_mean": 490.0, "eval/return_std": 30.0}], 460, 520),  # as earlier versions wrote it
+        (
+            [
+                {"eval/return_mean": m, "eval/return_std": 1.0, "eval/return_min": m, "eval/return_max": m}
+                for m in (2, 4)
+            ],
+            2,
+            4,
+        ),
+    ],
+)
+def test_whiskers_promise_no_return_that_never_was(
+    tmp_path: Path, rows: list[dict[str, float]], low: float, high: float
+) -> None:
+    path = make_run(tmp_path / "run", "ppo", "CartPole-v1", range(len(rows)), evaluate=False, points=1)
+    lines = [{"step": 100, "wall_seconds": 1.0, "seed": seed, **row} for seed, row in enumerate(rows)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, centre, _, whiskers, _ = plots._evaluation_points(plots.read_run(path))
+    assert (centre[0] - whiskers[0, 0], centre[0] + whiskers[1, 0]) == (low, high)

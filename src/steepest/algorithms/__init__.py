@@ -10,6 +10,7 @@ from steepest.errors import UsageError
 
 if TYPE_CHECKING:
     from steepest.agents.agent import Agent
+    from steepest.networks.config import NetworkConfig
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "actor_critic": ("ActorCritic", "synchronous advantage actor-critic, A2C (notes 1.5)"),
@@ -19,7 +20,7 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "ddpg": ("DDPG", "deep deterministic policy gradient (notes 1.11)"),
     "discrete_cql": ("DiscreteCQL", "conservative Q-learning for discrete actions (notes 2.1)"),
     "dpg": ("DPG", "deterministic policy gradient with a compatible critic (notes 1.11)"),
-    "dqn": ("DQN", "deep Q-network: double, dueling, n-step, prioritised "),
+    "dqn": ("DQN", "deep Q-network: double, dueling, n-step, prioritised"),
     "iql": ("IQL", "implicit Q-learning, for data"),
     "off_pac": ("OffPAC", "off-policy actor-critic with traces and gradient-TD critic (notes 1.6)"),
     "ppo": ("PPO", "proximal policy optimisation, clipped objective (notes 1.10)"),
@@ -38,10 +39,25 @@ algorithms does not load torch."""
 
 def find(name: str) -> type[Agent]:
     """The agent class of an algorithm; UsageError with the nearest names if there is none."""
+    module, kind = _home(name)
+    return getattr(importlib.import_module(f"steepest.algorithms.{module}"), kind)
+
+
+def find_config(name: str) -> type[NetworkConfig]:
+    """The Config of an algorithm, without loading torch; UsageError with the nearest names if there is none.
+
+    Verified:  tests/integration/test_light.py::test_settings_are_those_of_the_agents
+    """
+    module, kind = _home(name)
+    return getattr(importlib.import_module(f"steepest.algorithms.configs.{module}"), f"{kind}Config")
+
+
+def _home(name: str) -> tuple[str, str]:
+    """The file and the class of an algorithm."""
     if name not in ALGORITHMS:
         lower = name.lower()
         near = [lower] if lower in ALGORITHMS else difflib.get_close_matches(lower, ALGORITHMS, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "."
         raise UsageError(f"no algorithm is called {name!r}{hint} Known: {', '.join(sorted(ALGORITHMS))}")
     module, _, kind = ALGORITHMS[name][0].rpartition(":")
-    return getattr(importlib.import_module(f"steepest.algorithms.{module or name}"), kind)
+    return module or name, kind

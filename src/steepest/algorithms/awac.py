@@ -18,30 +18,20 @@ max_weight instead of being normalised over a minibatch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steepest.agents.config import WeightedConfig
 from steepest.agents.likelihood import LikelihoodAgent
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, regress
+from steepest.algorithms.configs.awac import AWACConfig
 from steepest.distributions import Categorical
-from steepest.fields import Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import advantage_weight, q_learning_target
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import action_critics
 from steepest.types import Obs
-
-
-@dataclass(frozen=True, kw_only=True)
-class AWACConfig(WeightedConfig):
-    """Advantage-weighted actor-critic."""
-
-    temperature: Positive = 1.0
-    """Advantage in reward units that is worth a nat of the policy's likelihood; the paper's lambda."""
 
 
 class AWAC(LikelihoodAgent):

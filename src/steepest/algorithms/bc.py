@@ -13,25 +13,15 @@ Only the data teaches: there is nothing to learn from playing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from steepest.agents.config import StochasticPolicyConfig
 from steepest.agents.likelihood import LikelihoodAgent, no_error
 from steepest.agents.replay_updates import Batch, Noise, sample_weight
-from steepest.fields import PositiveShare
+from steepest.algorithms.configs.bc import BCConfig
 from steepest.learner.step import Gradient, Hyper, Metrics, State
-
-
-@dataclass(frozen=True, kw_only=True)
-class BCConfig(StochasticPolicyConfig):
-    """Behaviour cloning."""
-
-    best_fraction: PositiveShare = 1.0
-    """Share of the episodes to learn from, those of the highest returns; 0.1 is the usual "10% BC"."""
 
 
 class BC(LikelihoodAgent):

@@ -26,7 +26,6 @@ policy's proposals count as at least the data's return from s on. At weight 0, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,7 +33,6 @@ import torch
 from torch import Tensor, nn
 
 from steepest.agents.agent import normalization
-from steepest.agents.config import ConservativeConfig, SoftConfig
 from steepest.agents.conservative import (
     conservative_weight,
     initial_weight,
@@ -47,8 +45,8 @@ from steepest.agents.conservative import (
 from steepest.agents.likelihood import data_policy
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, regress, sample_weight
 from steepest.agents.soft import SoftAgent, soft_q, squashed_policy
+from steepest.algorithms.configs.cql import CQLConfig
 from steepest.distributions import Distribution, action_noise
-from steepest.fields import Count, NonNegative, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.learner.trees import tree_map
 from steepest.losses import (
@@ -63,23 +61,6 @@ from steepest.losses import (
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import action_critics
 from steepest.networks.policies import unit_action
-
-
-@dataclass(frozen=True, kw_only=True)
-class CQLConfig(SoftConfig, ConservativeConfig):
-    """Conservative Q-learning for continuous actions. Defaults are the paper's for locomotion."""
-
-    learning_rate: Positive = 1e-4
-    """Adam's step size of the policy at the start."""
-    conservative_weight: NonNegative = 5.0
-    """Weight of the penalty, in units of the critics' halved squared error; where gap_threshold adapts it, at the
-    start."""
-    proposals: Count = 10
-    """Actions of every kind that stand for all actions in the penalty."""
-    calibrated: bool = False
-    """Push no value of the policy's proposals below the data's return from the state on (Cal-QL)."""
-    entropy_backup: bool = False
-    """Count the next action's entropy in the critics' targets, as `sac` does."""
 
 
 class CQL(SoftAgent):

@@ -19,38 +19,19 @@ Actions are in units of half their range throughout.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steepest.agents.config import PolicyAndCriticConfig
 from steepest.agents.deterministic import critic_loss, mean_action, policy_loss, q_values
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs
-from steepest.fields import PartialShare, Positive, PositiveShare
+from steepest.algorithms.configs.ddpg import DDPGConfig
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import q_learning_target
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import QEnsemble
 from steepest.networks.policies import DeterministicPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class DDPGConfig(PolicyAndCriticConfig):
-    """Deep deterministic policy gradient."""
-
-    learning_rate: Positive = 1e-4
-    """Adam's step size of the policy at the start."""
-    critic_learning_rate: Positive = 1e-3
-    """Adam's step size of the critic at the start."""
-    target_update_rate: PositiveShare = 0.001
-    """Weight of the new in the moving average that the target networks are."""
-    exploration_std: Positive = 0.38
-    """Standard deviation of the noise added while playing, in units of half the action's range; with noise_correlation
-    0.85 this is the paper's process (theta 0.15, sigma 0.2)."""
-    noise_correlation: PartialShare = 0.85
-    """Share of that noise that stays in the next step: 0 is white, 0.85 the Ornstein-Uhlenbeck process of the paper."""
 
 
 class DDPG(ReplayAgent):

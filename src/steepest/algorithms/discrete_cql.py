@@ -20,14 +20,12 @@ which takes a distributional network: the mean of the return alone. With weight 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.config import ConservativeConfig, GreedyConfig
 from steepest.agents.conservative import (
     conservative_weight,
     initial_weight,
@@ -39,21 +37,12 @@ from steepest.agents.conservative import (
 )
 from steepest.agents.greedy import GreedyAgent
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight
+from steepest.algorithms.configs.discrete_cql import DiscreteCQLConfig
 from steepest.distributions import Categorical, masked_logits
-from steepest.fields import NonNegative
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import chosen_q_value, conservative_gap, huber_loss, soft_maximum
 from steepest.networks.config import NetworkFactory
 from steepest.networks.policies import BoundedPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscreteCQLConfig(GreedyConfig, ConservativeConfig):
-    """Conservative Q-learning for discrete actions."""
-
-    conservative_weight: NonNegative = 1.0
-    """Weight of the penalty, in units of the network's halved squared error; where gap_threshold adapts it, at the
-    start."""
 
 
 class DiscreteCQL(GreedyAgent):

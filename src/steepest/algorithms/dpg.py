@@ -23,18 +23,16 @@ features of Q^w, as gradient-Q asks (Maei & Sutton 2010), where the paper's regr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, jacrev, vmap  # pyright: ignore[reportUnknownVariableType]
 
-from steepest.agents.config import StepwiseConfig
 from steepest.agents.replay_updates import batch_obs
 from steepest.agents.statistics import scale_rewards
 from steepest.agents.stepwise import Batch, StepwiseAgent, one_input, shortened, step_batch
-from steepest.fields import Positive
+from steepest.algorithms.configs.dpg import DPGConfig
 from steepest.learner.step import Hyper, Metrics, State
 from steepest.losses import (
     auxiliary_direction,
@@ -45,24 +43,6 @@ from steepest.losses import (
 )
 from steepest.returns import td_error
 from steepest.types import Obs, Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPGConfig(StepwiseConfig):
-    """Deterministic policy gradient with a compatible critic."""
-
-    critic: Literal["sarsa", "q_learning", "gradient_q"] = "q_learning"
-    """On-policy; off-policy (COPDAC-Q); off-policy with the correction of gradient TD (COPDAC-GQ)."""
-    policy_learning_rate: Positive = 0.01
-    """Step size of the policy (alpha)."""
-    value_learning_rate: Positive = 0.05
-    """Step size of the state value V (alpha_v)."""
-    advantage_learning_rate: Positive = 0.05
-    """Step size of the compatible weights (alpha_w)."""
-    auxiliary_learning_rate: Positive = 0.05
-    """Step size of the auxiliary weights of "gradient_q"."""
-    initial_std: Positive = 0.3
-    """Standard deviation of the exploring behaviour around mu; it is not learned."""
 
 
 class DPG(StepwiseAgent):

@@ -22,31 +22,15 @@ streams meet, and epsilon falls in stairs of steps_per_iteration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
-from steepest.agents.config import GreedyConfig
 from steepest.agents.greedy import GreedyAgent
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, descend, sample_weight
-from steepest.fields import Count, Positive
+from steepest.algorithms.configs.dqn import DQNConfig
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import chosen_q_value, huber_loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class DQNConfig(GreedyConfig):
-    """Deep Q-network. Defaults not taken from the papers suit small control problems."""
-
-    max_gradient_norm: Positive | None = 10.0
-    """The gradient is scaled down to this norm if it is longer; none leaves it. 10 as for the dueling network."""
-    batch_size: Count = 128
-    """Transitions per gradient step. The papers take 32; without convolutions a larger one costs little."""
-    train_every: Count = 4
-    """Steps of every environment between updates, as in the papers."""
-    update_ratio: Positive = 0.25
-    """Gradient steps per environment step, as in the papers: one in four."""
 
 
 class DQN(GreedyAgent):

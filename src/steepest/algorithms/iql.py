@@ -21,32 +21,20 @@ density of squashed actions the result differs much, since data is full of actio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from steepest.agents.agent import normalization
-from steepest.agents.config import WeightedConfig
 from steepest.agents.likelihood import LikelihoodAgent
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, descend, regress, sample_weight
-from steepest.fields import InnerShare, Positive
+from steepest.algorithms.configs.iql import IQLConfig
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import advantage_weight, expectile_loss, q_learning_target
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import QEnsemble, action_critics
 from steepest.types import Obs
-
-
-@dataclass(frozen=True, kw_only=True)
-class IQLConfig(WeightedConfig):
-    """Implicit Q-learning. Defaults are the paper's for locomotion."""
-
-    expectile: InnerShare = 0.7
-    """Expectile of Q that the value function aims at: 1/2 is the mean of the data's actions, near 1 their best."""
-    temperature: Positive = 1.0 / 3.0
-    """Advantage in reward units that is worth a nat of the policy's likelihood; small values copy the best actions."""
 
 
 class IQL(LikelihoodAgent):

@@ -26,7 +26,6 @@ they drop. From the papers: N environments share one set of weights, which move 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,13 +38,12 @@ from torch.func import grad, grad_and_value, vmap  # pyright: ignore[reportUnkno
 from steepest.agents.acting import Actor
 from steepest.agents.agent import Agent
 from steepest.agents.behaviour import act_as, read_behaviour, scored_by
-from steepest.agents.config import StateWeighting, StepwiseConfig
 from steepest.agents.replay_updates import batch_obs
 from steepest.agents.statistics import scale_rewards
 from steepest.agents.stepwise import Batch, StepwiseAgent, acting_inputs, one_input, shortened, step_batch
+from steepest.algorithms.configs.off_pac import OffPACConfig
 from steepest.distributions import softened
 from steepest.errors import UsageError
-from steepest.fields import NonNegative, Positive, Share
 from steepest.learner.step import Hyper, Metrics, State
 from steepest.losses import (
     auxiliary_direction,
@@ -61,29 +59,6 @@ from steepest.types import Obs, Rollout
 
 CRITIC, CURVATURE, ACTOR = "critic_trace", "curvature_trace", "actor_trace"
 FOLLOWON, RATIO = "followon", "previous_ratio"
-
-
-@dataclass(frozen=True, kw_only=True)
-class OffPACConfig(StepwiseConfig):
-    """Off-policy actor-critic."""
-
-    value_learning_rate: Positive = 0.1
-    """Step size of the value function (alpha_v); the policy's should not be much larger."""
-    auxiliary_learning_rate: NonNegative = 0.05
-    """Step size of the critic's auxiliary weights (alpha_w); 0 is semi-gradient TD(lambda), which may diverge."""
-    trace_decay: Share = 0.4
-    """lambda of the critic's and the actor's traces."""
-    emphasis_decay: Share = 0.0
-    """lambda_a: 0 is Off-PAC; 1 follows the true off-policy gradient, with more variance."""
-    state_weighting: StateWeighting = "undiscounted"
-    """States count as often as the behaviour meets them, or by gamma^t within an episode."""
-    behaviour_epsilon: Share = 0.5
-    """The behaviour is the policy mixed with the uniform one in this share: 1 is uniform. Of a Gaussian policy it has
-    1 + epsilon times the standard deviation."""
-    behaviour_agent: str | None = None
-    """The file of a saved agent that behaves instead."""
-    max_ratio: Positive = 10.0
-    """Importance ratios are cut off here, which trades bias for variance; the published algorithm has no bound."""
 
 
 class OffPAC(StepwiseAgent):

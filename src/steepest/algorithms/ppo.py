@@ -21,33 +21,17 @@ r - gain + v(s') - v(s), without a discount, the gain being a running estimate (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from steepest.agents.config import Schedule, SurrogateConfig
 from steepest.agents.rollout_updates import Batch, RolloutAgent, batch_inputs, mean_loss, value_of
-from steepest.fields import Positive
+from steepest.algorithms.configs.ppo import PPOConfig
 from steepest.learner.step import Gradient, Hyper, Metrics, State, adam_step
 from steepest.losses import clipped_surrogate_loss, clipped_value_loss, kl_estimate, value_loss
 from steepest.numerics import standardize, weighted_mean
 from steepest.types import Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig(SurrogateConfig):
-    """Proximal policy optimisation."""
-
-    clip_epsilon: Positive = 0.2
-    """Distance of the probability ratio from 1 beyond which its gradient is cut (epsilon)."""
-    clip_schedule: Schedule = "constant"
-    """"linear" goes to 0 over the run."""
-    value_clip: Positive | None = None
-    """Clip range of the value loss, none by default: Andrychowicz et al. 2021 found it harmful."""
-    target_kl: Positive | None = None
-    """Stop a rollout's updates once the estimated KL from the old policy exceeds 1.5 times this."""
 
 
 class PPO(RolloutAgent):

@@ -28,13 +28,11 @@ r - gain + v(s') - v(s), without a discount, the gain being a running estimate (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from steepest.agents.config import SurrogateConfig
 from steepest.agents.rollout_updates import (
     Batch,
     RolloutAgent,
@@ -45,27 +43,13 @@ from steepest.agents.rollout_updates import (
     mean_loss,
     value_of,
 )
+from steepest.algorithms.configs.ppo_kl import PPOKLConfig
 from steepest.distributions import Distribution
-from steepest.fields import Positive
 from steepest.learner.lifting import Lift
 from steepest.learner.step import Hyper, Metrics, State
 from steepest.losses import adapt_kl_coef, kl_estimate, penalised_surrogate_loss, value_loss
 from steepest.numerics import standardize, weighted_mean
 from steepest.types import Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOKLConfig(SurrogateConfig):
-    """Proximal policy optimisation with the adaptive KL penalty."""
-
-    target_kl: Positive = 0.01
-    """KL in nats by which one update should move the policy (d_targ). The best of the three that the paper tried."""
-    kl_coef: Positive = 1.0
-    """Weight of the penalty at the start (beta). Of little consequence, since it adapts within a few updates."""
-    kl_direction: Literal["old_new", "new_old"] = "old_new"
-    """KL(pi_old || pi_new) as in the paper, or KL(pi_new || pi_old) as printed in the notes."""
-    normalize_advantage: bool = True
-    """Standardise advantages in every minibatch, so that one ``kl_coef`` serves rewards of any scale."""
 
 
 class PPOKL(RolloutAgent):

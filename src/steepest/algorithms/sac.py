@@ -26,18 +26,15 @@ ratios: REDQ (Chen et al. 2021), DroQ (Hiraoka et al. 2022).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from steepest.agents.config import SoftConfig
 from steepest.agents.replay_updates import Batch, Noise, batch_obs, chosen, regress
 from steepest.agents.soft import SoftAgent, soft_q, squashed_policy
+from steepest.algorithms.configs.sac import SACConfig
 from steepest.distributions import Categorical
-from steepest.errors import require
-from steepest.fields import Count, PartialShare
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import expected_soft_value, soft_q_target, soft_value_target
 from steepest.networks.config import NetworkFactory
@@ -46,21 +43,6 @@ from steepest.types import Obs
 
 _USES = ("target", "critic", "policy")
 """The three forward passes of the critics in one gradient step, each with dropout of its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SACConfig(SoftConfig):
-    """Soft actor-critic."""
-
-    target_critics: Count = 2
-    """Number of them, drawn anew for every update, of which the target takes the minimum."""
-    dropout: PartialShare = 0.0
-    """Share of the critics' hidden units left out in every forward pass."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        few = self.target_critics <= self.num_critics
-        require(few, "target_critics", self.target_critics, f"at most num_critics ({self.num_critics})")
 
 
 class SAC(SoftAgent):

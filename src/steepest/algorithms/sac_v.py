@@ -19,34 +19,22 @@ Q-functions, as in the paper; the terminal case. Actions, their log-probabilitie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from steepest.agents.agent import normalization
-from steepest.agents.config import SquashedConfig
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs, chosen, descend, regress
 from steepest.agents.soft import soft_q, squashed_policy
+from steepest.algorithms.configs.sac_v import SACVConfig
 from steepest.distributions import Categorical
-from steepest.fields import Count, Positive
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import expected_soft_value, soft_policy_loss, soft_q_target, soft_value_target, value_loss
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import QEnsemble, action_critics
 from steepest.networks.inputs import PolicyInput
 from steepest.types import Obs
-
-
-@dataclass(frozen=True, kw_only=True)
-class SACVConfig(SquashedConfig):
-    """Soft actor-critic with a value network."""
-
-    temperature: Positive = 0.2
-    """Reward that a nat of entropy is worth; the inverse of the paper's reward scale."""
-    num_critics: Count = 2
-    """Q-functions, of which the least counts; 1 is the notes' form."""
 
 
 class SACV(ReplayAgent):

@@ -19,25 +19,19 @@ targets. grad_theta Q is dropped, as in the notes. Actions are in units of half 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from steepest.agents.config import DelayedPolicyConfig
 from steepest.agents.deterministic import critic_loss, mean_action, policy_loss, q_values
 from steepest.agents.replay_updates import Batch, Noise, ReplayAgent, batch_obs
+from steepest.algorithms.configs.td3 import TD3Config
 from steepest.learner.step import Gradient, Hyper, Metrics, State
 from steepest.losses import q_learning_target, smoothed_action
 from steepest.networks.config import NetworkFactory
 from steepest.networks.critics import QEnsemble, subset_minimum
 from steepest.networks.policies import DeterministicPolicy
-
-
-@dataclass(frozen=True, kw_only=True)
-class TD3Config(DelayedPolicyConfig):
-    """Twin delayed deep deterministic policy gradient."""
 
 
 class TD3(ReplayAgent):

@@ -20,6 +20,7 @@ from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation
 from steepest.runs.run import Run, class_of_run
 from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.folder import check_saved
 from steepest.runs.view.plots import plot_runs
 from steepest.seeding import stream_seed
 from steepest.types import described
@@ -135,14 +136,9 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
     "latest" is whatever has seen the most steps: the newest checkpoint, or the agent saved by an interruption.
     """
     path = Path(path)
+    check_saved(path)
     if path.is_file():
         return path
-    if not path.exists():
-        raise UsageError(f"there is nothing at {path}; give a run's folder, a checkpoint, or a saved agent")
-    if not (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
-        raise UsageError(
-            f"no run at {path}: it has no config.json in it; give the folder that `steepest train` reported"
-        )
     store = CheckpointStore(path / "checkpoints")
     candidates: dict[Which, list[Path | None]] = {
         "latest": [store.latest(), store.interrupted_path],
@@ -249,6 +245,11 @@ def check_fit(agent: Agent, batch: EnvBatch) -> None:
         )
 
 
-def plot(runs: Sequence[PathLike], out: PathLike = "curves.png", **options: Any) -> Path:
-    """Draw the learning curves of runs into a picture; see ``runs.view.plots.plot_runs`` for the options."""
-    return plot_runs([Path(r) for r in runs], Path(out), **options)
+def plot(runs: PathLike | Sequence[PathLike], out: PathLike = "curves.png", **options: Any) -> Path:
+    """Draw the learning curves of one run or several into a picture; return its path.
+
+    Args:      runs: the folder of a run, or several of them; options: see ``runs.view.plots.plot_runs``
+    Verified:  tests/integration/test_api.py::test_plot_takes_one_run_or_several
+    """
+    folders = [runs] if isinstance(runs, str | os.PathLike) else runs
+    return plot_runs([Path(r) for r in folders], Path(out), **options)

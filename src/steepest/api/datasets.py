@@ -26,12 +26,13 @@ from steepest.experience.datasets.dataset import (
     checked_reference,
     from_episodes,
 )
-from steepest.experience.datasets.picture import check_picture, draw
+from steepest.experience.datasets.picture import draw
 from steepest.experience.datasets.read import check_free, read_dataset, write_dataset
 from steepest.experience.datasets.recording import AgentPolicy, UniformPolicy, record, replayed
 from steepest.experience.datasets.spaces import recorded_spaces
 from steepest.experience.datasets.summary import Summary, summarised
 from steepest.experience.replay import ReplayBuffer
+from steepest.files.style import check_picture
 from steepest.networks.config import NetworkFactory
 from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
 from steepest.runs.options.auto import read_description

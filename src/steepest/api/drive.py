@@ -29,14 +29,14 @@ def drive(make_run: Callable[[Note], R], *, quiet: bool) -> R:
         title = f"{run.algorithm} on {run.name}, {which}"
         hidden = quiet or not training.is_main()
         with (
-            Progress(run.total_steps, title=title, start_step=run.step, quiet=hidden) as progress,
+            Progress(run.total_steps, title=title, start_step=run.step, members=len(seeds), quiet=hidden) as progress,
             training.interrupts() as stop,
         ):
             # Without a display, what a user should know goes to the log: fallbacks as warnings.
             note, warn = (logger.info, logger.warning) if quiet else (progress.note, progress.note)
             for text in notes:
                 note(text)
-            training.listen(note, warn)
+            training.listen(note, warn, progress.at)
             try:
                 for row in run:
                     progress.update({**row, "seed": seeds[0]})

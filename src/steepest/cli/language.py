@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from steepest.cli.options import fields_of, parse, print_line, printable, say, with_positional
+from steepest.cli.options import MODEL, Usage, fields_of, parse, print_line, printable, say
 from steepest.errors import UsageError
+from steepest.fields import Checked, Count, NonNegative, PositiveShare, Whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
+class GenerateOptions(Checked):
     """Answers of a language model."""
 
     prompt: tuple[str, ...] = ()
-    """Prompts to answer. Without any, and without a file, lines are read: a conversation on a terminal."""
+    """Prompts to answer; by default, without a file too, lines are read: a conversation on a terminal."""
     file: Path | None = None
-    """Answer the prompts of this file (.jsonl, .json or .parquet with a column prompt)."""
+    """Answer the prompts of this file: .jsonl, .json or .parquet with a column prompt (default: none)."""
     out: Path | None = None
-    """Write prompts and answers into this .jsonl file."""
+    """Write prompts and answers into this .jsonl file (default: print them)."""
     json: bool = False
     """Print one JSON object per answer."""
     raw: bool = False
     """Give prompts to the model as they are, without its chat template."""
     system: str | None = None
-    """System message at the beginning of the conversation, for models with a chat template."""
-    max_new_tokens: int = 256
+    """System message at the beginning of the conversation, for models with a chat template (default: none)."""
+    max_new_tokens: Count = 256
     """Longest answer, in tokens."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Logits are divided by it; 0 takes the most probable token."""
-    top_k: int = 0
+    top_k: Whole = 0
     """Draw among this many most probable tokens; 0: among all."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Draw among the most probable tokens that together have this probability."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the answers."""
-    micro_batch_size: int = 64
+    micro_batch_size: Count = 64
     """Prompts answered at once; changes nothing but speed and memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; auto takes a GPU if there is one."""
@@ -49,34 +49,34 @@ class GenerateOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareOptions:
+class CompareOptions(Checked):
     """Two language models on the same prompts and the same random numbers."""
 
     prompt: tuple[str, ...] = ()
-    """Prompts to answer; the same one may come several times."""
+    """Prompts to answer; the same one may come several times (default: those of the file)."""
     file: Path | None = None
-    """Answer the prompts of this file (.jsonl, .json or .parquet with a column prompt)."""
+    """Answer the prompts of this file: .jsonl, .json or .parquet with a column prompt (default: none)."""
     judge: str | None = None
-    """Reward of answers: the folder of a reward model, or FILE.py:FUNCTION."""
+    """Reward of answers: the folder of a reward model, or FILE.py:FUNCTION (default: no reward)."""
     reference: str | None = None
-    """A third model, from which the KL of both is measured too."""
+    """A third model, from which the KL of both is measured too (default: none)."""
     out: Path | None = None
-    """Write all metrics and answers into this .json file, and beside it into one in .md, for reading."""
+    """Write all metrics and answers into this .json file, and into a .md file beside it (default: print them)."""
     json: bool = False
     """Print the same as JSON."""
-    show: int = 3
+    show: Whole = 3
     """Prompts whose answers are shown side by side."""
     raw: bool = False
     """Give prompts to the models as they are, without their chat templates."""
     system: str | None = None
-    """System message at the beginning of the conversation, for models with a chat template."""
-    max_new_tokens: int = 256
+    """System message at the beginning of the conversation, for models with a chat template (default: none)."""
+    max_new_tokens: Count = 256
     """Longest answer, in tokens."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Logits are divided by it; 0 takes the most probable token, and then there is no KL."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the answers, the same for both models."""
-    micro_batch_size: int = 64
+    micro_batch_size: Count = 64
     """Prompts answered at once; changes nothing but speed and memory."""
     quiet: bool = False
     """Show nothing but the result."""
@@ -88,11 +88,11 @@ class CompareOptions:
 
 def generate(argv: list[str]) -> int:
     """steepest generate MODEL"""
-    from steepest.language.models.packages import require_language
-
-    require_language()
-    what = "A Hugging Face id, a folder, a GGUF file, or the folder of a run."
-    options = parse(with_positional(GenerateOptions, "model", str, "MODEL", what), argv, "steepest generate")
+    usage = Usage("steepest generate", "MODEL", MODEL, least=1, most=1)
+    options, (model, *_) = parse(GenerateOptions, argv, usage)
+    if options.prompt and options.file is not None:
+        raise UsageError("give prompts or a file of them, not both")
+    _check_places(options.file, model)
     from steepest.api.chat import converse
     from steepest.api.language import answer_prompts
     from steepest.language.compare.report import refuse_folder
@@ -102,8 +102,6 @@ def generate(argv: list[str]) -> int:
 
     drawn = ("max_new_tokens", "temperature", "top_k", "top_p")
     sampling = Sampling(**{name: getattr(options, name) for name in drawn})
-    if options.prompt and options.file is not None:
-        raise UsageError("give prompts or a file of them, not both")
     if options.out is not None:
         refuse_folder(options.out)
     prompts: list[Any] = (
@@ -114,7 +112,7 @@ def generate(argv: list[str]) -> int:
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
         if not prompts:
             raise UsageError("nothing to answer: standard input is empty; give --prompt or --file")
-    lm = load_model(options.model, dtype=options.dtype, device=options.device)
+    lm = load_model(model, dtype=options.dtype, device=options.device)
     if reads_lines and sys.stdin.isatty():
         converse(lm, sampling, seed=options.seed, raw=options.raw, system=options.system, show=_show_piece)
         return 0
@@ -138,17 +136,9 @@ def generate(argv: list[str]) -> int:
 
 def compare(argv: list[str]) -> int:
     """steepest compare MODEL_A MODEL_B"""
-    from steepest.language.models.packages import require_language
-
-    require_language()
-    if sum(1 for _ in itertools.takewhile(lambda a: not a.startswith("-"), argv)) != 2:
-        if not set(argv) & {"-h", "--help"}:
-            raise UsageError(
-                "compare takes two models, then options: steepest compare MODEL_A MODEL_B --file PROMPTS.jsonl"
-            )
-        argv = ["MODEL_A", "MODEL_B", "--help"]
-    model_a, model_b, *rest = argv
-    options: CompareOptions = parse(CompareOptions, rest, "steepest compare MODEL_A MODEL_B")
+    usage = Usage("steepest compare", "MODEL_A MODEL_B", f"Each {MODEL}", least=2, most=2)
+    options, (model_a, model_b) = parse(CompareOptions, argv, usage)
+    _check_places(options.file, model_a, model_b)
     if bool(options.prompt) == (options.file is not None):
         raise UsageError("which prompts? Give --prompt or --file, and not both")
     from steepest.api.language import compare as compare_two
@@ -171,3 +161,15 @@ def compare(argv: list[str]) -> int:
 
 def _show_piece(text: str) -> None:
     print(printable(text), end="", flush=True)
+
+
+def _check_places(prompts: Path | None, *models: str) -> None:
+    """Raise UsageError where the packages are missing, or no model or no prompts are at a place."""
+    from steepest.language.data.rows import check_source
+    from steepest.language.models.packages import require_language
+    from steepest.language.models.places import locate
+
+    require_language()
+    for model in models:
+        locate(model)
+    check_source(prompts)

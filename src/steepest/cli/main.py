@@ -1,14 +1,12 @@
 """The ``steepest`` command: one function per verb, each a thin face of ``steepest.api``.
 
-torch is imported only by the verbs that need it: ``--help`` and ``list`` answer at once.
+torch is imported only where a verb begins its work: help, and what is wrong with an argument, come at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
-import json
 import os
 import signal
 import sys
@@ -16,81 +14,14 @@ import threading
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from steepest.cli import datasets, language, ope, train
-from steepest.cli.options import parse, print_line, with_positional
+from steepest.cli import agents, checks, datasets, language, ope, train
+from steepest.cli.options import asks_for_help
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
 from steepest.files.terminal import escaped, forgiving_streams, open_descriptors
 from steepest.language.parallel.torchrun import launch
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Play whole episodes with a trained agent."""
-
-    episodes: int = 100
-    """Episodes to play, per seed of the run."""
-    seed: int = 0
-    """Seed of the evaluation's environments."""
-    stochastic: bool = False
-    """Draw actions instead of taking the mode of the policy."""
-    which: Literal["latest", "best", "interrupted"] = "latest"
-    """Which of the run's saved agents."""
-    env: str | None = None
-    """Another environment than the one it was trained on."""
-    json: bool = False
-    """Print JSON."""
-    video: Path | None = None
-    """Record the episodes into this .mp4 file."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlotOptions:
-    """Draw learning curves."""
-
-    out: Path = Path("curves.png")
-    """The picture."""
-    statistic: Literal["mean", "iqm"] = "iqm"
-    """Draw the mean over seeds, or the interquartile mean."""
-    x: Literal["steps", "wall", "both"] = "both"
-    """Against environment steps, wall time, or both."""
-    metric: str = "train/return_mean"
-    """Which figure of metrics.jsonl."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """Check every formula of the notes, and the functions that compute them, against exact solutions."""
-
-    section: str | None = None
-    """Only this section of the notes and its subsections, such as 1.9."""
-    seeds: int = 100
-    """Random problems per row."""
-    json: bool = False
-    """Print JSON."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EstimatorsOptions:
-    """Bias and variance of policy-gradient estimators against the exact gradient, at equal numbers of steps."""
-
-    problem: tuple[str, ...] = ("walk", "cliff_walking")
-    """Problems: walk, cliff_walking, garnet (with an end), riverswim, two_state, access_control (without)."""
-    objective: Literal["discounted", "undiscounted", "average"] | None = None
-    """Gradient to estimate; default: average reward for continuing problems, discounted return for episodic ones."""
-    repeats: int = 1000
-    """Independent estimates."""
-    steps: int = 250
-    """Environment steps per estimate."""
-    seed: int = 0
-    """Seed of everything random."""
-    json: bool = False
-    """Print JSON."""
-    out: Path | None = None
-    """The picture (.png, .pdf or .svg); by default estimators.png, and none with --json."""
-
 
 TRAINING = ("train", "sft", "reward", "dpo", "rlhf")
 """Verbs whose purpose is not what they print."""
@@ -189,19 +120,19 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any) -> N
 def _dispatch(argv: list[str]) -> int:
     verbs = {
         "train": train.agents,
-        "evaluate": _evaluate,
+        "evaluate": agents.evaluate,
         "sft": partial(train.language, "sft", "demonstrations"),
         "reward": partial(train.language, "reward", "preferences"),
         "dpo": partial(train.language, "dpo", "preferences"),
         "rlhf": train.rlhf,
         "generate": language.generate,
         "compare": language.compare,
-        "plot": _plot,
-        "verify": _verify,
+        "plot": agents.plot,
+        "verify": checks.verify,
         "collect": datasets.collect,
         "dataset": datasets.show,
         "ope": ope.ope,
-        "estimators": _estimators,
+        "estimators": checks.estimators,
         "list": _list,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -223,97 +154,22 @@ def _dispatch(argv: list[str]) -> int:
     return verbs[argv[0]](argv[1:])
 
 
-def _evaluate(argv: list[str]) -> int:
-    what = "The folder that `steepest train` reported, a checkpoint in it, or a saved agent."
-    options = parse(with_positional(EvaluateOptions, "run", Path, "RUN", what), argv, "steepest evaluate")
-    if options.video is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
-    from steepest.api.agents import evaluate, load
-
-    agent = load(options.run, which=options.which)
-    results = evaluate(
-        agent,
-        options.env,
-        episodes=options.episodes,
-        seed=options.seed,
-        deterministic=not options.stochastic,
-        video=options.video,
-    )
-    summaries = [r.summary() for r in results]
-    if options.json:
-        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
-        return 0
-    for seed, s in zip(agent.seeds, summaries, strict=True):
-        print_line(
-            f"seed {seed}: return {s['mean']:.2f} +- {s['std']:.2f}, min {s['min']:.2f}, max {s['max']:.2f}, "
-            f"length {s['mean_length']:.1f}, {s['episodes']} episodes"
-        )
-    if options.video is not None:
-        print_line(f"video: {options.video}")
-    return 0
-
-
-def _plot(argv: list[str]) -> int:
-    what = "Folders that `steepest train` reported."
-    options = parse(with_positional(PlotOptions, "runs", tuple[Path, ...], "RUN...", what), argv, "steepest plot")
-    if not options.runs:
-        raise UsageError("which runs? Give the folders that `steepest train` reported")
-    from steepest.runs.view.plots import plot_runs
-
-    path = plot_runs(list(options.runs), options.out, statistic=options.statistic, x=options.x, metric=options.metric)
-    print_line(str(path))
-    return 0
-
-
-def _verify(argv: list[str]) -> int:
-    options: VerifyOptions = parse(VerifyOptions, argv, "steepest verify")
-    from steepest.verification import results, show
-
-    rows = results(options.section, seeds=options.seeds)
-    if options.json:
-        found = list(rows)
-        print(json.dumps([r.as_dict() for r in found]))
-    else:
-        found = show(rows)
-    return 0 if all(r.passed for r in found) else 1
-
-
-def _estimators(argv: list[str]) -> int:
-    options: EstimatorsOptions = parse(EstimatorsOptions, argv, "steepest estimators")
-    if not options.problem:
-        raise UsageError("--problem needs at least one name, such as walk")
-    from steepest import estimators
-
-    out = options.out or (None if options.json else Path("estimators.png"))
-    if out is not None:
-        estimators.check_picture(out)
-    found = [
-        estimators.compare(
-            name, objective=options.objective, repeats=options.repeats, steps=options.steps, seed=options.seed
-        )
-        for name in options.problem
-    ]
-    if options.json:
-        print(json.dumps([comparison.to_json() for comparison in found]))
-    else:
-        estimators.show(found)
-    if out is not None:
-        path = estimators.plot(found, out)
-        if not options.json:
-            print_line(f"picture: {path}")
-    return 0
-
-
 def _list(argv: list[str]) -> int:
-    if argv and argv[0] not in ("-h", "--help"):
+    if asks_for_help(argv):
+        print(
+            "usage: steepest list\n\nList the algorithms and the families of environments, with the extras they need."
+        )
+        return 0
+    if argv:
         raise UsageError(f"list takes no arguments; got {' '.join(argv)}")
     from importlib.util import find_spec
 
     from steepest.algorithms import ALGORITHMS
 
-    print("algorithms")
+    wide = 2 + max(map(len, ALGORITHMS))
+    print("algorithms (steepest train ALGORITHM ENV; sections are of the deep RL notes)")
     for name, (_, line) in sorted(ALGORITHMS.items()):
-        print(f"  {name:12}{line}")
+        print(f"  {name:{wide}}{line}")
     print("\nlanguage models (steepest VERB MODEL DATA)")
     there = "installed" if find_spec("transformers") else 'pip install "steepest[language]"'
     for name, line in (
@@ -322,8 +178,8 @@ def _list(argv: list[str]) -> int:
         ("rlhf", "PPO, RLOO or GRPO on prompts and a reward (notes 2.2.1): steepest rlhf ppo MODEL DATA"),
         ("dpo", "direct preference optimisation (notes 2.2.2)"),
     ):
-        print(f"  {name:12}{line}  ({there})")
-    print("\nenvironments (any Gymnasium id; these families need an extra)")
+        print(f"  {name:{wide}}{line}  ({there})")
+    print("\nenvironments (any Gymnasium id; families other than classic need an extra)")
     for extra, module, example in (
         ("", "gymnasium", "CartPole-v1, Acrobot-v1, Pendulum-v1, MountainCar-v0"),
         ("mujoco", "mujoco", "HalfCheetah-v5, Hopper-v5, Walker2d-v5, Ant-v5"),
@@ -332,7 +188,7 @@ def _list(argv: list[str]) -> int:
         ("envpool", "envpool", "--vectorization envpool: HalfCheetah-v5, CartPole-v1, Pong-v5"),
     ):
         there = "installed" if find_spec(module) else f'pip install "steepest[{extra}]"'
-        print(f"  {extra or 'classic':12}{example}  ({there})")
+        print(f"  {extra or 'classic':{wide}}{example}  ({there})")
     return 0
 
 

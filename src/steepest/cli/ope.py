@@ -6,45 +6,47 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from steepest.cli.options import fields_of, parse, print_line, say, with_positional
+from steepest.cli.options import Usage, fields_of, parse, print_line, say
 from steepest.errors import UsageError
+from steepest.fields import Checked, Count, InnerShare, NonNegative, Positive, Share, Whole
 
 if TYPE_CHECKING:
     from steepest.api.ope import Estimate, OffPolicyEvaluation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OpeOptions:
+class OpeOptions(Checked):
     """Estimate the values of saved agents from a dataset, without playing."""
 
     deterministic: bool = False
     """Evaluate the mode of every policy instead of the policy itself."""
-    true_episodes: int = 0
+    true_episodes: Whole = 0
     """Play so many episodes of every policy for its true value, to compare; with bandit 100 by default."""
-    bandit: int = 0
+    bandit: Whole = 0
     """Instead of estimating, say which policy a user ends with after 1 to so many online episodes, chosen by an
     upper-confidence bandit. The mode of every policy plays; of the options below, candidates and seed count then."""
-    candidates: int | None = None
+    candidates: Count | None = None
     """Policies that the bandit chooses from, drawn anew in every repeat; by default all."""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount factor."""
-    updates: int = 20_000
+    updates: Count = 20_000
     """Gradient steps of fitted Q evaluation."""
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: tuple[Count, ...] = (256, 256)
     """Widths of the hidden layers of its network."""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Its step size at the start; it falls to 0."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Transitions per gradient step."""
-    conservative_weight: float = 1.0
+    conservative_weight: NonNegative = 1.0
     """Weight of the penalty of the conservative estimate; 0 leaves that estimate out."""
     bound: Literal["expectation", "pointwise"] = "expectation"
     """Let it bound the value, or Q at every state and action."""
-    share: float = 0.95
+    share: InnerShare = 0.95
     """Share of the bootstrap intervals."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of everything random."""
     json: bool = False
     """Print JSON."""
@@ -59,18 +61,17 @@ FOR_BOTH = ("seed", "json", "quiet")
 def ope(argv: list[str]) -> int:
     """Run ``steepest ope RUN... DATA ...``."""
     what = "RUN: folders of runs, or saved agents. DATA: what `steepest collect` wrote, or any other dataset."
-    kind: Any = with_positional(OpeOptions, "given", tuple[str, ...], "RUN... DATA", what)
-    options: Any = parse(kind, argv, "steepest ope")
-    if len(options.given) < 2:
-        raise UsageError("ope takes agents and a dataset: steepest ope runs/one runs/two data.npz")
-    *runs, data = options.given
+    usage = Usage("steepest ope", "RUN... DATA", what, least=2, most=None)
+    options, (*runs, data) = parse(OpeOptions, argv, usage)
     note = None if options.quiet or options.json else say
     if options.bandit:
         refuse_estimation(options)
+        _check_places(runs, data)
         return bandit(runs, data, options, note)
     if options.candidates is not None:
         raise UsageError(f"candidates is {options.candidates}, but only --bandit N chooses among them")
-    left_out = ("given", "json", "quiet", "bandit", "candidates")
+    _check_places(runs, data)
+    left_out = ("json", "quiet", "bandit", "candidates")
     settings = {k: v for k, v in fields_of(options).items() if k not in left_out}
     from steepest.api.ope import ope as evaluate
     from steepest.runs.store.folder import finite_json
@@ -95,6 +96,16 @@ def refuse_estimation(options: Any) -> None:
                 f"--bandit plays the mode of every policy and estimates nothing, so --{option} would not count; "
                 f"leave out --bandit or --{option}"
             )
+
+
+def _check_places(runs: list[str], data: str) -> None:
+    """Raise UsageError where no agent or no data is at a place."""
+    from steepest.experience.datasets.places import check_there
+    from steepest.runs.store.folder import check_saved
+
+    for run in runs:
+        check_saved(Path(run))
+    check_there(data)
 
 
 def bandit(runs: list[str], data: str, options: Any, note: Callable[[str], None] | None) -> int:

@@ -1,15 +1,211 @@
-"""Read the options of the command: dataclasses from flags and from YAML files; and print what any verb prints."""
+"""Read the options of the command: dataclasses from flags and from YAML files; and print what any verb prints.
+
+An option is a field of a dataclass: its type says which values it takes, its docstring is its help. The command reads
+them with nothing but the standard library, so that ``--help`` and whatever is wrong with an argument come at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from steepest.errors import UsageError
 from steepest.files.terminal import escaped
+
+MODEL = "MODEL is a Hugging Face id, a folder, a GGUF file, or the folder of a run."
+"""The help of whatever takes a language model."""
+
+REQUIRED = dataclasses.MISSING
+"""The default of an option that has none."""
+
+_FLAG = re.compile(r"(--?[A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
+"""A flag, perhaps with its value; -1 is a number, and what holds a space is a text."""
+
+
+class Option(NamedTuple):
+    """One option of the command."""
+
+    name: str
+    """The field; of a part of a config with a dot, as in atari.frame_skip."""
+    kind: Any
+    """Type of its values, without None."""
+    default: Any
+    general: Any
+    """The default of the field itself, which a preset may have changed."""
+    words: str
+    """Its documentation."""
+
+    @property
+    def flag(self) -> str:
+        """The option as it is written on a command line."""
+        return as_flag(self.name)
+
+
+def as_flag(name: str) -> str:
+    """Return the flag of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """How a verb is called: ``prog words [options]``, with so many words."""
+
+    prog: str
+    words: str = ""
+    about: str = ""
+    """The meaning of the words."""
+    least: int = 0
+    most: int | None = 0
+
+
+# Flags
+
+
+def options_of(kind: type[Any], defaults: Any = None, prefix: str = "") -> list[Option]:
+    """The options that a dataclass declares, with the defaults of an instance of it where there is one.
+
+    A part that is a dataclass itself gives its own fields as options; where its default is None it has none, such as
+    the preprocessing of Atari games in any other environment.
+    """
+    from steepest.cli.help import documented
+
+    hints, words = get_type_hints(kind), documented(kind)
+    found: list[Option] = []
+    for field in dataclasses.fields(kind):
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        hint = _without_none(hints[field.name])
+        if not dataclasses.is_dataclass(hint):
+            found.append(Option(prefix + field.name, hint, default, field.default, words.get(field.name, "")))
+        elif default is not None:
+            found += options_of(cast(type[Any], hint), default, f"{prefix}{field.name}.")
+    return found
+
+
+def _without_none(hint: Any) -> Any:
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if type(None) in get_args(hint) else hint
+
+
+def parse(kind: type[Any], argv: Sequence[str], usage: Usage) -> tuple[Any, list[str]]:
+    """Return the options of a dataclass and the words beside them, from a command line.
+
+    Raises:    UsageError for an unknown flag, a value that is missing or wrong, and too few or too many words;
+               SystemExit(0) after --help
+    Verified:  tests/unit/test_options.py::test_flags_are_read
+    """
+    options = options_of(kind)
+    if asks_for_help(argv):
+        from steepest.cli.help import show
+
+        show(usage, kind.__doc__ or "", {"": options})
+        raise SystemExit(0)
+    given, words = read_flags(options, argv, usage.prog)
+    check_words(words, usage)
+    return filled(kind, None, given, usage.prog), words
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Return whether a command line asks for help."""
+    return bool({"-h", "--help"} & set(argv))
+
+
+def read_flags(options: Sequence[Option], argv: Sequence[str], prog: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of the flags in a command line, by name, and the words that belong to none."""
+    by_name = {option.name: option for option in options}
+    given: dict[str, Any] = {}
+    words: list[str] = []
+    waiting = list(argv)
+    while waiting:
+        argument = waiting.pop(0)
+        match = _FLAG.fullmatch(argument)
+        if match is None:
+            words.append(argument)
+            continue
+        option, negated = _named(by_name, match[1], prog)
+        texts = [] if match[2] is None else [match[2]]
+        least, most = (0, 1) if option.kind is bool else _values(option.kind)
+        while waiting and len(texts) < most and not _FLAG.fullmatch(waiting[0]) and match[2] is None:
+            if option.kind is bool and waiting[0].lower() not in _TRUTH:
+                break
+            texts.append(waiting.pop(0))
+        if len(texts) < least:
+            raise UsageError(f"{option.flag} needs {'a value' if least == 1 else f'{least} values'}")
+        if option.kind is bool:
+            said = _TRUTH.get(texts[0].lower(), texts[0]) if texts else True
+            given[option.name] = not said if negated and isinstance(said, bool) else said
+        elif get_origin(option.kind) is tuple:
+            given[option.name] = tuple(_value(text, get_args(option.kind)[0]) for text in texts)
+        else:
+            given[option.name] = _value(texts[0], option.kind)
+    return given, words
+
+
+_TRUTH = {"true": True, "false": False}
+
+
+def _named(by_name: dict[str, Option], flag: str, prog: str) -> tuple[Option, bool]:
+    """The option that a flag sets, and whether it says no to it."""
+    name = flag.lstrip("-").replace("-", "_")
+    if name in by_name and flag.startswith("--"):
+        return by_name[name], False
+    group, dot, last = name.rpartition(".")  # --atari.no-fire-reset
+    positive = by_name.get(f"{group}{dot}{last.removeprefix('no_')}")
+    if positive is not None and positive.kind is bool and flag.startswith("--"):
+        return positive, True
+    from steepest.runs.options.config import unknown_option
+
+    raise UsageError(f"{unknown_option(name, list(by_name), prog, as_flag)} ({prog} --help lists all)")
+
+
+def _values(kind: Any) -> tuple[int, int]:
+    """How many values an option of a type takes, at least and at most."""
+    if get_origin(kind) is not tuple:
+        return 1, 1
+    parts = get_args(kind)
+    return (0, sys.maxsize) if parts[-1] is Ellipsis else (len(parts), len(parts))
+
+
+def _value(text: str, kind: Any) -> Any:
+    """A text as a value of a type; one that is none is left for the check of the fields to refuse."""
+    if kind in (int, float):
+        for read in (int, float):
+            try:
+                return read(text)
+            except ValueError:
+                continue
+    return Path(text) if kind is Path and text != "none" else text
+
+
+def check_words(words: Sequence[str], usage: Usage) -> None:
+    """Raise UsageError where a verb is given too few or too many words."""
+    example = f"{usage.prog} {usage.words}".strip()
+    if len(words) < usage.least:
+        raise UsageError(f"{usage.prog} needs {usage.words}: {example}. {usage.about}".rstrip())
+    if usage.most is not None and len(words) > usage.most:
+        takes = f"takes {usage.words}" if usage.words else "takes no arguments but options"
+        raise UsageError(f"{' '.join(words[usage.most :])} is too much: {usage.prog} {takes}")
+
+
+def filled(kind: type[Any], defaults: Any, given: dict[str, Any], prog: str) -> Any:
+    """A dataclass with what is given over the defaults; UsageError for what its fields do not accept."""
+    from steepest.runs.options.config import checked_options
+
+    values: dict[str, Any] = {} if defaults is None else fields_of(defaults)
+    for name, value in given.items():
+        part, dot, inner = name.partition(".")
+        values[part] = {**_by_name(values[part]), inner: value} if dot else value
+    for field in dataclasses.fields(kind):
+        if field.default is REQUIRED and field.name not in values:
+            raise UsageError(f"{prog} needs {as_flag(field.name)} (see {prog} --help)")
+    return kind(**checked_options(kind, values))
+
+
+def _by_name(part: Any) -> dict[str, Any]:
+    return part if isinstance(part, dict) else fields_of(part)
 
 
 def pop_flag(argv: list[str], flag: str) -> str | None:
@@ -27,49 +223,12 @@ def pop_flag(argv: list[str], flag: str) -> str | None:
     return None
 
 
-def parse(kind: type[Any], argv: list[str], prog: str) -> Any:
-    """Options of a dataclass (or a dataclass of them) from the command line; exits with 2 on misuse."""
-    import tyro
-
-    # Of ``AtariOptions | None`` the default's type is taken: its options are there for Atari games only.
-    return tyro.cli(tyro.conf.configure(tyro.conf.AvoidSubcommands)(kind), args=_as_typed(argv), prog=prog)
-
-
-def unprefixed(kind: type[Any]) -> Any:
-    """A group of options whose flags do not begin with the group's name."""
-    import tyro
-
-    return Annotated[kind, tyro.conf.arg(name="")]
-
-
-def _as_typed(argv: list[str]) -> list[str]:
-    """Two spellings that people expect: whole numbers as 1e6, and flags as ``--flag True`` beside ``--flag``."""
-    out: list[str] = []
-    for argument in argv:
-        flag = out[-1] if out else ""
-        if re.fullmatch(r"[0-9.]+[eE]\+?[0-9]{1,2}", argument) and float(argument).is_integer():
-            out.append(str(int(float(argument))))
-        elif argument in ("True", "False", "true", "false") and flag.startswith("--") and "=" not in flag:
-            group, dot, name = flag[2:].rpartition(".")  # --atari.no-fire-reset
-            out[-1] = flag if argument.lower() == "true" else f"--{group}{dot}no-{name}"
-        else:
-            out.append(argument)
-    return out
-
-
-def with_positional(kind: type[Any], name: str, value: Any, metavar: str, what: str) -> type[Any]:
-    """A dataclass of options with a positional argument before them."""
-    import tyro
-
-    positional = Annotated[value, tyro.conf.Positional, tyro.conf.arg(metavar=metavar, help=what)]
-    made = dataclasses.make_dataclass(kind.__name__, [(name, positional)], bases=(kind,), frozen=True, kw_only=True)
-    made.__doc__ = kind.__doc__
-    return made
-
-
 def fields_of(config: Any) -> dict[str, Any]:
     """The fields of a dataclass by name, as they are."""
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+# Files
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -101,6 +260,9 @@ def _yaml_value(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
         return float(value)
     return value
+
+
+# Output
 
 
 def say(text: str) -> None:

@@ -1,30 +1,66 @@
-"""The command's verbs that train, each a thin face of ``steepest.api``; any run is resumed and reported here."""
+"""The command's verbs that train, each a thin face of ``steepest.api``; any run is resumed and reported here.
+
+Arguments are checked before anything that imports torch, which takes seconds.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from steepest.cli.options import fields_of, parse, pop_flag, print_line, printable, read_config, say, unprefixed
-from steepest.cli.usage import USAGE
+from steepest.algorithms import ALGORITHMS, find_config
+from steepest.cli.help import grouped, show
+from steepest.cli.options import (
+    MODEL,
+    Usage,
+    as_flag,
+    asks_for_help,
+    check_words,
+    fields_of,
+    filled,
+    options_of,
+    parse,
+    pop_flag,
+    print_line,
+    printable,
+    read_config,
+    read_flags,
+    say,
+)
 from steepest.errors import UsageError
+from steepest.fields import Checked, Count
 
 TOGETHER = ("sft", "reward", "dpo", "rlhf")
 """Verbs that several processes can work on together."""
+
+TRAIN_HELP = """usage: steepest train ALGORITHM ENV [options]
+       steepest train ALGORITHM DATA [options]
+       steepest train ALGORITHM ENV --from RUN [options]
+       steepest train --resume RUN
+
+Train an agent: by playing ENV (the id of an environment, such as CartPole-v1), or from DATA (recorded episodes). --from
+starts from the agent of another run. `steepest train ppo --help` lists the options of ppo, and `steepest train ppo
+CartPole-v1 --help` shows them with the defaults tuned for that environment. ALGORITHM is one of
+
+"""
 
 RLHF = ("ppo", "rloo", "grpo")
 RLHF_HELP = """usage: steepest rlhf ALGORITHM MODEL PROMPTS --reward REWARD [options]
        steepest rlhf --resume RUN
 
-Train a language model on prompts and a reward. ALGORITHM is one of
+Train a language model on prompts with a reward. ALGORITHM is one of
 
   ppo     clipped updates token by token, with a value head
   rloo    a response is an action; its baseline is the mean reward of the prompt's other responses
   grpo    advantages are rewards standardised over the responses to a prompt; the KL is in the loss
 
 REWARD is the folder of a reward model, or FILE.py:FUNCTION.
-steepest rlhf ppo --help lists the options of ppo; likewise for rloo and grpo."""
+`steepest rlhf ppo --help` lists the options of ppo; likewise for rloo and grpo.
+"""
+
+CONFIG = "--config FILE.yaml reads options from a file; options on the command line override it."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +78,7 @@ class AgentOutputOptions(OutputOptions):
     """Options of a run's data, folder and display."""
 
     data: str | None = None
-    """Dataset or log to learn from instead of playing; steps are gradient steps on a dataset."""
+    """Dataset or log to learn from instead of playing (default: none); steps are gradient steps on a dataset."""
     render: bool = False
     """Show an episode in a window at every evaluation."""
 
@@ -52,13 +88,13 @@ class LanguageOutputOptions(OutputOptions):
     """Options of the folder and display of a run on a language model."""
 
     eval_data: str | None = None
-    """Held-out data, in the formats of DATA."""
+    """Held-out data, in the formats of DATA (default: none)."""
     show_batch: bool = False
-    """Show the tokens of the first batch with what is learned of them, and train nothing."""
+    """Print the first batch, marking which tokens contribute to the loss, then exit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResumeLanguageOptions:
+class ResumeLanguageOptions(Checked):
     """Resume a run from its last checkpoint."""
 
     quiet: bool = False
@@ -69,8 +105,8 @@ class ResumeLanguageOptions:
 class ResumeOptions(ResumeLanguageOptions):
     """Resume a run from its last checkpoint."""
 
-    total_steps: int | None = None
-    """Train further than first planned; for agents."""
+    total_steps: Count | None = None
+    """Train further than first planned; for agents (default: as planned)."""
 
 
 def agents(argv: list[str]) -> int:
@@ -79,32 +115,48 @@ def agents(argv: list[str]) -> int:
     if resumed is not None:
         return _resume("train", Path(resumed), argv)
     start = pop_flag(argv, "--from")
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
-        if not set(argv) & {"-h", "--help"}:
-            raise UsageError(
-                "train takes an algorithm and an environment or a dataset, then options: steepest train ppo CartPole-v1"
-            )
-        print(USAGE, end="")
+    wants_help, words = asks_for_help(argv), _leading(argv, 2)
+    if wants_help and not words:
+        print(TRAIN_HELP + "\n".join(f"  {name:14}{line}" for name, (_, line) in sorted(ALGORITHMS.items())))
         return 0
-    algorithm, place, *rest = argv
-    env: str | None = place
-    from steepest.algorithms import find
+    if words:
+        find_config(words[0])  # a misspelled algorithm is told first
+    if len(words) < 2 and not wants_help:
+        raise UsageError(
+            "train takes an algorithm and an environment or a dataset, then options: "
+            f"steepest train {words[0] if words else 'ppo'} CartPole-v1"
+        )
+    algorithm, place = words[0], words[1] if len(words) > 1 else None
+    from steepest.experience.datasets.places import check_there, is_dataset
+    from steepest.runs.options.resolve import resolve_options
 
-    agent_class = find(algorithm)
-    from steepest.api.drive import drive
-    from steepest.runs.options.auto import resolve_options
-    from steepest.runs.run import Run
+    output_default, from_file = _from_file(argv, AgentOutputOptions)
+    usage = Usage(f"steepest train {algorithm}{'' if place is None else f' {place}'}", "ENV" if place is None else "")
+    env = whose = place
+    if place is not None and not wants_help:
+        _check_place(algorithm, place, argv, from_file, usage)
+    if place is not None and is_dataset(place):
+        env = whose = None
+        if not wants_help:  # the run takes all that the data says of its environment; help does without
+            from steepest.experience.datasets.read import env_of
 
-    output_default, from_file = _from_file(rest, AgentOutputOptions)
-    from steepest.experience.datasets.read import env_of, is_dataset
+            output_default, whose = dataclasses.replace(output_default, data=place), env_of(place)
+    defaults = (output_default, *resolve_options(algorithm, whose, from_file))
+    if wants_help:
+        _show_help(usage, defaults)
+        return 0
+    output, given = _parsed(defaults, argv, usage)
+    if output.data is not None:
+        check_there(output.data)
+    if start is not None:
+        from steepest.runs.store.folder import check_saved
 
-    whose = place
-    if is_dataset(place):  # the run takes all that the data says of its environment
-        output_default, env, whose = dataclasses.replace(output_default, data=place), None, env_of(place)
-    defaults = (output_default, *resolve_options(agent_class, whose, from_file))
-    output, given = _parsed(defaults, rest, f"train {algorithm} {place}", f"Train {algorithm} on {place}.")
+        check_saved(Path(start))
     out = "" if output.out is None else str(output.out)
     given |= {"out": out, "data": output.data, "render": output.render}
+    from steepest.api.drive import drive
+    from steepest.runs.run import Run
+
     if start is not None:
         from steepest.api.agents import load
 
@@ -112,13 +164,31 @@ def agents(argv: list[str]) -> int:
     return _report(drive(lambda note: Run(algorithm, env, note=note, **given), quiet=output.quiet))
 
 
+def _check_place(algorithm: str, place: str, argv: Sequence[str], from_file: dict[str, Any], usage: Usage) -> None:
+    """Raise UsageError for an unknown flag, then for data that is not there or a name that no environment has.
+
+    All of it before presets are looked up, which may take EnvPool's registry, and before data is read.
+    """
+    from steepest.environments.config import AtariOptions
+    from steepest.environments.names import check_name
+    from steepest.experience.datasets.places import check_there, is_dataset
+    from steepest.runs.options.config import RunConfig
+
+    known = [*options_of(AgentOutputOptions), *options_of(RunConfig, RunConfig(atari=AtariOptions()))]
+    given, _ = read_flags([*known, *options_of(find_config(algorithm))], argv, usage.prog)
+    if is_dataset(place):
+        check_there(place)
+    else:
+        check_name(place, given.get("vectorization", from_file.get("vectorization", "auto")))
+
+
 def rlhf(argv: list[str]) -> int:
     """steepest rlhf ALGORITHM MODEL PROMPTS --reward REWARD"""
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
         return _resume("rlhf", Path(resumed), argv)
-    if argv and argv[0] not in RLHF and set(argv) & {"-h", "--help"}:
-        print(RLHF_HELP)
+    if (not argv or argv[0] not in RLHF) and asks_for_help(argv):
+        print(RLHF_HELP, end="")
         return 0
     if not argv or argv[0] not in RLHF:
         raise UsageError(
@@ -130,35 +200,50 @@ def rlhf(argv: list[str]) -> int:
 
 def language(algorithm: str, what: str, argv: list[str], *, verb: str | None = None) -> int:
     """steepest sft MODEL DEMONSTRATIONS, or any other verb that trains a language model."""
-    from steepest.language.models.packages import require_language
+    from steepest.runs.options.language import resolve_language_options
 
-    require_language()
     verb = verb or algorithm
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
         return _resume(verb, Path(resumed), argv)
-    if len(argv) < 2 or argv[0].startswith("-") or argv[1].startswith("-"):
-        if not set(argv) & {"-h", "--help"}:
-            raise UsageError(
-                f"{verb} takes a model and {what}, then options: steepest {verb} MODEL DATA.jsonl --epochs 3"
-            )
-        argv = ["MODEL", "DATA", "--help"]
-    model, data, *rest = argv
-    from steepest.api.drive import drive
-    from steepest.api.language import show_batch
-    from steepest.runs.language_run import LanguageRun
-    from steepest.runs.options.language import resolve_language_options
-
-    output_default, from_file = _from_file(rest, LanguageOutputOptions)
+    wants_help, words = asks_for_help(argv), _leading(argv, 2)
+    if len(words) < 2 and not wants_help:
+        raise UsageError(f"{verb} takes a model and {what}, then options: steepest {verb} MODEL DATA.jsonl --epochs 3")
+    output_default, from_file = _from_file(argv, LanguageOutputOptions)
     defaults = (output_default, *resolve_language_options(algorithm, from_file))
-    output, given = _parsed(defaults, rest, f"{verb} {model} {data}", f"Train {model} on {data} by {algorithm}.")
+    if wants_help:
+        _show_help(Usage(f"steepest {verb}", f"MODEL {what.upper()}", MODEL), defaults)
+        return 0
+    model, data = words
+    output, given = _parsed(defaults, argv, Usage(f"steepest {verb} {model} {data}"))
     given["eval_data"] = output.eval_data
+    from steepest.language.data.rows import check_source
+    from steepest.language.models.packages import require_language
+    from steepest.language.models.places import locate
+
+    require_language()
+    locate(model)
+    for source in (data, output.eval_data):
+        check_source(source)
+    from steepest.api.drive import drive
+    from steepest.runs.language_run import LanguageRun
+
     if output.show_batch:
+        from steepest.api.language import show_batch
+
         print(printable(show_batch(LanguageRun(algorithm, model, data, note=say, **given))))
         return 0
     out = "" if output.out is None else str(output.out)
     run = drive(lambda note: LanguageRun(algorithm, model, data, out=out, note=note, **given), quiet=output.quiet)
     return _report(run)
+
+
+def _leading(argv: list[str], most: int) -> list[str]:
+    """Take the words at the beginning of the arguments, at most so many."""
+    words: list[str] = []
+    while argv and len(words) < most and not argv[0].startswith("-"):
+        words.append(argv.pop(0))
+    return words
 
 
 def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[Any, dict[str, Any]]:
@@ -174,31 +259,40 @@ def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[Any, dict[st
     return kind(**given), options
 
 
-def _parsed(defaults: tuple[Any, Any, Any], argv: list[str], verb: str, what: str) -> tuple[Any, dict[str, Any]]:
+def _show_help(usage: Usage, defaults: Sequence[Any]) -> None:
+    """Print what a verb that trains takes; ``defaults``: of the output, of the run and of the algorithm."""
+    options = [option for part in defaults for option in options_of(type(part), part)]
+    show(usage, type(defaults[-1]).__doc__ or "", grouped(options), CONFIG)
+
+
+def _parsed(defaults: Sequence[Any], argv: Sequence[str], usage: Usage) -> tuple[Any, dict[str, Any]]:
     """Parse the options of the output, of the run and of the algorithm; return the first, and the others by name."""
-    groups = zip(("output", "run", "config"), defaults, strict=True)
-    options_type = dataclasses.make_dataclass(
-        "TrainOptions",
-        [(name, unprefixed(type(default)), dataclasses.field(default=default)) for name, default in groups],
-        frozen=True,
-        kw_only=True,
+    options = [options_of(type(part), part) for part in defaults]
+    given, words = read_flags([option for part in options for option in part], argv, usage.prog)
+    check_words(words, usage)
+    output, *others = (
+        filled(type(part), part, {o.name: given[o.name] for o in own if o.name in given}, usage.prog)
+        for part, own in zip(defaults, options, strict=True)
     )
-    options_type.__doc__ = f"{what} --config FILE.yaml sets options before those given here."
-    parsed = parse(options_type, argv, f"steepest {verb}")
-    return parsed.output, {**fields_of(parsed.run), **fields_of(parsed.config)}
+    return output, {name: value for part in others for name, value in fields_of(part).items()}
 
 
 def _resume(verb: str, path: Path, argv: list[str]) -> int:
     """Resume a run: of any kind under ``train``, of a language model under its verbs."""
     kind = ResumeOptions if verb == "train" else ResumeLanguageOptions
     if argv and not argv[0].startswith("-"):
-        flags = " and ".join(f"--{name.replace('_', '-')}" for name in sorted(fields_of(kind()), reverse=True))
+        flags = " and ".join(as_flag(name) for name in sorted(fields_of(kind()), reverse=True))
         raise UsageError(
             "--resume takes the algorithm, environment and settings from the run itself; leave out "
             f"{' '.join(argv)} (only {flags} can be given)"
         )
-    given = fields_of(parse(kind, argv, f"steepest {verb} --resume RUN"))
+    usage = Usage(f"steepest {verb} --resume {path}")
+    options, _ = parse(kind, argv, usage)
+    given = fields_of(options)
     quiet = given.pop("quiet")
+    from steepest.runs.store.folder import RunDirectory
+
+    RunDirectory.open(path, lock=False)  # whether there is a run, before what takes seconds
     from steepest.api.drive import drive
 
     if verb == "train":
@@ -230,9 +324,11 @@ Report = tuple[list[str], list[tuple[str, Any]], list[tuple[str, str]]]
 
 
 def _of_agent(run: Any, summary: dict[str, Any]) -> Report:
+    from steepest.runs.view.progress import counted
+
     lines = [
-        f"seed {seed}: return {result['mean']:.1f} +- {result['std']:.1f} over {result['episodes']} evaluation "
-        f"episodes, after {max(summary['steps']):,} steps"
+        f"seed {seed}: return {result['mean']:.1f} ± {result['std']:.1f} over "
+        f"{counted(result['episodes'], 'evaluation episode')}, after {max(summary['steps']):,} steps"
         for seed, result in zip(summary["seeds"], summary["evaluation"], strict=False)
     ]
     lines.append(f"{summary['wall_seconds']:.1f} s, {summary['steps_per_second']:,.0f} steps/s")

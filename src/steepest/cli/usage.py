@@ -3,7 +3,7 @@
 USAGE = """\
 usage: steepest VERB ...
 
-  train ALGORITHM ENV [options]   train an agent; --help after ALGORITHM ENV lists every option
+  train ALGORITHM ENV [options]   train an agent; `train ppo --help` lists the options of ppo
   train ALGORITHM DATA [options]  train an agent from a dataset (cql, iql, ...), without playing
   train ... --from RUN            start from the agent of another run; with --data DATA --data-share 0.5, half from data
   train --resume RUN              resume any run from its last checkpoint
@@ -14,11 +14,11 @@ usage: steepest VERB ...
   sft MODEL DATA [options]        fine-tune a language model on demonstrations; --resume RUN resumes
   reward MODEL DATA [options]     train a reward model on preferences
   dpo MODEL DATA [options]        train a language model on preferences directly
-  rlhf ALGORITHM MODEL DATA       train a language model on prompts and a reward, by ppo, rloo or grpo
+  rlhf ALGORITHM MODEL DATA       train a language model on prompts with a reward, by ppo, rloo or grpo
   generate MODEL [options]        answers of a language model: to a prompt, to a file of them, or in a conversation
   compare MODEL_A MODEL_B         compare language models on the same prompts: answers, reward, win rate, KL, length
   plot RUN... [options]           learning curves of several runs and seeds in one picture
-  verify [--section 1.9]          check every formula of the notes against exact solutions
+  verify [--section 1.9]          check every formula of the deep RL notes against exact solutions
   estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient
   list                            algorithms and environment families
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from steepest.environments.batch import EnvBatch, derive_seeds
-from steepest.environments.errors import MissingExtra
+from steepest.environments.names import import_envpool
 
 
 class EnvPoolBatch(EnvBatch):
@@ -52,15 +52,6 @@ class EnvPoolBatch(EnvBatch):
             self._venv = self._make_pool(seed)
         self._unused_seed = None
         return self._venv.reset()
-
-
-def import_envpool() -> Any:
-    """The ``envpool`` module. Raises: MissingExtra where it is not installed."""
-    try:
-        import envpool
-    except ImportError as error:
-        raise MissingExtra('EnvPool is not installed. Run: pip install "steepest[envpool]"') from error
-    return envpool
 
 
 def available_cores() -> int:

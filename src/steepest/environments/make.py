@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
-import importlib.util
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -19,11 +17,13 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from steepest.environments import atari as atari_games
-from steepest.environments.atari import AtariOptions, GameScores, OnGame
+from steepest.environments.atari import GameScores, OnGame
 from steepest.environments.batch import EnvBatch, check_seed
-from steepest.environments.envpool import EnvPoolBatch, available_cores, import_envpool
-from steepest.environments.errors import EnvFailure, MissingExtra, UnknownEnvironment, missing_extra
+from steepest.environments.config import VECTORIZATIONS, AtariOptions, Vectorization
+from steepest.environments.envpool import EnvPoolBatch, available_cores
+from steepest.environments.errors import EnvFailure, missing_extra
 from steepest.environments.failures import Guarded
+from steepest.environments.names import ENVPOOL_ATARI, find_in_envpool, find_spec
 from steepest.environments.sync import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
 
@@ -31,11 +31,6 @@ _T = TypeVar("_T")
 AnyEnv = gym.Env[Any, Any]
 AnyVectorEnv = VectorEnv[Any, Any, Any]
 EnvLike = str | Callable[..., AnyEnv] | AnyEnv | AnyVectorEnv
-Vectorization = Literal["auto", "native", "sync", "async", "envpool"]
-VECTORIZATIONS: tuple[str, ...] = get_args(Vectorization)
-
-ENVPOOL_ATARI = "envpool.atari"
-"""The package of EnvPool's Atari games in its registry."""
 
 NATIVE_FROM = 4
 """From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
@@ -147,50 +142,6 @@ def make_env(
     return _loop(name, one, asked)
 
 
-def find_spec(env_id: str) -> EnvSpec:
-    """The registered spec of "Id-v0", "namespace/Id-v0" or "module:Id-v0".
-
-    Raises: UnknownEnvironment with the nearest names; MissingExtra for ALE/... without ale-py.
-    """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UnknownEnvironment(f"The module of {env_id!r} cannot be imported: {error}.") from error
-    if name not in gym.registry:
-        if name.startswith("ALE/"):
-            atari_games.require_registered(name)
-        else:
-            atari_games.register()
-    if name not in gym.registry:
-        hint = 'Those of a package need its name, "package:Id-v0", those of EnvPool vectorization="envpool".'
-        raise UnknownEnvironment(f"{_unknown(name, gym.registry)} {hint}")
-    return gym.registry[name]
-
-
-def is_atari(env: object) -> bool:
-    """Return whether ``env`` is the id of an Atari game, in Gymnasium's registry or in EnvPool's."""
-    if not isinstance(env, str):
-        return False
-    try:
-        return find_spec(env).entry_point == atari_games.ENTRY_POINT
-    except MissingExtra:  # only theirs can be missing
-        return True
-    except UnknownEnvironment:
-        if importlib.util.find_spec("envpool") is None:
-            return False
-        specs = import_envpool().registration.registry.specs
-        return env in specs and specs[env][0] == ENVPOOL_ATARI
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    by_lower = {k.lower(): k for k in known}
-    near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.6)]
-    hint = f"The nearest names are {', '.join(near)}." if near else "No name comes near it."
-    return f"There is no environment {name!r}. {hint}"
-
-
 def _registered(spec: EnvSpec, asked: _Asked) -> EnvBatch:
     more = {"render_mode": asked.render_mode, "max_episode_steps": asked.max_episode_steps}
     options: dict[str, Any] = {**asked.kwargs, **more}
@@ -275,10 +226,7 @@ def _score_watch(
 
 
 def _envpool(env_id: str, atari: AtariOptions | None, asked: _Asked) -> EnvBatch:
-    registry = import_envpool().registration.registry
-    if env_id not in registry.specs:
-        raise UnknownEnvironment(f"EnvPool: {_unknown(env_id, registry.specs)}")
-    is_atari_game = registry.specs[env_id][0] == ENVPOOL_ATARI
+    is_atari_game = find_in_envpool(env_id)[0] == ENVPOOL_ATARI
     _refuse(atari is not None and not is_atari_game, f"atari options were given, but {env_id} is not an Atari game.")
     options, watch = asked.kwargs, None
     if is_atari_game:

@@ -29,7 +29,7 @@ from steepest.estimators.estimators import (
     reward_to_go,
     surrogate_loss,
 )
-from steepest.estimators.picture import check_picture, plot
+from steepest.estimators.picture import plot
 from steepest.estimators.sampling import PROBLEMS, default_policy, sample, walk
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
     "Trajectories",
     "actor_critic",
     "actor_critic_exact",
-    "check_picture",
     "compare",
     "constant_baseline",
     "default_policy",

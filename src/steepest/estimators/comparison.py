@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,6 +124,7 @@ def compare(
     repeats: int = 1000,
     steps: int = 250,
     seed: int = 0,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Bias, variance and signal-to-noise ratio of gradient estimators, at equal numbers of environment steps.
 
@@ -143,7 +144,8 @@ def compare(
                states weighted by plain visits, which is no gradient at gamma < 1), "average" (the gradient of the gain,
                on a continuing problem); by default "average" where no state ends the episode, else "discounted";
                behaviour (S, A): probabilities of the off-policy data's policy, by default the problem's own, or the
-               policy with ``EXPLORATION`` uniform actions; repeats, at least 10; steps per estimate
+               policy with ``EXPLORATION`` uniform actions; repeats, at least 10; steps per estimate;
+               watch is told how many estimates are done, and how many there will be
     Raises:    UsageError on unknown names, wrong shapes, numbers out of range, estimates that are not finite
     Verified:  tests/exact/test_estimators.py::test_unbiased_estimators_are_unbiased,
                tests/exact/test_estimators.py::test_wrong_estimators_are_found,
@@ -210,7 +212,12 @@ def compare(
         data = draw(repeats * size, off_policy, 1 + off_policy)
         batches = [data.batch(i, size) for i in range(repeats)]
         for e in members:
-            found = torch.stack([estimate(e, batch, theta, context) for batch in batches])
+            made: list[Tensor] = []
+            for batch in batches:
+                made.append(estimate(e, batch, theta, context))
+                if watch is not None:
+                    watch(len(rows) * repeats + len(made), len(chosen) * repeats)
+            found = torch.stack(made)
             rows[e.name] = _measure(e, found.flatten(1) / norm, truth.flatten() / norm, data.steps / repeats)
     return Comparison(
         problem=mdp.name,

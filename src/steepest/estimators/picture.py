@@ -14,7 +14,7 @@ from steepest.errors import UsageError
 from steepest.estimators.comparison import Comparison
 from steepest.estimators.estimators import ESTIMATORS, Group
 from steepest.files.atomic import write_bytes_atomic
-from steepest.files.style import COLOURS, FAINT_INK, STYLE
+from steepest.files.style import COLOURS, FAINT_INK, STYLE, check_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,12 +80,6 @@ def plot(comparisons: Sequence[Comparison], out: str | Path) -> Path:
         figure.savefig(buffer, format=out.suffix[1:].lower())
     write_bytes_atomic(out, buffer.getvalue())
     return out
-
-
-def check_picture(out: Path) -> None:
-    """Refuse an ending that cannot be drawn, before anything is computed."""
-    if out.suffix and out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"cannot draw to {out}: the ending must be .png, .pdf or .svg.")
 
 
 def _looks(comparisons: Sequence[Comparison]) -> dict[str, tuple[str, str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from steepest.errors import UsageError
 
 # Okabe and Ito (2008): distinct for every common kind of colour vision; the yellow is left out, being faint on white.
 COLOURS = {
@@ -41,3 +44,11 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
 }
 """For ``matplotlib.rc_context``."""
+
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def check_picture(out: Path) -> None:
+    """Refuse an ending that cannot be drawn, before anything is read or computed; without an ending it is a .png."""
+    if out.suffix and out.suffix.lower() not in FORMATS:
+        raise UsageError(f"cannot draw to {out}: the ending must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from steepest.errors import require
 from steepest.fields import BelowHalf, Checked, Count, Positive
-from steepest.types import ObsSpec
 
-NetworkFactory = Callable[[ObsSpec], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from steepest.types import ObsSpec
+
+NetworkFactory = Callable[["ObsSpec"], "nn.Module"]
 """Builds a torso: a module from preprocessed observations to features.
 
 The module is called with one float tensor (batch, ...) for a bare space, or a dict of them for a Dict space (vectors

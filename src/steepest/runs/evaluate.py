@@ -16,6 +16,7 @@ from steepest.distributions import action_noise
 from steepest.environments import AtariOptions, EnvBatch, Vectorization, available_cores, is_atari, make_env
 from steepest.errors import RunError
 from steepest.experience.rollout import Environments
+from steepest.runs.view.progress import counted
 
 MAX_EPISODE_STEPS = 200_000
 """Longer than any episode in use (Atari's are cut at 27,000 decisions): whoever waits longer waits for ever."""
@@ -24,9 +25,12 @@ MAX_EVAL_ENVS = 100
 """Evaluation plays at most this many environments at once, per member."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Returns and lengths of evaluation episodes, in the order in which environments were started."""
+    """Returns and lengths of evaluation episodes, in the order in which environments were started.
+
+    Verified:  tests/unit/test_evaluation.py::test_an_evaluation_is_readable
+    """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
@@ -43,6 +47,16 @@ class Evaluation:
     @property
     def mean_length(self) -> float:
         return float(np.mean(self.lengths))
+
+    def __repr__(self) -> str:
+        return f"Evaluation(return {self.mean:.2f} ± {self.std:.2f} over {counted(len(self.returns), 'episode')})"
+
+    def __str__(self) -> str:
+        s = self.summary()
+        return (
+            f"return {s['mean']:.2f} ± {s['std']:.2f} over {counted(len(self.returns), 'episode')}, "
+            f"min {s['min']:.2f}, max {s['max']:.2f}, mean length {s['mean_length']:.1f}"
+        )
 
     def summary(self) -> dict[str, float | int]:
         return {

@@ -436,9 +436,11 @@ def _crosses(before: int, after: int, every: int | None) -> bool:
 
 
 def _mean_row(rows: list[Row]) -> Row:
-    """Means over members, of the metrics that all of them have."""
+    """Means over members, of the metrics that all of them have, and the deviation of evaluations over members."""
     if len(rows) == 1:
         return rows[0]
     shared = [k for k in rows[0] if all(k in row for row in rows) and k != "seed"]
     mean = {k: float(np.mean([row[k] for row in rows])) for k in shared}
+    if "eval/return_mean" in mean:
+        mean["eval/return_std_over_seeds"] = float(np.std([row["eval/return_mean"] for row in rows]))
     return {**mean, "step": int(mean["step"])}

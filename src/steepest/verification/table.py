@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steepest.errors import UsageError
+from steepest.runs.view.bar import Bar
 from steepest.verification.shipped import (
     compatible,
     distributions,
@@ -171,15 +172,20 @@ _LEGEND = (
 )
 
 
-def show(rows: Iterator[Result]) -> list[Result]:
-    """Print the rows and what they come to: a table on a terminal, plain lines as they are found anywhere else."""
+def show(rows: Iterator[Result], total: int) -> list[Result]:
+    """Print the rows and what they come to: a table on a terminal, plain lines as they are found anywhere else.
+
+    Args:      rows as ``results`` gives them; total: how many these will be
+    """
     began = time.monotonic()
-    found = _show_table(rows) if sys.stdout.isatty() else _show_lines(rows)
+    found = _show_table(rows, total) if sys.stdout.isatty() else _show_lines(rows)
     failed = sum(not r.passed for r in found)
+    controls = sum(r.passed and r.kind == "negative control" for r in found)
     print(_LEGEND)
     print(
-        f"{len(found)} statements on {found[0].seeds} random problems each: {len(found) - failed} as they should be, "
-        f"{failed} failed, {time.monotonic() - began:.1f} s"
+        f"{len(found)} statements on {found[0].seeds} random problems each: {len(found) - failed} as expected "
+        f"({len(found) - failed - controls} hold; {controls} known mistakes detected), {failed} failed, "
+        f"{time.monotonic() - began:.1f} s"
     )
     return found
 
@@ -192,17 +198,19 @@ def _show_lines(rows: Iterator[Result]) -> list[Result]:
     return found
 
 
-def _show_table(rows: Iterator[Result]) -> list[Result]:
+def _show_table(rows: Iterator[Result], total: int) -> list[Result]:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console, found = Console(), list[Result]()
-    with console.status("verifying ...") as status:
+    with Bar("verify", "statements") as bar:
         for r in rows:
             found.append(r)
-            status.update(f"verifying {r.section} ... {len(found)} done, {sum(not x.passed for x in found)} failed")
-    table = Table("section", "statement", "result", "figure", "tested")
+            bar.at(len(found), total)
+    table = Table()
+    for heading in ("section", "statement", "result", "figure", "tested"):
+        table.add_column(heading, overflow="fold")  # on a narrow terminal names are wrapped, not cut
     styles = {"FAIL": "bold red", "rejected": "yellow", "pass": "green"}
     for i, r in enumerate(found):
         last = i + 1 == len(found) or found[i + 1].section != r.section

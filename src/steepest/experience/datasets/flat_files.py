@@ -18,12 +18,11 @@ from steepest.experience.datasets.dataset import Array, Dataset
 from steepest.experience.datasets.folders import described_by, description_of
 from steepest.experience.datasets.layouts import to_d4rl
 from steepest.experience.datasets.packages import package
+from steepest.experience.datasets.places import HDF5_ENDINGS
 from steepest.files.atomic import atomic_place
 
 KEY = "steepest"
 """The array of an .npz file, or the attribute of an HDF5 file, that holds the description as JSON."""
-HDF5_ENDINGS = (".hdf5", ".h5")
-ENDINGS = (".npz", *HDF5_ENDINGS)
 
 
 class Stored(NamedTuple):

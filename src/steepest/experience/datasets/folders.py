@@ -22,9 +22,9 @@ from steepest.experience.datasets.dataset import (
     named_obs,
     pieces,
 )
+from steepest.experience.datasets.places import DESCRIPTION
 from steepest.files.atomic import atomic_place
 
-DESCRIPTION = "dataset.json"
 SCHEMA = 1
 """Version of the description, here and in the other layouts; a higher one is refused, never guessed at."""
 

@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from steepest.environments.make import find_spec
+from steepest.environments.names import find_spec
 from steepest.environments.spaces import action_spec, obs_spec
 from steepest.errors import SteepestError, UsageError
 from steepest.experience.datasets.dataset import (
@@ -34,6 +34,7 @@ from steepest.experience.datasets.dataset import (
 )
 from steepest.experience.datasets.folders import described_by, description_of
 from steepest.experience.datasets.packages import package
+from steepest.experience.datasets.places import data_folder
 from steepest.experience.datasets.spaces import spaces_of
 from steepest.files.atomic import atomic_place
 
@@ -59,11 +60,6 @@ def local_folder(name: str) -> Path:
             "`minari download ID` fetches one from Minari's hub"
         )
     return folder
-
-
-def data_folder(path: Path) -> Path | None:
-    """Return the folder that holds a Minari dataset's data: the path or its "data"; None if there is none."""
-    return next((p for p in (path, path / "data") if (p / "metadata.json").is_file()), None)
 
 
 def check_free(name: str) -> None:

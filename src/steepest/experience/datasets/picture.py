@@ -8,24 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.datasets.summary import Summary, cells
 from steepest.files.atomic import write_bytes_atomic
-from steepest.files.style import COLOURS, FAINT_INK, STYLE
+from steepest.files.style import COLOURS, FAINT_INK, STYLE, check_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = (".png", ".pdf", ".svg")
 MOST_LINES = 5
 """Components of an action that are drawn as lines; more are rows of a picture."""
-
-
-def check_picture(out: Path) -> None:
-    """Refuse an ending that cannot be drawn, before anything is read."""
-    if out.suffix.lower() not in FORMATS:
-        raise UsageError(f"cannot draw to {out}: the ending must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
 
 
 def draw(dataset: Dataset, summary: Summary, out: Path) -> Path:
@@ -33,6 +25,7 @@ def draw(dataset: Dataset, summary: Summary, out: Path) -> Path:
 
     Raises:    UsageError on another ending; RunError when the system refuses the write
     """
+    out = out if out.suffix else out.with_suffix(".png")
     check_picture(out)
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -14,17 +14,19 @@ from steepest.errors import UsageError
 from steepest.experience.datasets import flat_files, folders, minari_files
 from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.datasets.layouts import from_arrays, known_arrays
+from steepest.experience.datasets.places import (
+    ACCEPTED,
+    DESCRIPTION,
+    ENDINGS,
+    HDF5_ENDINGS,
+    MINARI,
+    check_there,
+    data_folder,
+)
 from steepest.files.atomic import atomic_place
-
-MINARI = "minari:"
 
 SHARE_OF_MEMORY = 0.5
 """What takes more of the free memory than this is not read into it."""
-
-ACCEPTED = (
-    "a Dataset; flat arrays by name, in D4RL's or OGBench's layout; a file of such arrays that ends in "
-    f'{", ".join(flat_files.ENDINGS)}; "minari:ID" of a Minari dataset, or its folder; a folder that steepest wrote'
-)
 
 
 def read_dataset(source: Any, *, cache: str | os.PathLike[str] | None = None) -> Dataset:
@@ -45,20 +47,8 @@ def read_dataset(source: Any, *, cache: str | os.PathLike[str] | None = None) ->
     if not isinstance(source, str | os.PathLike):
         raise UsageError(f"the data is an object of type {type(source).__name__}; accepted are {ACCEPTED}")
     path = Path(source).expanduser()
-    if not path.exists():
-        raise UsageError(f"there is no data at {path}; accepted are {ACCEPTED}")
+    check_there(str(source))
     return _read(path, str(path), cache)
-
-
-def is_dataset(place: str) -> bool:
-    """Return whether a text names data that can be read, not an environment: a folder of that name may be anything.
-
-    Verified:  tests/integration/test_offline_runs.py::test_the_command_takes_what_the_data_says_of_its_environment
-    """
-    path = Path(place)
-    if place.startswith(MINARI) or path.suffix in flat_files.ENDINGS:
-        return True
-    return path.is_dir() and ((path / folders.DESCRIPTION).is_file() or minari_files.data_folder(path) is not None)
 
 
 def env_of(source: Any) -> str:
@@ -80,7 +70,7 @@ def write_dataset(dataset: Dataset, out: str | os.PathLike[str]) -> str:
     place = check_free(out)
     if place.startswith(MINARI):
         minari_files.write_minari(dataset, place.removeprefix(MINARI))
-    elif Path(place).suffix in flat_files.ENDINGS:
+    elif Path(place).suffix in ENDINGS:
         flat_files.write_file(dataset, Path(place))
     else:
         folders.write_folder(dataset, Path(place))
@@ -97,12 +87,12 @@ def check_free(out: str | os.PathLike[str]) -> str:
         minari_files.check_free(place.removeprefix(MINARI))
         return place
     path = Path(place)
-    if path.suffix and path.suffix not in flat_files.ENDINGS:
+    if path.suffix and path.suffix not in ENDINGS:
         raise UsageError(
             f'cannot write a dataset to {path}: expected "minari:NAME-v0", a file ending in '
-            f"{', '.join(flat_files.ENDINGS)}, or a folder"
+            f"{', '.join(ENDINGS)}, or a folder"
         )
-    if path.suffix in flat_files.HDF5_ENDINGS:
+    if path.suffix in HDF5_ENDINGS:
         flat_files.package("h5py", f"{path}, an HDF5 file,")
     if path.exists():
         raise UsageError(f"{path} exists already; give another place, or remove it")
@@ -110,10 +100,10 @@ def check_free(out: str | os.PathLike[str]) -> str:
 
 
 def _read(path: Path, source: str, cache: str | os.PathLike[str] | None) -> Dataset:
-    if path.is_dir() and (path / folders.DESCRIPTION).is_file():
+    if path.is_dir() and (path / DESCRIPTION).is_file():
         return folders.read_folder(path)
-    is_minari = path.is_dir() and minari_files.data_folder(path) is not None
-    if not is_minari and (path.is_dir() or path.suffix not in flat_files.ENDINGS):
+    is_minari = path.is_dir() and data_folder(path) is not None
+    if not is_minari and (path.is_dir() or path.suffix not in ENDINGS):
         kind = "a folder without a dataset" if path.is_dir() else f"a file ending in {path.suffix or 'nothing'}"
         raise UsageError(f"{path} is {kind}; accepted are {ACCEPTED}")
     if cache is None:
@@ -131,7 +121,7 @@ def _read_through(path: Path, source: str, cache: Path, *, is_minari: bool) -> D
     """Put the rows into files of the cache, unless these are there already, and map them."""
     stamp = _stamp(path)
     spaces = minari_files.spaces_in(path, source) if is_minari else None
-    if (cache / folders.DESCRIPTION).is_file():
+    if (cache / DESCRIPTION).is_file():
         if folders.read_json(cache).get("made_from") != stamp:
             raise UsageError(f"{cache} holds the rows of other data than {source} is now; give another folder as cache")
         return folders.read_folder(cache, spaces)

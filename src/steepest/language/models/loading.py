@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from steepest.language.models.packages import (
     quiet,
     require_language,
 )
+from steepest.language.models.places import locate
 
 
 def load_model(
@@ -44,7 +44,7 @@ def load_model(
     require_language()
     import transformers
 
-    where = _locate(str(source))
+    where = locate(str(source))
     if isinstance(where, str):
         refuse_absent(where)
     adapter = where / "adapter_config.json" if isinstance(where, Path) and where.is_dir() else None
@@ -92,34 +92,6 @@ def template_text(template: str | None) -> str | None:
         return Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"chat_template {template!r} is neither Jinja text nor a file that can be read") from error
-
-
-def _locate(source: str) -> str | Path:
-    """A path that exists, or the id of a model on the Hugging Face hub."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise UsageError(f"{source} is a file, but no .gguf; give the folder that the model was saved in")
-        return path
-    if path.is_dir():
-        for folder in (path, path / "model", path / "interrupted-model"):
-            has_model = (folder / "config.json").is_file() and not _is_run(folder)
-            if has_model or (folder / "adapter_config.json").is_file():
-                return folder
-        if _is_run(path):
-            best = path / "best-model"
-            so_far = f", or take its best model so far, {best}" if best.is_dir() else ""
-            raise UsageError(
-                f"{source} is a run that has not ended: it holds no model yet. Finish it with --resume{so_far}"
-            )
-        raise UsageError(f"no model in {source}: expected a folder with the config.json of a Hugging Face model in it")
-    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.startswith("."):
-        return source
-    raise UsageError(f"there is no model at {source}")
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
 
 
 def _load_adapters(

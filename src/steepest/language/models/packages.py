@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from steepest.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -21,13 +23,11 @@ Quantization = Literal["none", "4bit"]
 
 def require_language() -> None:
     """UsageError that says what to install, where the packages of the ``language`` extra are missing."""
-    try:
-        import tokenizers  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        import transformers  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise UsageError(
-            f'language models need the package {error.name}. Install the extra: pip install "steepest[language]"'
-        ) from error
+    for package in ("tokenizers", "transformers"):  # looked up and not imported: transformers takes seconds
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(
+                f'language models need the package {package}. Install the extra: pip install "steepest[language]"'
+            )
 
 
 def find_device(device: Device) -> torch.device:
@@ -35,6 +35,8 @@ def find_device(device: Device) -> torch.device:
 
     Raises:    UsageError for a GPU where there is none
     """
+    import torch
+
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is 'cuda', but PyTorch sees no GPU here; use 'auto' or 'cpu'")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -42,6 +44,8 @@ def find_device(device: Device) -> torch.device:
 
 def four_bit(dtype: Dtype) -> Any:
     """Return the settings of 4-bit weights (QLoRA: NF4, quantised twice)."""
+    import torch
+
     hush_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]

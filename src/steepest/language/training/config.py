@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from steepest.errors import require
 from steepest.fields import Checked, Count, NonNegative, PartialShare, Positive, Whole
-from steepest.language.models.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from steepest.language.models.language_model import LanguageModel
 
 DEFAULT_LENGTH = 1024
 
@@ -36,7 +38,7 @@ class TrainingConfig(Checked):
     """AdamW's step size. By default, of a whole model: 2e-5 (SFT), 1e-5 (reward model, RLHF) or 1e-6 (DPO); of
     adapters ten times as much."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
+    """Decay of the learning rate after the warm-up: constant, or linear or cosine to 0."""
     warmup: float = 0.05
     """Fraction of the updates over which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.0

@@ -16,17 +16,15 @@ token of y_w (Liu et al. 2024, RPO).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from steepest.errors import UsageError, require
-from steepest.fields import NonNegative, Positive
+from steepest.errors import UsageError
 from steepest.language.data.batching import pad_pairs
 from steepest.language.data.datasets import fingerprint, load_preferences
 from steepest.language.data.examples import Pair
@@ -34,7 +32,7 @@ from steepest.language.models.language_model import LanguageModel, without_dropo
 from steepest.language.parallel import processes
 from steepest.language.scoring.pairs import pair_log_probs, why_not_shared
 from steepest.language.scoring.reference import Reference, load_cached, reference_key, save_cached
-from steepest.language.training.config import TrainingConfig
+from steepest.language.training.configs.dpo import DPOConfig
 from steepest.language.training.trainer import Note, Sums, Trainer
 from steepest.losses import (
     dpo_loss,
@@ -47,34 +45,6 @@ from steepest.losses import (
     smoothed_dpo_loss,
 )
 from steepest.types import PreferenceBatch, TokenBatch
-
-PreferenceLoss = Literal["dpo", "ipo", "hinge", "smoothed", "robust", "length_normalized"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOConfig(TrainingConfig):
-    """Direct preference optimisation."""
-
-    learning_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-5)
-
-    kl_coef: Positive = 0.1
-    """Price of a nat of KL from the reference (beta): small lets the policy go far."""
-    loss: PreferenceLoss = "dpo"
-    """Which of losses.preference is minimised."""
-    flip_probability: float = 0.1
-    """Probability that a label is wrong, for the losses "smoothed" and "robust"."""
-    sft_coef: NonNegative = 0.0
-    """Weight of the mean loss per token of the chosen response, which keeps its probability from falling."""
-    max_gradient_norm: Positive = 10.0
-    """The gradient is scaled down to this norm if it is longer."""
-    reference: Literal["precomputed", "on_the_fly"] = "precomputed"
-    """Score all pairs under the reference before training, or each batch during it."""
-    reference_cache: str | None = None
-    """Folder that keeps precomputed log-probabilities for other runs; used where model and data are the same."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.flip_probability < 0.5, "flip_probability", self.flip_probability, "in [0, 1/2)")
 
 
 class ScoredPairs(NamedTuple):

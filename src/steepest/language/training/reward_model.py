@@ -21,13 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError, require
-from steepest.fields import NonNegative
 from steepest.language.data.batching import pad_pairs
 from steepest.language.data.datasets import load_preferences
 from steepest.language.data.examples import Pair
@@ -37,7 +36,7 @@ from steepest.language.models.loading import load_model
 from steepest.language.models.saving import save_model
 from steepest.language.parallel import processes
 from steepest.language.scoring.pairs import joined
-from steepest.language.training.config import TrainingConfig
+from steepest.language.training.configs.reward_model import RewardModelConfig
 from steepest.language.training.trainer import Sums, Trainer
 from steepest.losses import bradley_terry_loss, score_centring_loss
 from steepest.seeding import stream_seed
@@ -128,16 +127,6 @@ def load_head(folder: Path) -> nn.Linear:
     except (SafetensorError, OSError, KeyError, RuntimeError) as error:
         raise UsageError(f"{folder / HEAD_FILE} is no head of a reward model: {error}") from error
     return head
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardModelConfig(TrainingConfig):
-    """Training a reward model on preferences."""
-
-    learning_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
-
-    centring_coef: NonNegative = 0.01
-    """Weight of the loss that keeps scores near zero."""
 
 
 def score_losses(config: RewardModelConfig, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Sums]:

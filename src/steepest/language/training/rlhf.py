@@ -28,19 +28,18 @@ differentiates, never taken from a generator, so that the ratio starts at 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError
-from steepest.fields import AtLeastTwo, Count, NonNegative, Share
 from steepest.language.data.examples import Prompt
 from steepest.language.data.tokens import last_steps
 from steepest.language.models.language_model import LanguageModel
+from steepest.language.training.configs.rlhf import GRPOConfig, RLOOConfig, TokenPPOConfig
 from steepest.language.training.reward_model import hidden_width, reward_head
-from steepest.language.training.rlhf_base import RLHF, Figures, RLHFConfig, Steps
+from steepest.language.training.rlhf_base import RLHF, Figures, Steps
 from steepest.losses import clipped_surrogate_loss, k3_estimate, kl_estimate, value_loss
 from steepest.numerics import standardize
 from steepest.returns import generalized_advantage, group_standardized_advantage, leave_one_out_advantage
@@ -52,24 +51,6 @@ def _ratio_figures(log_prob: Tensor, old: Tensor, valid: Tensor, clip_epsilon: f
     log_prob = log_prob.detach()
     outside = ((torch.exp(log_prob - old) - 1.0).abs() > clip_epsilon) & valid
     return {"approx_kl": kl_estimate(log_prob, old).sum(-1), "clip_fraction": outside.sum(-1) / valid.sum(-1)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenPPOConfig(RLHFConfig):
-    """PPO over tokens, with a value head."""
-
-    update_epochs: Count = 4
-    minibatches: Count = 4
-    gamma: Share = 1.0
-    """Discount factor; below 1 it prices length."""
-    gae_lambda: Share = 0.95
-    """GAE's trade of bias (0) against variance (1)."""
-    value_coef: NonNegative = 0.1
-    """Weight of the value loss."""
-    normalize_advantage: bool = True
-    """Standardise advantages over the batch's tokens."""
-    scale_rewards: bool = False
-    """Divide rewards, score and penalty together, by the deviation of the responses' totals."""
 
 
 class TokenPPO(RLHF[TokenPPOConfig]):
@@ -117,16 +98,6 @@ class TokenPPO(RLHF[TokenPPOConfig]):
         return (surrogate + self.config.value_coef * regression).sum(-1), {**figures, **moved}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RLOOConfig(RLHFConfig):
-    """REINFORCE with a leave-one-out baseline: no critic."""
-
-    group_size: AtLeastTwo = 4
-    """Responses to each prompt."""
-    scale_rewards: bool = False
-    """Divide rewards, score and penalty together, by the deviation of the responses' totals."""
-
-
 def grouped(score: Tensor, group_size: int, baseline: Callable[[Tensor], Tensor]) -> Tensor:
     """Advantages (B,) from scores (B,), each group of consecutive rows by itself."""
     if len(score) % group_size:
@@ -152,14 +123,6 @@ class RLOO(RLHF[RLOOConfig]):
         whole = torch.ones_like(steps.valid[:, :1])
         moved = _ratio_figures(new.unsqueeze(-1), old.unsqueeze(-1), whole, self.config.clip_epsilon)
         return loss, {"policy_loss": loss, **moved}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GRPOConfig(RLHFConfig):
-    """Group-relative policy optimisation: no critic, the KL in the loss."""
-
-    group_size: AtLeastTwo = 8
-    """Responses to each prompt."""
 
 
 class GRPO(RLHF[GRPOConfig]):

@@ -6,15 +6,13 @@ The algorithms are in ``language.training.rlhf``: what they hold fixed while the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from steepest.errors import UsageError, require
-from steepest.fields import Count, NonNegative, Positive
 from steepest.language.data.batching import pad, responses
 from steepest.language.data.datasets import fingerprint, load_prompts
 from steepest.language.data.examples import Prompt
@@ -25,7 +23,8 @@ from steepest.language.parallel import processes
 from steepest.language.scoring.generation import Response, Sampling, draw_uniforms, generate
 from steepest.language.scoring.reference import Reference
 from steepest.language.scoring.scoring import token_log_probs, token_log_probs_and_values
-from steepest.language.training.config import TrainingConfig, sequence_limit
+from steepest.language.training.config import sequence_limit
+from steepest.language.training.configs.rlhf import RLHFConfig
 from steepest.language.training.rewards import load_reward, make_scorer, template_difference
 from steepest.language.training.rlhf_watch import WATCHED, alarms, response_figures
 from steepest.language.training.trainer import Note, Sums, Trainer
@@ -65,51 +64,6 @@ class Drawn(NamedTuple):
     batch: TokenBatch
     score: Tensor  # (B,) reward units
     responses: list[Response]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLHFConfig(TrainingConfig):
-    """Settings that PPO, RLOO and GRPO share."""
-
-    learning_rates: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
-
-    reward: str | None = None
-    """Reward of responses: the folder of a reward model, or FILE.py:FUNCTION. From Python, any function."""
-    epochs: Count = 1
-    """Passes over the prompts."""
-    batch_size: Count = 64
-    """Responses per update."""
-    group_size: Count = 1
-    """Responses to each prompt."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up: constant, or to 0 along a line or half a cosine."""
-    max_new_tokens: Count = 128
-    """Longest response, its end token included."""
-    generation_batch_size: Count = 64
-    """Responses that are drawn at once."""
-    temperature: Positive = 1.0
-    """That responses are drawn at. The policy is trained, and the reference read, at this temperature."""
-    missing_eos_penalty: NonNegative = 0.0
-    """Subtracted from the score of a response that max_new_tokens cut off."""
-    kl_coef: NonNegative = 0.05
-    """Price of a nat of KL from the reference (beta), in units of the score."""
-    target_kl: Positive | None = None
-    """Adapt kl_coef after every batch towards this KL per response, in nats; none leaves it as it is."""
-    kl_horizon: Positive = 10_000.0
-    """Responses after which a KL far off target has changed kl_coef by a fifth."""
-    update_epochs: Count = 1
-    """Passes over a batch of responses."""
-    minibatches: Count = 1
-    """Gradient steps per pass over a batch."""
-    clip_epsilon: Positive = 0.2
-    """Distance of the probability ratio from 1 beyond which its gradient is cut (epsilon)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.batch_size % self.group_size == 0, "batch_size", self.batch_size,
-                f"a multiple of group_size, {self.group_size}")  # fmt: skip
-        require(self.batch_size >= self.minibatches, "batch_size", self.batch_size,
-                f"at least minibatches, {self.minibatches}")  # fmt: skip
 
 
 C = TypeVar("C", bound=RLHFConfig)

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,22 +26,11 @@ from steepest.language.data.examples import Example
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.parallel import processes
 from steepest.language.scoring.scoring import token_log_probs
-from steepest.language.training.config import TrainingConfig, sequence_limit
+from steepest.language.training.config import sequence_limit
+from steepest.language.training.configs.sft import SFTConfig
 from steepest.language.training.trainer import Sums, Trainer
 from steepest.losses import score_function_loss
 from steepest.types import TokenBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTConfig(TrainingConfig):
-    """Supervised fine-tuning on demonstrations."""
-
-    has_dropout: ClassVar[bool] = True
-
-    packing: bool = False
-    """Put several sequences into each row of max_length tokens, kept apart by their positions."""
-    group_by_length: bool = True
-    """Make batches of sequences of similar length, which saves padding. Means nothing with packing."""
 
 
 def first_prompt(example: Example) -> tuple[int, ...]:

@@ -29,13 +29,14 @@ from steepest.networks.config import NetworkConfig, NetworkFactory
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.evaluations import Evaluator
 from steepest.runs.loops.logs import LogLoop
-from steepest.runs.loops.loop import Iteration, Loop
+from steepest.runs.loops.loop import Iteration, Loop, Watch, unwatched
 from steepest.runs.loops.off_policy import OffPolicyLoop
 from steepest.runs.loops.offline import OfflineLoop, check_data
 from steepest.runs.loops.on_policy import OnPolicyLoop
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
-from steepest.runs.options.auto import name_of, read_description, resolve_options, resolve_settings
+from steepest.runs.options.auto import read_description, resolve_settings
 from steepest.runs.options.config import RunConfig, checked_options
+from steepest.runs.options.resolve import name_of, resolve_options
 from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.folder import RunDirectory
@@ -66,6 +67,7 @@ class AgentTraining(Training[RunConfig]):
         data: Any = None,
     ) -> None:
         self.note = note
+        self.watch: Watch = unwatched
         self.data = source_of(data)
         self.algorithm = agent_class.algorithm
         self.name = name
@@ -158,7 +160,7 @@ class AgentTraining(Training[RunConfig]):
                 if options.get("max_episode_steps") is None and known.max_episode_steps is not None:
                     options = {**options, "max_episode_steps": known.max_episode_steps}
         start = getattr(agent, "config", None)  # what is no agent is refused below, in words
-        settings, config = resolve_options(agent_class, env, options, start)
+        settings, config = resolve_options(algorithm, env, options, start)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
         try:
             made.render = render
@@ -211,9 +213,10 @@ class AgentTraining(Training[RunConfig]):
     def _say(self, text: str) -> None:
         self.note(text)  # whoever takes notes may change
 
-    def listen(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
         self.note = note
         self.agent.learner.say = warn
+        self.watch = watch
 
     def extend(self) -> bool:
         if not self.extended:
@@ -266,7 +269,8 @@ class AgentTraining(Training[RunConfig]):
 
     def iterate(self) -> None:
         progress = min(1.0, self.step / self.total_steps)
-        self.latest = self.loop.iterate(progress)
+        before = self.step
+        self.latest = self.loop.iterate(progress, lambda steps: self.watch(before + steps))
         episodes = self.latest.episodes
         if self.settings.atari is not None and self.settings.atari.changes_episodes:
             episodes, self.games = self.games, []

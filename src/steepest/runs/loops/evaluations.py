@@ -54,6 +54,8 @@ class Evaluator:
             {
                 "eval/return_mean": found.mean,
                 "eval/return_std": found.std,
+                "eval/return_min": min(found.returns),
+                "eval/return_max": max(found.returns),
                 "eval/episode_length_mean": found.mean_length,
                 "eval/episodes": len(found.returns),
             }

@@ -44,7 +44,13 @@ from steepest.runs.loops.language_identity import (
 )
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, ignore, source_of
 from steepest.runs.options.config import checked_options
-from steepest.runs.options.language import TRAINERS, LanguageRunConfig, find_trainer, resolve_language_options
+from steepest.runs.options.language import (
+    TRAINERS,
+    LanguageRunConfig,
+    find_trainer,
+    find_trainer_config,
+    resolve_language_options,
+)
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.folder import RunDirectory
 
@@ -201,7 +207,7 @@ class LanguageTraining(Training[LanguageRunConfig]):
             if saved.get(name) == IN_MEMORY and name not in given:
                 what = "with a reward" if name == "reward" else "on data"
                 raise UsageError(f"{directory.path} was trained {what} made in Python; pass it again: {name}=...")
-        kind = find_trainer(saved["algorithm"]).Config
+        kind = find_trainer_config(saved["algorithm"])
         return cls(
             saved["algorithm"],
             str(directory.path / "base") if saved["model"] == IN_MEMORY else saved["model"],
@@ -225,8 +231,8 @@ class LanguageTraining(Training[LanguageRunConfig]):
             if self.model is not self.base:
                 name_base(self.model, str(path.resolve()))
 
-    def listen(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        del warn
+    def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
+        del warn, watch
         if processes.is_main():
             self.note = note
 

@@ -13,7 +13,7 @@ from steepest.errors import UsageError
 from steepest.experience.logs import LoggedExperience, logged_rollouts
 from steepest.experience.transitions import hash_of
 from steepest.learner.trees import tree_map
-from steepest.runs.loops.loop import Iteration
+from steepest.runs.loops.loop import Iteration, Watch, unwatched
 from steepest.types import Rollout
 
 
@@ -48,7 +48,8 @@ class LogLoop:
     def restart(self, seed: int) -> None:
         del seed  # there is nothing to restart
 
-    def iterate(self, progress: float) -> Iteration:
+    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
+        del watch  # an iteration is short
         number = self.done % len(self.rollouts)
         if number == 0:
             self.agent.begin_pass()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steepest.experience.rollout import Episode
+
+Watch = Callable[[int], None]
+"""Takes how many steps of every member an iteration has taken so far, for those that are long."""
+
+
+def unwatched(steps: int) -> None:
+    """Drop a number of steps, for which nobody asked."""
+    del steps
 
 
 class Iteration(NamedTuple):
@@ -36,7 +45,7 @@ class Loop(Protocol):
         """Restart all environments from the seed."""
         ...
 
-    def iterate(self, progress: float) -> Iteration:
+    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
         """Play and learn; progress in [0, 1] drives schedules."""
         ...
 

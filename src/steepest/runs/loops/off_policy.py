@@ -41,7 +41,7 @@ from steepest.experience.transitions import Batch
 from steepest.learner.step import Metrics
 from steepest.learner.trees import to_host
 from steepest.numerics import correlated
-from steepest.runs.loops.loop import Iteration
+from steepest.runs.loops.loop import Iteration, Watch, unwatched
 from steepest.runs.loops.offline import check_same, prepared_rows
 from steepest.runs.options.config import RunConfig
 from steepest.types import Obs, Rollout
@@ -102,7 +102,7 @@ class OffPolicyLoop:
         self.collector.reset(seed)
         self.noise = None
 
-    def iterate(self, progress: float) -> Iteration:
+    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
         agent, config = self.agent, self.config
         hyper = agent.hyperparameters(progress)
         episodes: list[Episode] = []
@@ -130,6 +130,7 @@ class OffPolicyLoop:
                 self.due += config.update_ratio * config.train_every * agent.num_envs
                 if not config.asynchronous:
                     learn(self.calls_due)
+            watch(int(steps.sum()) // agent.members)
         health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]}) if totals else {}
         return Iteration(episodes, steps, health)
 

@@ -26,7 +26,7 @@ from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.datasets.sampling import DatasetRows
 from steepest.learner.step import Metrics
 from steepest.learner.trees import to_host
-from steepest.runs.loops.loop import Iteration
+from steepest.runs.loops.loop import Iteration, Watch, unwatched
 
 SQUASHED_LIMIT = 1.0 - 1e-6
 """Largest absolute action that still has a draw before tanh."""
@@ -61,7 +61,7 @@ class OfflineLoop:
     def restart(self, seed: int) -> None:
         del seed  # there is nothing to restart
 
-    def iterate(self, progress: float) -> Iteration:
+    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
         agent, config = self.agent, self.config
         hyper = agent.hyperparameters(progress)
         totals: list[Metrics] = []
@@ -75,6 +75,7 @@ class OfflineLoop:
             batch = {k: x.to(agent.device) for k, x in batch.items()}
             metrics, _ = agent.update(batch, agent.update_noise(config.updates_per_call), hyper)
             totals.append(metrics)
+            watch(len(totals) * config.updates_per_call)
         health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]})
         return Iteration([], np.full(agent.members, calls * config.updates_per_call, np.int64), health)
 

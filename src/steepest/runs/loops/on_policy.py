@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steepest.agents.agent import Agent
 from steepest.experience.rollout import Collector, Environments
-from steepest.runs.loops.loop import Iteration
+from steepest.runs.loops.loop import Iteration, Watch, unwatched
 
 
 class OnPolicyLoop:
@@ -29,7 +29,8 @@ class OnPolicyLoop:
         if "return_carry" in self.agent.state:
             self.agent.state["return_carry"].zero_()
 
-    def iterate(self, progress: float) -> Iteration:
+    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
+        del watch  # an iteration is short
         rollout, episodes = self.collector.collect()
         steps = rollout.valid.sum((1, 2)).cpu().numpy()
         return Iteration(episodes, steps, self.agent.update(rollout, progress))

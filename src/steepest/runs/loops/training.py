@@ -94,9 +94,12 @@ class Training(ABC, Generic[S]):
         del resuming
         self.directory, self.store = directory, store
 
-    def listen(self, note: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Send notes to another taker from now on, and fallbacks of the learner to ``warn``."""
-        del warn
+    def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
+        """Send notes to another taker from now on, fallbacks of the learner to ``warn``, and steps to ``watch``.
+
+        Args:      watch: takes how many steps are done, while an iteration takes long
+        """
+        del warn, watch
         self.note = note
 
     def check_unchanged(self, place: Path, saved: dict[str, Any], *, elsewhere: bool) -> list[str]:

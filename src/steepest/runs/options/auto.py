@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ import torch
 
 from steepest.agents.agent import Agent
 from steepest.algorithms import find
-from steepest.environments import is_atari
 from steepest.errors import RunError, UsageError
 from steepest.networks.config import NetworkConfig
-from steepest.runs.options.config import RunConfig, checked_options, refuse_unknown
-from steepest.runs.options.presets import preset
+from steepest.runs.options.config import RunConfig
 from steepest.runs.store.folder import RunDirectory
 
 EPISODES_PER_CHECKPOINT = 4
@@ -29,43 +27,6 @@ ACTING_SECONDS_SAVED = 0.1e-3
 COMPILE_SECONDS = 25.0
 """Measured for 64-64 networks on two cores (docs/speed.md): a gradient step on 64 rows takes 0.8 to 1.0 ms eagerly and
 0.12 compiled, and PPO compiles in 25 to 30 s, unless the libraries are cached. Only the order of magnitude matters."""
-
-
-def resolve_options(
-    agent_class: type[Agent], env: Any, options: dict[str, Any], base: NetworkConfig | None = None
-) -> tuple[RunConfig, NetworkConfig]:
-    """Split options into run settings and algorithm config, over the preset of the environment's family.
-
-    Fields of ``atari`` given by name change the preset's; an ``AtariOptions`` replaces them all. Only the id of an
-    Atari game has any by default: a game made in Python is preprocessed there.
-    """
-    run_fields = [f.name for f in dataclasses.fields(RunConfig)]
-    config_fields = [f.name for f in dataclasses.fields(agent_class.Config)]
-    refuse_unknown(options, run_fields + config_fields, agent_class.algorithm)
-    tuned = preset(agent_class.algorithm, name_of(env))
-    preprocessing = tuned.pop("atari", {}) if is_atari(env) else None
-    given = options.get("atari")
-    if given is None:
-        given = preprocessing
-    elif isinstance(given, Mapping):
-        given = {**(preprocessing or {}), **given}
-    merged = {**tuned, **(dataclasses.asdict(base) if base else {}), **options, "atari": given}
-    made = isinstance(env, gym.vector.VectorEnv)
-    if merged.get("asynchronous") and merged.get("vectorization", "auto") == "auto" and not made:
-        merged["vectorization"] = "async"  # only processes of their own take steps while this one learns
-    settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
-    config = checked_options(agent_class.Config, {k: v for k, v in merged.items() if k in config_fields})
-    return RunConfig(**settings), agent_class.Config(**config)
-
-
-def name_of(env: Any) -> str:
-    """Return an environment's name: its id, or the name of what makes it."""
-    if isinstance(env, str):
-        return env
-    spec_id = getattr(getattr(env, "spec", None), "id", None)  # a class has a property there
-    if isinstance(spec_id, str):
-        return spec_id
-    return getattr(env, "__name__", type(env).__name__)
 
 
 def resolve_settings(
@@ -104,13 +65,22 @@ def resolve_settings(
         saved = settings.seeds * (gradient_steps * GRADIENT_SECONDS_SAVED + acting * ACTING_SECONDS_SAVED)
         slow = images and device == "cpu"
         choice = "on" if saved > COMPILE_SECONDS and not slow else "off"
-        why = f"saves about {saved:.0f} s, costs about {COMPILE_SECONDS:.0f} s"
-        note(f"compile: {choice} ({'images on a CPU: convolutions dominate' if slow else why})")
+        if slow:
+            why = "convolutions take most of the time, and compiling does not speed them up on a CPU"
+        else:
+            why = (
+                f"compiling the updates takes about {COMPILE_SECONDS:.0f} s and would save about {saved:.0f} s "
+                f"of this run (the option compile overrules this)"
+            )
+        note(f"compile: {choice}, since {why}")
     if choice == "on" and device == "cpu" and not has_compiler():
         note(
             "compile: off, since no C++ compiler with Python's headers was found (Debian: apt install g++ python3-dev)"
         )
         choice = "off"
+    cycle = getattr(config, "steps_per_iteration", 0) or getattr(config, "rollout_steps", 0) * settings.num_envs
+    if plays and cycle * 20 > settings.total_steps and settings.total_steps % cycle:
+        note(f"steps come in cycles of {cycle:,}: the first that reaches {settings.total_steps:,} ends the run")
     # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
     tenth = max(1, settings.total_steps // 10)
     # A replay buffer keeps what is written between two checkpoints beside its own rows.

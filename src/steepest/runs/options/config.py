@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from steepest.environments import AtariOptions, Vectorization
+from steepest.environments.config import AtariOptions, Vectorization
 from steepest.errors import UsageError, require
 from steepest.fields import Checked, Count, PartialShare, Whole
+from steepest.runs.options.aliases import called_here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +123,22 @@ def _checked_part(name: str, value: Any, kind: type[Any]) -> Any:
 
 
 def refuse_unknown(given: Mapping[str, Any], known: list[str], what: str) -> None:
-    """UsageError for an option that ``what`` does not have, with the nearest ones that it has."""
+    """UsageError for an option that ``what`` does not have, with what it is called here, or the nearest ones."""
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise UsageError(f"{what} has no option {name!r}{hint}")
+            raise UsageError(unknown_option(name, known, what))
+
+
+def unknown_option(name: str, known: list[str], what: str, spelled: Callable[[str], str] | None = None) -> str:
+    """Say that ``what`` has no option of a name; ``spelled`` writes a known one as the user would.
+
+    Verified:  tests/unit/test_options.py::test_names_of_other_libraries_are_explained
+    """
+    write = spelled or str
+    said = f"{what} has no option {write(name) if spelled else repr(name)}"
+    elsewhere = called_here(name, known)
+    if elsewhere is not None:
+        here, meaning = elsewhere
+        return f"{said}; it is called {write(here)} here{f' ({meaning})' if meaning else ''}"
+    near = difflib.get_close_matches(name, sorted(known), n=3)
+    return f"{said}; did you mean {' or '.join(map(write, near))}?" if near else said

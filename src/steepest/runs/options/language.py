@@ -8,17 +8,18 @@ from typing import Any
 
 from steepest.fields import Count
 from steepest.language.models.packages import Device, Dtype, Quantization
+from steepest.language.training.config import TrainingConfig
 from steepest.runs.options.config import SharedConfig, checked_options, refuse_unknown
 
 TRAINERS = {
-    "sft": ("steepest.language.training.sft", "SFT"),
-    "dpo": ("steepest.language.training.dpo", "DPO"),
-    "reward": ("steepest.language.training.reward_model", "RewardTrainer"),
-    "ppo": ("steepest.language.training.rlhf", "TokenPPO"),
-    "rloo": ("steepest.language.training.rlhf", "RLOO"),
-    "grpo": ("steepest.language.training.rlhf", "GRPO"),
+    "sft": ("sft", "SFT", "SFTConfig"),
+    "dpo": ("dpo", "DPO", "DPOConfig"),
+    "reward": ("reward_model", "RewardTrainer", "RewardModelConfig"),
+    "ppo": ("rlhf", "TokenPPO", "TokenPPOConfig"),
+    "rloo": ("rlhf", "RLOO", "RLOOConfig"),
+    "grpo": ("rlhf", "GRPO", "GRPOConfig"),
 }
-"""Algorithm -> module and name of its trainer."""
+"""Algorithm -> file of its trainer and, in configs/, of its settings; the name of the one, and of the other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,19 @@ class LanguageRunConfig(SharedConfig):
 
 def find_trainer(algorithm: str) -> Any:
     """Import the trainer of an algorithm for language models."""
-    module, name = TRAINERS[algorithm]
-    return getattr(importlib.import_module(module), name)
+    module, name, _ = TRAINERS[algorithm]
+    return getattr(importlib.import_module(f"steepest.language.training.{module}"), name)
 
 
-def resolve_language_options(algorithm: str, options: dict[str, Any]) -> tuple[LanguageRunConfig, Any]:
+def find_trainer_config(algorithm: str) -> type[TrainingConfig]:
+    """The Config of an algorithm for language models, without loading torch."""
+    module, _, name = TRAINERS[algorithm]
+    return getattr(importlib.import_module(f"steepest.language.training.configs.{module}"), name)
+
+
+def resolve_language_options(algorithm: str, options: dict[str, Any]) -> tuple[LanguageRunConfig, TrainingConfig]:
     """Split options into run settings and the trainer's config, both checked."""
-    kind = find_trainer(algorithm).Config
+    kind = find_trainer_config(algorithm)
     run_fields = [f.name for f in dataclasses.fields(LanguageRunConfig)]
     config_fields = [f.name for f in dataclasses.fields(kind)]
     refuse_unknown(options, run_fields + config_fields, algorithm)

@@ -207,6 +207,21 @@ def finite_json(value: Any) -> Any:
     return value
 
 
+def check_saved(path: Path) -> None:
+    """Raise UsageError where a path is neither a file, as of a saved agent, nor the folder of a run; reads nothing.
+
+    Verified:  tests/integration/test_light.py::test_wrong_arguments_are_told_without_torch
+    """
+    if path.is_file():
+        return
+    if not path.exists():
+        raise UsageError(f"there is nothing at {path}; give a run's folder, a checkpoint, or a saved agent")
+    if not (path / "config.json").is_file() and not (path / "checkpoints").is_dir():
+        raise UsageError(
+            f"no run at {path}: it has no config.json in it; give the folder that `steepest train` reported"
+        )
+
+
 def check_same_run(checkpoint: Path, metadata: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Compare what a checkpoint says of its run with the run's config.json.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,8 +23,11 @@ EVAL_RETURN = "eval/return_mean"
 TRAIN_LOSS = "train/loss"
 EVAL_LOSS = "eval/loss"
 
-_NO_DIFFERENCE = ("seed", "seeds", "keep_checkpoints", "tensorboard", "wandb")
-"""Settings of a run that change neither what it learns nor how long that takes."""
+_NO_DIFFERENCE = (
+    *("seed", "seeds", "keep_checkpoints", "checkpoint_every", "tensorboard", "wandb"),
+    *("eval_every", "eval_episodes", "stop_at_return"),
+)
+"""Settings that decide what of a run is measured and kept: neither curves nor legends are told apart by them."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,18 +106,32 @@ def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def by_configuration(runs: Sequence[SavedRun]) -> dict[str, list[SavedRun]]:
+def by_configuration(runs: Sequence[SavedRun], labels: Mapping[Path, str] | None = None) -> dict[str, list[SavedRun]]:
     """Runs of one environment by configuration, each labelled with its algorithm and what sets it apart.
 
-    Only options that differ between the runs of an algorithm are named; a label that stays equal is one configuration.
+    Only options that differ between the runs of an algorithm are named. Runs that differ in their length alone are told
+    apart by their folders. With ``labels``, by path, runs of one label are one group.
+
+    Verified:  tests/unit/test_plots.py::test_runs_of_other_lengths_are_named_by_their_folders
     """
-    labelled: dict[str, list[SavedRun]] = {}
+    if labels is not None:
+        named: dict[str, list[SavedRun]] = {}
+        for run in runs:
+            named.setdefault(labels[run.path], []).append(run)
+        return named
+    groups: dict[tuple[str, Any], list[SavedRun]] = {}
     for run in runs:
         alike = [other.options for other in runs if other.algorithm == run.algorithm]
-        names = sorted({name for options in alike for name in options})
+        names = sorted({name for options in alike for name in options} - {"total_steps"})
         telling = [name for name in names if any(o.get(name) != alike[0].get(name) for o in alike)]
         parts = [f"{name}={spoken(run.options.get(name))}" for name in telling]
-        labelled.setdefault(" ".join([display_name(run.algorithm), *parts]), []).append(run)
+        label = " ".join([display_name(run.algorithm), *parts])
+        groups.setdefault((label, run.options.get("total_steps")), []).append(run)
+    labelled: dict[str, list[SavedRun]] = {}
+    for (label, _), members in groups.items():
+        alone = sum(other == label for other, _ in groups) == 1
+        folders = ", ".join(run.path.name for run in members)
+        labelled[label if alone else f"{label} ({folders})"] = members
     return labelled
 
 
@@ -149,4 +166,4 @@ def choose_metric(runs: Sequence[SavedRun], metric: str) -> str:
 
 def display_name(algorithm: str) -> str:
     """Return an algorithm's name as people write it."""
-    return algorithm.upper().replace("_", "-")
+    return {"actor_critic": "Actor-critic"}.get(algorithm, algorithm.upper().replace("_", "-"))

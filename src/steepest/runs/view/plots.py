@@ -14,7 +14,7 @@ import numpy as np
 
 from steepest.errors import RunError, UsageError
 from steepest.files.atomic import write_bytes_atomic
-from steepest.files.style import COLOURS, FAINT_INK, STYLE
+from steepest.files.style import COLOURS, FAINT_INK, STYLE, check_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +55,7 @@ def plot_runs(
     interval: float = 0.95,
     bootstrap: int = 2000,
     seed: int = 0,
+    labels: Sequence[str] = (),
 ) -> Path:
     """Draw runs side by side: one curve per configuration, one row of panels per environment.
 
@@ -66,7 +67,8 @@ def plot_runs(
     Args:      run_dirs, folders of runs; out, the picture (.png, .pdf or .svg; .png when there is no ending);
                statistic over seeds; x, environment steps, wall time or a panel each;
                metric, tag to draw: "train/return_mean" gives way to "eval/return_mean" where it was not measured;
-               interval, bootstrap, seed: coverage, number of resamples, and where their randomness starts
+               interval, bootstrap, seed: coverage, number of resamples, and where their randomness starts;
+               labels: a name in the legend for every run, in their order, in the place of what sets runs apart
     Returns:   the path written
     Raises:    UsageError when a path is no run, or the metric or the ending is unknown;
                RunError when a run is empty or the system refuses the write
@@ -75,16 +77,19 @@ def plot_runs(
         raise UsageError("nothing to plot: give at least one folder of a run.")
     out = Path(out)
     out = out if out.suffix else out.with_suffix(".png")
-    if out.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"cannot draw to {out}: the ending must be .png, .pdf or .svg.")
+    check_picture(out)
     if not 0 < interval < 1:
         raise UsageError(f"the interval must lie between 0 and 1, such as 0.95; got {interval}.")
     if bootstrap < 1:
         raise UsageError(f"the number of bootstrap resamples must be at least 1; got {bootstrap}.")
-    runs = [read_run(path) for path in dict.fromkeys(Path(path).resolve() for path in run_dirs)]
+    folders = [Path(path).resolve() for path in run_dirs]
+    if labels and len(labels) != len(folders):
+        raise UsageError(f"labels are {len(labels)}, and runs {len(folders)}; give one for every run, in their order")
+    named = dict(zip(folders, labels, strict=True)) if labels else None
+    runs = [read_run(path) for path in dict.fromkeys(folders)]
     metric = choose_metric(runs, metric)
     envs = list(dict.fromkeys(run.env for run in runs))
-    groups = {env: by_configuration([run for run in runs if run.env == env]) for env in envs}
+    groups = {env: by_configuration([run for run in runs if run.env == env], named) for env in envs}
     # Colours go with the label, in every row the same.
     labels = list(dict.fromkeys(label for by_label in groups.values() for label in by_label))
     summary = _Summary(interquartile_mean if statistic == "iqm" else mean, interval, bootstrap, seed)
@@ -179,11 +184,11 @@ def plot_curve(run_dir: Path) -> Path:
                 label = f"training, mean of {len(train)} seeds"
                 axes.plot(grid, _smooth(values.mean(axis=0)), color=blue, linewidth=2, label=label)
         if evaluations:
-            steps, centre, spread, over = _evaluation_points(run, eval_metric)
+            steps, centre, spread, reach, over = _evaluation_points(run, eval_metric)
             axes.errorbar(
                 steps,
                 centre,
-                yerr=spread,
+                yerr=reach,
                 fmt="o",
                 color=orange,
                 markersize=4.5,
@@ -212,7 +217,7 @@ def plot_curve(run_dir: Path) -> Path:
             _spoken_time(max(float(row["wall_seconds"]) for row in rows)),
         ]
         if evaluations:
-            _, centre, spread, _ = _evaluation_points(run, eval_metric)
+            _, centre, spread, *_ = _evaluation_points(run, eval_metric)
             last = f"{centre[-1]:.4g}" if by_loss else f"{centre[-1]:,.1f} ± {spread[-1]:,.1f}"
             facts.append(f"last evaluation {last}")
         _subtitle(axes, "  ·  ".join(facts))
@@ -270,17 +275,25 @@ def _draw_group(
     return True
 
 
-def _evaluation_points(run: SavedRun, metric: str = EVAL_RETURN) -> tuple[Array, Array, Array, str]:
-    """Steps, means and deviations of the evaluations, and what the deviations are over."""
+def _evaluation_points(run: SavedRun, metric: str = EVAL_RETURN) -> tuple[Array, Array, Array, Array, str]:
+    """Steps, means and deviations of the evaluations, whiskers (2, n), and what the deviations are over.
+
+    A whisker is the deviation, but never reaches beyond the returns that were seen.
+    """
     each = [[row for row in rows if row.get(metric) is not None] for rows in run.rows.values()]
     # Seeds are evaluated together, but restarts make their own step counts differ a little.
     together = list(zip(*each, strict=False))
     steps = np.array([np.mean([row["step"] for row in rows]) for rows in together], dtype=np.float64)
     values = np.array([[row[metric] for row in rows] for rows in together], dtype=np.float64)
+    centre, spread, over = values.mean(1), values.std(1), "seeds"
     if len(run.rows) == 1:
         spread = np.array([rows[0].get("eval/return_std") or 0.0 for rows in together], dtype=np.float64)
-        return steps, values.mean(1), spread, "episodes"
-    return steps, values.mean(1), values.std(1), "seeds"
+        over = "episodes"
+    # Earlier versions did not record the extremes.
+    least = [min(row.get("eval/return_min", -math.inf) for row in rows) for rows in together]
+    most = [max(row.get("eval/return_max", math.inf) for row in rows) for rows in together]
+    whiskers = np.minimum(spread, np.maximum(0.0, [centre - np.array(least), np.array(most) - centre]))
+    return steps, centre, spread, whiskers, over
 
 
 def _axis(curve: Curve, kind: Literal["steps", "wall"]) -> Array:

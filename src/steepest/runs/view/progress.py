@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -15,20 +16,28 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _REDRAW_SECONDS = 0.1
+_TICK_SECONDS = 1.0
+"""Between iterations a redraw is not worth more of the time of training."""
 _LINE_SECONDS = 5.0
+_TICK_LINE_SECONDS = 30.0
+_SETTLED_SECONDS = 2.0
+"""So long into an iteration its own speed is known better than from the last one: learning slows a run down."""
+_NARROW = 80
+"""Columns below which the bar has a line to itself."""
 
 
 class Progress:
     """Shows how a run is going; use it as a context manager around training.
 
     On a terminal: a bar with steps, steps/s and remaining time, and below it the return and the algorithm's health
-    figures. Elsewhere: a plain line at most every 5 s, at every evaluation, and at the end. With several members
-    (rows of several seeds), the metrics are means over the newest row of each.
+    figures. Elsewhere: a plain line at most every 5 s, at every evaluation, and at the end. With several members the
+    metrics are means, of one row for all of them or over the newest row of each seed.
 
     Args:      total_steps, environment steps at which the run ends;
                title, such as "ppo on CartPole-v1, seed 0";
                stream, standard error by default, which keeps standard output for results;
                start_step, where a resumed run begins, so that its rate counts its own steps only;
+               members, the seeds that train together: steps are of each, steps/s of all;
                quiet, show nothing at all, notes included
     """
 
@@ -39,21 +48,25 @@ class Progress:
         title: str,
         stream: TextIO | None = None,
         start_step: int = 0,
+        members: int = 1,
         quiet: bool = False,
     ) -> None:
         self.total_steps = total_steps
         self.title = escaped(title)
         self._stream = cast(TextIO, Forgiving(sys.stderr if stream is None else stream))
         self._start_step = start_step
+        self._given_members = members
         self._quiet = quiet
         self._rows: dict[int, dict[str, Any]] = {}
         self._evaluations: dict[int, Mapping[str, Any]] = {}
         self._began = self._shown = -math.inf
+        self._row_at = -math.inf  # when the newest row came
+        self._within = start_step  # steps so far, within an iteration too
         self._stale = False
         self._live: Any = None
 
     def __enter__(self) -> Self:
-        self._began = time.monotonic()
+        self._began = self._row_at = time.monotonic()
         if self._quiet:
             return self
         if self._stream.isatty():
@@ -89,7 +102,7 @@ class Progress:
             self._evaluations[seed] = evaluation
         if self._quiet:
             return
-        now = time.monotonic()
+        now = self._row_at = time.monotonic()
         self._stale = True
         if self._live is not None:
             if now - self._shown >= _REDRAW_SECONDS or evaluation:
@@ -98,6 +111,20 @@ class Progress:
         elif evaluation or now - self._shown >= _LINE_SECONDS:
             self._shown = now
             self._print_line(row if evaluation else {})
+
+    def at(self, step: int) -> None:
+        """Take in how many steps are done within an iteration, and show it now and then."""
+        self._within = step
+        if self._quiet:
+            return
+        now = time.monotonic()
+        if now - self._shown < (_TICK_LINE_SECONDS if self._live is None else _TICK_SECONDS):
+            return
+        self._shown = now
+        if self._live is None:
+            self._print_line({})
+        else:
+            self._live.update(self._render(), refresh=True)
 
     def note(self, text: str) -> None:
         """Print a line of text, above the live display if there is one."""
@@ -118,13 +145,19 @@ class Progress:
         values = [value for value in values if math.isfinite(value)]
         return sum(values) / len(values) if values else None
 
-    def _step(self) -> int:
+    def _row_step(self) -> int:
         return max((int(row["step"]) for row in self._rows.values()), default=self._start_step)
+
+    def _step(self) -> int:
+        return max(self._within, self._row_step())
 
     def _rate(self) -> float | None:
         """Environment steps per second of all members together."""
+        since, steps = time.monotonic() - self._row_at, self._within - self._row_step()
         rate = self._mean("time/steps_per_second")
-        if rate is None:
+        if steps > 0 and (rate is None or since >= _SETTLED_SECONDS):
+            rate = steps * self._members() / since if since > 0 else None
+        elif rate is None:
             elapsed = time.monotonic() - self._began
             rate = (self._step() - self._start_step) * self._members() / elapsed if elapsed > 0 else None
         return rate if rate else None
@@ -132,10 +165,18 @@ class Progress:
     def _remaining(self) -> str | None:
         rate = self._rate()
         left = max(0, self.total_steps - self._step()) * self._members()
-        return None if rate is None else _duration(left / rate)
+        return None if rate is None else duration(left / rate)
 
     def _members(self) -> int:
-        return max(1, len(self._rows))
+        return max(self._given_members, len(self._rows))
+
+    def _evaluated(self) -> Mapping[str, Any]:
+        """The newest evaluation, of all members."""
+        rows = list(self._evaluations.values())
+        if len(rows) == 1:
+            return rows[0]
+        means = [float(row["eval/return_mean"]) for row in rows]
+        return {"eval/return_mean": sum(means) / len(means), "eval/return_std_over_seeds": statistics.pstdev(means)}
 
     # -- plain lines --------------------------------------------------------------------------------------------------
 
@@ -154,8 +195,7 @@ class Progress:
             if "eval/loss" in evaluated:
                 parts.append(f"{seed}evaluation {_number(evaluated['eval/loss'])}")
             else:
-                spread = _spread(evaluated.get("eval/return_mean"), evaluated.get("eval/return_std"))
-                parts.append(f"{seed}evaluation {spread}")
+                parts.append(f"{seed}evaluation {_spread(evaluated)}")
         rate, remaining = self._rate(), self._remaining()
         if rate is not None:
             parts.append(f"{_rate_text(rate)} steps/s")
@@ -173,18 +213,23 @@ class Progress:
         from rich.text import Text
 
         step, rate, remaining = self._step(), self._rate(), self._remaining()
-        bar = Table.grid(padding=(0, 2), expand=True)
-        bar.add_column(ratio=1)
-        for _ in range(3):
-            bar.add_column(justify="right", no_wrap=True)
-        bar.add_row(
-            ProgressBar(total=max(1, self.total_steps), completed=min(step, self.total_steps)),
+        width = self._live.console.width if self._live is not None else _NARROW
+        heading = Table.grid(padding=(0, 2), expand=True)
+        heading.add_column(ratio=1)
+        heading.add_column(justify="right", no_wrap=True)
+        heading.add_row(Text(self.title, style="bold"), Text(f"{duration(time.monotonic() - self._began)} elapsed"))
+        drawn = Table.grid(expand=True)  # a bar by itself would not end its line
+        drawn.add_row(ProgressBar(total=max(1, self.total_steps), completed=min(step, self.total_steps)))
+        words = [
             f"{step:,} / {self.total_steps:,} steps",
             f"{_rate_text(rate)} steps/s" if rate is not None else "",
             f"{remaining} left" if remaining is not None else "",
-        )
+        ]
+        bar = Table.grid(padding=(0, 2), expand=True)
+        for column in range(4 if width >= _NARROW else 3):
+            bar.add_column(ratio=None if column else 1, justify="right" if column else "left", no_wrap=True)
+        bar.add_row(*([drawn, *words] if width >= _NARROW else words))
         figures = self._figures()
-        width = self._live.console.width if self._live is not None else 80
         pairs = next((n for n in (4, 3, 2) if _grid_width(figures, n) <= width), 1)
         grid = Table.grid(padding=(0, 1))
         for _ in range(pairs):
@@ -196,7 +241,7 @@ class Progress:
             for name, text in figures[start : start + pairs]:
                 cells += [name, text, ""]
             grid.add_row(*cells)
-        parts: list[RenderableType] = [Text(self.title, style="bold"), bar]
+        parts: list[RenderableType] = [heading, bar] if width >= _NARROW else [heading, drawn, bar]
         if figures:
             parts.append(grid)
         return Group(*parts)
@@ -211,8 +256,10 @@ class Progress:
         if any("eval/loss" in row for row in self._evaluations.values()):
             figures.append(("evaluation", _number(self._mean("eval/loss", self._evaluations))))
         elif self._evaluations:
-            mean = self._mean("eval/return_mean", self._evaluations)
-            figures.append(("evaluation", _spread(mean, self._mean("eval/return_std", self._evaluations))))
+            found = self._evaluated()
+            std, over = _deviation(found)
+            name = f"evaluation ± {over}" if over else "evaluation"
+            figures.append((name, _with_deviation(found, std)))
         health = dict.fromkeys(key for row in self._rows.values() for key in row if key.startswith("health/"))
         for key in health:
             figures.append((key.removeprefix("health/").replace("_", " "), _number(self._mean(key))))
@@ -249,11 +296,30 @@ def _rate_text(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
-def _spread(mean: float | None, std: float | None) -> str:
-    return _number(mean, 1) + (f" ± {_number(std, 1)}" if std is not None else "")
+def _deviation(row: Mapping[str, Any]) -> tuple[float | None, str]:
+    """The deviation of an evaluation, and what it is over: seeds, or the episodes of one; empty where nobody says."""
+    if row.get("eval/return_std_over_seeds") is not None:
+        return row["eval/return_std_over_seeds"], "seeds"
+    return row.get("eval/return_std"), "episodes" if "eval/episodes" in row else ""
 
 
-def _duration(seconds: float) -> str:
+def _with_deviation(row: Mapping[str, Any], std: float | None) -> str:
+    return _number(row.get("eval/return_mean"), 1) + ("" if std is None else f" ± {_number(std, 1)}")
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """An evaluation in a sentence: 487.2 ± 21.0 over 10 episodes."""
+    std, over = _deviation(row)
+    over = counted(int(row["eval/episodes"]), "episode") if over == "episodes" else over
+    return _with_deviation(row, std) + (f" over {over}" if over and std is not None else "")
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 episode", "1,000 episodes"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
     """Hours, minutes and seconds: "0:05", "12:34", "1:02:03"."""
     total = round(seconds)
     hours, minutes, rest = total // 3600, total // 60 % 60, total % 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -19,6 +20,14 @@ class Renders(Protocol):
     def render_fps(self) -> float: ...
 
 
+def check_video(path: Path) -> None:
+    """Raise UsageError unless the video extra is installed and the name of the file ends in .mp4."""
+    if path.suffix != ".mp4":
+        raise UsageError(f"the video file is {path}; expected a name ending in .mp4")
+    if any(importlib.util.find_spec(package) is None for package in ("imageio", "imageio_ffmpeg")):
+        raise UsageError('recording needs the video extra: pip install "steepest[video]"')
+
+
 class Recorder:
     """Writes one frame per call into an .mp4 file, which appears under its name only when it is complete.
 
@@ -26,13 +35,9 @@ class Recorder:
     """
 
     def __init__(self, path: Path, env: Renders) -> None:
-        if path.suffix != ".mp4":
-            raise UsageError(f"the video file is {path}; expected a name ending in .mp4")
-        try:
-            import imageio.v2 as imageio
-            import imageio_ffmpeg  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        except ImportError as error:
-            raise UsageError('recording needs the video extra: pip install "steepest[video]"') from error
+        check_video(path)
+        import imageio.v2 as imageio
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The encoder is a process of its own, whose complaints are no use to anyone: try for it.

@@ -1,0 +1,97 @@
+"""The verbs about agents that are trained: ``evaluate`` and ``plot``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from steepest.cli.options import Usage, parse, print_line
+from steepest.fields import Checked, Count, Whole
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Checked):
+    """Play whole episodes with a trained agent."""
+
+    episodes: Count = 100
+    """Episodes to play, per seed of the run."""
+    seed: Whole = 0
+    """Seed of the evaluation's environments."""
+    stochastic: bool = False
+    """Draw actions instead of taking the mode of the policy."""
+    which: Literal["latest", "best", "interrupted"] = "latest"
+    """Which of the run's saved agents."""
+    env: str | None = None
+    """Another environment than the one it was trained on (default: that one)."""
+    json: bool = False
+    """Print JSON."""
+    video: Path | None = None
+    """Record the episodes into this .mp4 file (default: no recording)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotOptions(Checked):
+    """Draw learning curves of one or several runs into one picture."""
+
+    out: Path = Path("curves.png")
+    """The picture: .png, .pdf or .svg."""
+    labels: tuple[str, ...] = ()
+    """A name in the legend for every run, in their order; by default the algorithm and the options that differ."""
+    statistic: Literal["mean", "iqm"] = "iqm"
+    """Draw the mean over seeds, or the interquartile mean."""
+    x: Literal["steps", "wall", "both"] = "both"
+    """Against environment steps, wall time, or both."""
+    metric: str = "train/return_mean"
+    """Which figure of metrics.jsonl."""
+
+
+def evaluate(argv: list[str]) -> int:
+    """Run ``steepest evaluate RUN ...``."""
+    what = "RUN is the folder that `steepest train` reported, a checkpoint in it, or a saved agent."
+    options, words = parse(EvaluateOptions, argv, Usage("steepest evaluate", "RUN", what, least=1, most=1))
+    from steepest.environments.names import check_name
+    from steepest.runs.store.folder import check_saved
+    from steepest.runs.view.video import check_video
+
+    check_saved(Path(words[0]))
+    if options.video is not None:
+        check_video(options.video)
+    if options.env is not None:
+        check_name(options.env)
+    if options.video is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
+    from steepest.api.agents import evaluate, load
+
+    agent = load(words[0], which=options.which)
+    results = evaluate(
+        agent,
+        options.env,
+        episodes=options.episodes,
+        seed=options.seed,
+        deterministic=not options.stochastic,
+        video=options.video,
+    )
+    summaries = [r.summary() for r in results]
+    if options.json:
+        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
+        return 0
+    for seed, result in zip(agent.seeds, results, strict=True):
+        print_line(f"seed {seed}: {result}")
+    if options.video is not None:
+        print_line(f"video: {options.video}")
+    return 0
+
+
+def plot(argv: list[str]) -> int:
+    """Run ``steepest plot RUN... ...``."""
+    what = "RUN is a folder that `steepest train` reported."
+    options, words = parse(PlotOptions, argv, Usage("steepest plot", "RUN...", what, least=1, most=None))
+    from steepest.runs.view.plots import plot_runs
+
+    drawn = ("labels", "statistic", "x", "metric")
+    path = plot_runs([Path(word) for word in words], options.out, **{name: getattr(options, name) for name in drawn})
+    print_line(str(path))
+    return 0

@@ -1,0 +1,1 @@
+"""Settings of the trainers, apart from the training: showing and checking them loads neither torch nor models."""
