@@ -96,7 +96,7 @@ $(TEST): pyproject.toml constraints.txt | $(BIN)/pip
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
 
-.PHONY: help train test test-learning fuzz lint format bench sentiment sentiment-quick smollm2 clean
+.PHONY: help train test test-learning fuzz lint format options bench sentiment sentiment-quick smollm2 clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -125,6 +125,9 @@ lint: $(TEST) ## ruff and pyright, changing nothing
 format: $(TEST) ## let ruff fix and format what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+options: $(TEST) ## write the typed options of src/steepest/api/option_types/ from the configs
+	@$(BIN)/python tests/unit/test_option_types.py
 
 bench: $(TEST) ## side by side with other libraries, each in its own environment under .venvs/
 	@$(BIN)/python benchmarks/run.py $(BENCH_ARGS)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from steepest.agents.agent import Agent
 from steepest.api.drive import drive
+from steepest.api.option_types import seen_as
+from steepest.api.option_types.agents import Train, TrainSeeds
 from steepest.environments import EnvBatch
 from steepest.errors import UsageError
 from steepest.files.tensors import CheckpointError, load_metadata, load_tensors
@@ -29,6 +31,7 @@ PathLike = str | os.PathLike[str]
 Which = Literal["latest", "best", "interrupted"]
 
 
+@seen_as(Train)
 def train(
     algorithm: str,
     env: Any,
@@ -53,7 +56,8 @@ def train(
         data: a dataset to learn from instead of playing, or with the option data_share beside it: what ``read_dataset``
             takes; env may then be None. For off_pac a log: ``LoggedExperience`` or an .npz file.
         quiet: whether to leave out the progress display.
-        options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...
+        options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...; see
+            ``steepest train ALGORITHM --help``. Editors know them by the algorithm (``api.option_types``).
     Raises:
         UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
     """
@@ -74,6 +78,7 @@ def train(
     )[0]
 
 
+@seen_as(TrainSeeds)
 def train_seeds(
     algorithm: str,
     env: Any,

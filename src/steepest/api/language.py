@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack, cast
 
 import torch
 
 from steepest.api.drive import drive
+from steepest.api.option_types import seen_as
+from steepest.api.option_types.language import RLHF, DPOOptions, RewardModelOptions, SFTOptions
 from steepest.errors import UsageError
 from steepest.language.compare.comparison import Comparison, compare_models
 from steepest.language.compare.report import checked_out, write_comparison
@@ -35,7 +37,7 @@ def sft(
     eval_data: Any = None,
     out: PathLike | None = None,
     quiet: bool = True,
-    **options: Any,
+    **options: Unpack[SFTOptions],
 ) -> LanguageModel:
     """Fine-tune a language model on demonstrations and return it.
 
@@ -50,7 +52,7 @@ def sft(
     Raises:
         UsageError for what cannot work; RunError for what failed, with the last good checkpoint named.
     """
-    return _trained("sft", model, data, eval_data, out, quiet, options).model
+    return _trained("sft", model, data, eval_data, out, quiet, {**options}).model
 
 
 def reward_model(
@@ -60,7 +62,7 @@ def reward_model(
     eval_data: Any = None,
     out: PathLike | None = None,
     quiet: bool = True,
-    **options: Any,
+    **options: Unpack[RewardModelOptions],
 ) -> RewardModel:
     """Train a reward model on preferences and return it; arguments and errors as for ``sft``.
 
@@ -68,7 +70,7 @@ def reward_model(
         data: preferences; see ``language.data.datasets.load_preferences``.
         options: any field of ``LanguageRunConfig`` or ``RewardModelConfig``.
     """
-    trainer = _trained("reward", model, data, eval_data, out, quiet, options).trainer
+    trainer = _trained("reward", model, data, eval_data, out, quiet, {**options}).trainer
     return cast(RewardTrainer, trainer).model
 
 
@@ -79,7 +81,7 @@ def dpo(
     eval_data: Any = None,
     out: PathLike | None = None,
     quiet: bool = True,
-    **options: Any,
+    **options: Unpack[DPOOptions],
 ) -> LanguageModel:
     """Train a language model on preferences directly and return it; arguments and errors as for ``sft``.
 
@@ -87,9 +89,10 @@ def dpo(
         data: preferences; see ``language.data.datasets.load_preferences``.
         options: any field of ``LanguageRunConfig`` or ``DPOConfig``: kl_coef, loss, ...
     """
-    return _trained("dpo", model, data, eval_data, out, quiet, options).model
+    return _trained("dpo", model, data, eval_data, out, quiet, {**options}).model
 
 
+@seen_as(RLHF)
 def rlhf(
     model: LanguageModel | PathLike,
     data: Any,
