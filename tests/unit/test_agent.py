@@ -193,3 +193,11 @@ def test_what_cannot_be_acted_on_is_refused() -> None:
     for obs, more, said in wrong:
         with pytest.raises(UsageError, match=said):
             agent.act(obs, **more)
+
+
+def test_an_agent_is_readable() -> None:
+    agent = make(seeds=(4,))
+    assert repr(agent) == "PPO(seed 4; observations vector (3,), actions discrete [3])"
+    agent.trained_on = {"env": "CartPole-v1"}
+    assert repr(agent).startswith("PPO(trained on CartPole-v1, seed 4; ")
+    assert repr(make(seeds=(0, 1))).startswith("PPO(seeds 0, 1; ")

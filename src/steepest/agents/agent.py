@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from steepest.agents.acting import Actor, act_once, first_member, read_observation
 from steepest.agents.config import config_from_json, scheduled
-from steepest.agents.initial import build, check_start, initial_parameters, refusal
+from steepest.agents.initial import build, check_start, described_agent, initial_parameters, refusal
 from steepest.agents.statistics import initial_observation_statistics, initial_return_statistics
 from steepest.distributions import action_noise
 from steepest.environments.spaces import ActionMap, Squash
@@ -126,6 +126,9 @@ class Agent(ABC):
             for fused in (False, True)
             for deterministic in (False, True)
         }
+
+    def __repr__(self) -> str:
+        return described_agent(self)
 
     def _lift(self, lift: Lift) -> Lifted:
         function = getattr(self, lift.function) if isinstance(lift.function, str) else lift.function

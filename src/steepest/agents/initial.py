@@ -94,3 +94,14 @@ def initial_parameters(modules: list[dict[str, nn.Module]], layouts: dict[str, L
             parts = [dict([*x.named_parameters(), *x.named_buffers()])[name].detach() for x in alike]
             state[f"buffers/{prefix}{name}"] = torch.stack(parts)
     return state
+
+
+def described_agent(agent: Any) -> str:
+    """An agent in a line: its algorithm, what it was trained on, its seeds and its spaces.
+
+    Verified:  tests/unit/test_agent.py::test_an_agent_is_readable
+    """
+    env, seeds = agent.trained_on.get("env"), ", ".join(map(str, agent.seeds))
+    on = f"trained on {env}, " if env else ""
+    spaces = f"observations {described(agent.obs_spec)}, actions {described(agent.action_spec)}"
+    return f"{type(agent).__name__}({on}seed{'s' if agent.members > 1 else ''} {seeds}; {spaces})"

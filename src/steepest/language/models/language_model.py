@@ -31,6 +31,11 @@ class LanguageModel:
     source: str = ""
     """Where it was loaded from; empty for a model made in Python."""
 
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters())
+        adapters = " with adapters" if self.has_adapters else ""
+        return f"LanguageModel({self.source or 'made in Python'}: {size:,} parameters{adapters}, on {self.device})"
+
     @property
     def has_adapters(self) -> bool:
         """Whether the weights that are trained are adapters beside the model's own."""
