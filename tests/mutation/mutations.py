@@ -1475,7 +1475,7 @@ SUSPECTS: dict[str, Suspect] = {
     "algorithms/bc.py": Suspect(offline.BC, ("exact/test_offline_updates.py",)),
     "algorithms/iql.py": Suspect(offline.IQL, ("exact/test_offline_updates.py",)),
     "algorithms/awac.py": Suspect(offline.AWAC, ("exact/test_offline_updates.py",)),
-    "algorithms/rebrac.py": Suspect(offline.REBRAC, ("exact/test_offline_updates.py",)),
+    "algorithms/rebrac.py algorithms/configs/rebrac.py": Suspect(offline.REBRAC, ("exact/test_offline_updates.py",)),
     "algorithms/cql.py": Suspect(offline.CQL, ("exact/test_offline_updates.py",)),
     "algorithms/discrete_cql.py": Suspect(offline.DISCRETE_CQL, ("exact/test_offline_updates.py",)),
     "agents/likelihood.py": Suspect(offline.LIKELIHOOD, ("exact/test_offline_updates.py",)),
