@@ -248,8 +248,12 @@ LINES: list[tuple[list[str], int, str]] = [
     ),
     ([*PPO, "--reward", "gone.py:letters"], 2, "there is no reward at gone.py"),
     # compare
-    (["compare", "m/model"], 2, "compare takes two models"),
-    (["compare", "m/model", "m/model", "m/model", *ASK], 2, "compare takes two models"),
+    (["compare", "m/model"], 2, "compare needs MODEL_A MODEL_B"),
+    (
+        ["compare", "m/model", "m/model", "m/model", *ASK],
+        2,
+        "m/model is too much: steepest compare takes MODEL_A MODEL_B",
+    ),
     (COMPARE, 2, "which prompts? Give --prompt or --file"),
     ([*COMPARE, *ASK, "--file", "demos.jsonl"], 2, "which prompts? Give --prompt or --file, and not both"),
     ([*COMPARE, *ASK, "--out", "found.txt"], 2, "out is found.txt; expected a name ending in .json"),
