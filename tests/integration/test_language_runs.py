@@ -355,8 +355,8 @@ def test_misuse_is_said_in_a_line(
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    for verb in ("sft", "generate", "compare"):
-        assert main([verb, "model", "data"]) == 2
+    for line in (["sft", "model", "data"], ["generate", "model"], ["compare", "model", "other"]):
+        assert main(line) == 2
         assert 'pip install "steepest[language]"' in capsys.readouterr().err
 
 
