@@ -18,6 +18,7 @@ from steepest.algorithms.ppo import PPO, PPOConfig
 from steepest.learner.compiled import _is_whole  # pyright: ignore[reportPrivateUsage]
 from steepest.learner.lifting import Learner
 from steepest.learner.step import Layout, adam_state, adam_step, autograd_gradient, functional_gradient
+from steepest.learner.threads import one_thread
 from steepest.learner.trees import mean_metrics, to_host, tree_builder, tree_leaves, tree_map
 from steepest.networks.inputs import Normalization
 from steepest.types import ObsSpec, Rollout
@@ -539,3 +540,26 @@ def test_a_compiled_agent_acts_on_any_number_of_observations() -> None:
     many, _ = agent.act(np.zeros((7, 3), dtype=np.float32))
     assert np.shape(one) == ()
     assert np.shape(many) == (7,)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_thread_within_and_as_before_after(fails: bool) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+
+    @one_thread()
+    def count() -> int:
+        if fails:
+            raise ValueError("an error")
+        return torch.get_num_threads()
+
+    try:
+        for _ in range(2):  # a decorated function may be called again
+            if fails:
+                with pytest.raises(ValueError, match="an error"):
+                    count()
+            else:
+                assert count() == 1
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

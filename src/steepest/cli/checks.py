@@ -11,8 +11,8 @@ from steepest.cli.options import Usage, parse, print_line
 from steepest.errors import UsageError
 from steepest.fields import AtLeastTen, Checked, Count, Whole
 
-VERIFY_TIME = "All of it takes about three minutes on one core; --section 1.9 a few seconds."
-ESTIMATORS_TIME = "The default problems take about four minutes on one core; --repeats 100 a tenth of that."
+VERIFY_TIME = "All of it takes about a minute on one core, --section 1.9 a few seconds."
+ESTIMATORS_TIME = "The two default problems take about half a minute on one core."
 
 SECTIONS = (
     *("1", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8", "1.9", "1.10", "1.11"),

@@ -38,6 +38,7 @@ from steepest.estimators.sampling import (
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import gains, gradients
 from steepest.exact.finite_mdp import FiniteMDP, softmax_policy
+from steepest.learner.threads import one_thread
 from steepest.problems import Problem
 
 FIT_BATCHES = 10
@@ -114,6 +115,7 @@ class Comparison:
         )
 
 
+@one_thread()
 def compare(
     problem: str | Problem,
     policy: Tensor | None = None,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steepest.errors import UsageError
+from steepest.learner.threads import one_thread
 from steepest.runs.view.bar import Bar
 from steepest.verification.shipped import (
     compatible,
@@ -102,6 +103,7 @@ def statements(section: str | None = None) -> list[Statement]:
     return chosen
 
 
+@one_thread()
 def check(statement: Statement, seeds: int) -> Result:
     """One row over ``seeds`` random problems; whatever it raises is a failure of the row, not of the run."""
     measure = tightness if statement.kind == "inequality" else relative_error
