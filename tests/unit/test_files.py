@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from steepest.errors import RunError
-from steepest.files.atomic import atomic_file, atomic_place, open_own, write_text_atomic
+from steepest.files.atomic import atomic_file, atomic_place, open_own, remove_stray_files, write_text_atomic
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_a_place_is_taken_as_a_whole(tmp_path: Path, folder: bool, error: BaseEx
 
     def write() -> None:
         with atomic_place(path) as place:
-            assert place.parent == path.parent
+            assert place.name == path.name
             assert not place.exists()
             file = place / "inner" / "b" if folder else place
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,3 +96,98 @@ def test_a_link_is_never_written_through(tmp_path: Path) -> None:
     os.close(open_own(place, os.O_RDWR | os.O_CREAT))
     os.close(open_own(place, os.O_RDWR))
     assert victim.read_text() == "keep"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from steepest.files.atomic import atomic_place
+path, moment = Path(sys.argv[1]), sys.argv[2]
+rename = Path.rename
+def dying(self, target):
+    if moment == "before the first" and self == path:
+        os._exit(9)
+    if moment == "between" and self.parent != path.parent and Path(target) == path:
+        os._exit(9)
+    return rename(self, target)
+Path.rename = dying
+with atomic_place(path, replace=True) as place:
+    place.mkdir()
+    (place / "weights").write_text("new")
+    if moment == "while writing":
+        os._exit(9)
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "holds"),
+    [("while writing", "old"), ("before the first", "old"), ("between", "old"), ("at the end", "new")],
+)
+@pytest.mark.parametrize("cleaner", ["the next run", "the next writer"])
+def test_a_folder_is_the_old_one_or_the_new_one_whenever_it_is_killed(
+    tmp_path: Path, moment: str, holds: str, cleaner: str
+) -> None:
+    """And whoever comes next finds it, and takes away what was left."""
+    path = tmp_path / "best-model"
+    path.mkdir()
+    (path / "weights").write_text("old")
+    (tmp_path / ".others.1.note").write_text("the user's own")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path), moment], check=False, timeout=60)
+    assert killed.returncode == 9
+    assert path.exists() == (moment != "between")
+    if cleaner == "the next run":
+        remove_stray_files(tmp_path)
+    else:
+        with atomic_place(path, replace=True) as place:
+            assert (path / "weights").read_text() == holds
+            place.mkdir()
+            (place / "weights").write_text(holds)
+    assert (path / "weights").read_text() == holds
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".others.1.note", "best-model"]
+
+
+def test_what_another_process_writes_stays(tmp_path: Path) -> None:
+    """Also what it has moved: only a writer that is gone leaves strays."""
+    path = tmp_path / "model"
+    with atomic_place(path) as place:
+        place.mkdir()
+        (place / "weights").write_text("so far")
+        remove_stray_files(tmp_path)
+        assert (place / "weights").read_text() == "so far"
+    assert (path / "weights").read_text() == "so far"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_strays_of_earlier_versions_go_too(tmp_path: Path, there: bool) -> None:
+    """They had a folder of their own for what was replaced, which is put back where the new one never came."""
+    for name in (".best-model.4711.tmp", ".best-model.4711.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    if there:
+        (tmp_path / "best-model").mkdir()
+    remove_stray_files(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["best-model"]
+    assert (tmp_path / "best-model" / "weights").exists() != there
+
+
+def test_a_folder_does_not_replace_another_unasked(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    (path / "rows").write_text("old")
+
+    def write() -> None:
+        with atomic_place(path) as place:
+            place.mkdir()
+            (place / "rows").write_text("new")
+
+    with pytest.raises(RunError, match="could not write"):
+        write()
+    assert (path / "rows").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no text in Unicode"):
+        write_text_atomic(tmp_path / "a", "half \ud83d")
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 from steepest.errors import RunError
 
-_TEMPORARY = re.compile(r"^\..+\.\d+-\d+\.tmp$")
+_TEMPORARY = re.compile(r"^\.(?P<name>.+)\.\d+(-\d+)?\.(tmp|old)$")
+"""Names of what is being written. Earlier versions moved a folder that was replaced to one ending in .old."""
+_REPLACED = ".old"
 _counter = itertools.count()
 
 
@@ -32,6 +34,7 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stray_files(path.parent, path.name)
         temporary, file = _open_temporary(path)
     except OSError as error:
         raise RunError(_explain_write_failure(path, error)) from error
@@ -51,38 +54,43 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
 
 
 @contextmanager
-def atomic_place(path: Path) -> Generator[Path]:
-    """Give a free path in the same folder, for a file or a folder that a library writes; complete, it becomes ``path``.
+def atomic_place(path: Path, *, replace: bool = False) -> Generator[Path]:
+    """Give a free path of the same name, for a file or a folder that a library writes; complete, it becomes ``path``.
 
-    Whatever goes wrong, ``path`` holds what it held before. A folder does not replace another.
+    It lies in a hidden folder beside ``path``, where a folder that it replaces is moved first: killed between the two
+    steps, the next ``remove_stray_files`` puts that one back. Whatever else goes wrong, ``path`` holds what it held.
 
+    Args:      replace: put a folder in the place of another; a file always replaces one
     Raises:    RunError when the system refuses
-    Verified:  tests/unit/test_files.py::test_a_place_is_taken_as_a_whole
+    Verified:  tests/unit/test_files.py::test_a_place_is_taken_as_a_whole,
+               tests/unit/test_files.py::test_a_folder_is_the_old_one_or_the_new_one_whenever_it_is_killed
     """
     path = Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}-{next(_counter)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stray_files(path.parent, path.name)
+        holder, lock = _open_holder(path)
     except OSError as error:
         raise RunError(_explain_write_failure(path, error)) from error
+    new, old = holder / path.name, holder / f"{path.name}{_REPLACED}"
     try:
-        yield temporary
-        for file in (temporary, *temporary.rglob("*")):
+        yield new
+        for file in (new, *new.rglob("*")):
             if file.is_file():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
             elif file.is_dir():
                 _sync_folder(file)
-        temporary.rename(path)
+        if replace and path.is_dir():
+            path.rename(old)
+        new.rename(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise RunError(_explain_write_failure(path, error)) from error
     finally:
         with suppress(OSError):
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
+            _tidy(holder, path.name)
+        os.close(lock)
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -97,9 +105,13 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 def write_text_atomic(path: Path, text: str) -> None:
     """Replace the file at ``path`` by ``text`` in UTF-8, wholly or not at all.
 
-    Raises:    RunError when the system refuses the write
+    Raises:    RunError when the system refuses the write, or the text holds half a character, as a file name may
     """
-    write_bytes_atomic(path, text.encode())
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"could not write {path}: what goes into it is no text in Unicode ({error.reason})") from error
+    write_bytes_atomic(path, data)
 
 
 def open_own(path: Path, flags: int) -> int:
@@ -123,14 +135,52 @@ def open_own(path: Path, flags: int) -> int:
     return descriptor
 
 
-def remove_stray_files(folder: Path) -> None:
-    """Delete the temporary files that killed writers left in ``folder``; files still being written stay."""
+def remove_stray_files(folder: Path, name: str | None = None) -> None:
+    """Delete what killed writers left in ``folder``, or put back what they had moved; what is being written stays.
+
+    Args:      name: of one file or folder, to look for what its writers left alone
+    Verified:  tests/unit/test_files.py::test_a_folder_is_the_old_one_or_the_new_one_whenever_it_is_killed,
+               tests/unit/test_checkpoint.py::test_stray_temporary_files_go_and_files_being_written_stay
+    """
     with suppress(OSError):
-        for path in Path(folder).iterdir():
-            if _TEMPORARY.match(path.name):
-                with suppress(OSError), path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
+        for path in list(Path(folder).iterdir()):
+            match = _TEMPORARY.match(path.name)
+            if match is None or name not in (None, match["name"]):
+                continue
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _tidy(path, match["name"])
+                finally:
+                    os.close(descriptor)
+
+
+def _tidy(path: Path, name: str) -> None:
+    """Delete a temporary file or folder; what it holds of a folder that is missing beside it goes back first."""
+    old = path if path.suffix == _REPLACED else path / f"{name}{_REPLACED}"
+    if old.is_dir() and not os.path.lexists(path.parent / name):
+        old.rename(path.parent / name)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _open_holder(path: Path) -> tuple[Path, int]:
+    """Make and lock a hidden folder beside a path, for what is going to be there."""
+    while True:
+        holder = path.parent / f".{path.name}.{os.getpid()}-{next(_counter)}.tmp"
+        holder.mkdir()
+        try:
+            descriptor = os.open(holder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # removed as an orphan before it was opened
+            continue
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if holder.is_dir():
+            return holder, descriptor
+        os.close(descriptor)  # or before it was locked
 
 
 def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import os
 import platform
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from steepest.files.atomic import atomic_place
 from steepest.learner.onednn import by_onednn, onednn_compiles
 from steepest.learner.trees import tree_builder, tree_leaves, tree_map
 
@@ -105,12 +105,11 @@ class Compiled:
                 raise TypeError("it uses a tensor that is no parameter or buffer (see register_buffer)") from error
             library = folder / f"{_library_key(graph, leaves)}.pt2"
             if not _is_whole(library):
-                with tempfile.TemporaryDirectory(dir=folder) as temporary, onednn_compiles():
+                with atomic_place(library) as place, onednn_compiles():
                     program = torch.export.export(graph, leaves)
-                    package = inductor.aoti_compile_and_package(
-                        program, package_path=f"{temporary}/function.pt2", inductor_configs=dict(_COMPILER)
+                    inductor.aoti_compile_and_package(
+                        program, package_path=str(place), inductor_configs=dict(_COMPILER)
                     )
-                    os.replace(package, library)
             return inductor.aoti_load_package(str(library)).loader.run
 
 

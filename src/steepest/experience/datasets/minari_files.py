@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,7 +132,7 @@ def write_minari(dataset: Dataset, name: str) -> Path:
         )
     place = root() / name
     # Minari writes below a root of its own here, so that an interrupted dataset is never one.
-    with atomic_place(place) as temporary, _silent(), _scratch_root(place.parent) as scratch:
+    with atomic_place(place) as temporary, _silent(), _scratch_root(temporary.parent / "scratch") as scratch:
         made = minari.create_dataset_from_buffers(
             name,
             _buffers(dataset, known[0]),
@@ -158,13 +157,13 @@ def write_minari(dataset: Dataset, name: str) -> Path:
 
 
 @contextmanager
-def _scratch_root(beside: Path) -> Generator[Path]:
-    """Let Minari keep its datasets in a folder of its own for a while."""
+def _scratch_root(folder: Path) -> Generator[Path]:
+    """Let Minari keep its datasets in another folder for a while."""
     before = os.environ.get(ROOT_VARIABLE)
+    folder.mkdir()
     try:
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".steepest-") as folder:
-            os.environ[ROOT_VARIABLE] = folder
-            yield Path(folder)
+        os.environ[ROOT_VARIABLE] = str(folder)
+        yield folder
     finally:
         if before is None:
             os.environ.pop(ROOT_VARIABLE, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from steepest.errors import RunError, UsageError
+from steepest.files.atomic import atomic_place
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.packages import quiet
 
@@ -35,26 +35,23 @@ def save_model(
     Verified:  tests/unit/test_language_models.py::test_saving_and_loading_gives_the_same_logits,
                tests/unit/test_language_models.py::test_merged_adapters_give_the_same_logits
     """
+    from safetensors import SafetensorError
+
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     model = merged(lm) if merge and lm.has_adapters else cast(Any, lm.model)
+    if lm.has_adapters and not merge and not all(c.base_model_name_or_path for c in model.peft_config.values()):
+        raise UsageError(
+            "the adapters belong to a model made in Python, which no file holds: save that first, or merge them"
+        )
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        with quiet():
-            if lm.has_adapters and not merge and not all(c.base_model_name_or_path for c in model.peft_config.values()):
-                raise UsageError(
-                    "the adapters belong to a model made in Python, which no file holds: save that first, or merge them"
-                )
-            model.save_pretrained(str(temporary), **({} if weights is None else {"state_dict": weights}))
-            lm.tokenizer.save_pretrained(str(temporary))
-        if write_more is not None:
-            write_more(temporary)
-        _replace_folder(temporary, folder)
-    except OSError as error:
-        raise RunError(f"could not save the model in {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_place(folder, replace=True) as place:
+            with quiet():
+                model.save_pretrained(str(place), **({} if weights is None else {"state_dict": weights}))
+                lm.tokenizer.save_pretrained(str(place))
+            if write_more is not None:
+                write_more(place)
+    except SafetensorError as error:  # its writer has no other for a full disk
+        raise RunError(f"could not save the model in {folder}: {' '.join(str(error).split())}") from error
     return folder
 
 
@@ -66,13 +63,3 @@ def merged(lm: LanguageModel) -> Any:
             "quantization='none', and merge then"
         )
     return copy.deepcopy(cast(Any, lm.model)).merge_and_unload()
-
-
-def _replace_folder(new: Path, place: Path) -> None:
-    """Rename a finished folder over another one."""
-    old = place.with_name(f".{place.name}.{os.getpid()}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
