@@ -26,6 +26,7 @@ from steepest.environments.failures import Guarded
 from steepest.environments.names import ENVPOOL_ATARI, find_in_envpool, find_spec
 from steepest.environments.sync import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
+from steepest.files.space import require_space
 
 _T = TypeVar("_T")
 AnyEnv = gym.Env[Any, Any]
@@ -34,6 +35,8 @@ EnvLike = str | Callable[..., AnyEnv] | AnyEnv | AnyVectorEnv
 
 NATIVE_FROM = 4
 """From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
+BYTES_OF_AN_ENVIRONMENT, BYTES_OF_A_PROCESS = 2**11, 10 * 2**20
+"""Of memory, at the least: of a small environment made in Python, and of a process that steps one."""
 
 
 class _Asked(NamedTuple):
@@ -272,6 +275,8 @@ def _loop(
     wrap: Callable[[AnyVectorEnv], AnyVectorEnv] = lambda venv: venv,
 ) -> EnvBatch:
     """Scalar environments, in this process or one process each."""
+    each = BYTES_OF_A_PROCESS if asked.vectorization == "async" else BYTES_OF_AN_ENVIRONMENT
+    require_space(asked.num_envs * each, f"a batch of {asked.num_envs:,} environments", "give fewer (num_envs, seeds)")
     if asked.vectorization == "async":
         owner = os.getpid()
 

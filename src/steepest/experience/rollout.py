@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from steepest.agents.acting import Actor
 from steepest.agents.agent import Agent
+from steepest.files.space import require_space
 from steepest.types import ActionSpec, Obs, ObsSpec, Rollout
 
 
@@ -37,10 +39,20 @@ class Episode(NamedTuple):
     length: int
 
 
+def step_bytes(obs_spec: ObsSpec, action_spec: ActionSpec) -> int:
+    """Return the bytes that one step of one environment takes in a rollout."""
+    obs = sum(math.prod(field.shape) * field.torch_dtype.itemsize for field in obs_spec.fields)
+    action = action_spec.dimension * (4 if action_spec.kind == "box" else 8)
+    return obs + action + action_spec.mask_size + 4 + 3 + 8  # and the reward, the flags, and the step of the episode
+
+
 class Collector:
     """Plays a population's policies in its environments; member m owns environments m N to (m + 1) N - 1.
 
     The buffers are reused: a rollout is good until the next ``collect``.
+
+    Raises:    UsageError where they do not fit into memory
+    Verified:  tests/unit/test_space.py::test_what_an_option_asks_for_is_compared_before_it_is_taken
     """
 
     def __init__(self, env: Environments, agent: Agent, steps: int) -> None:
@@ -53,6 +65,11 @@ class Collector:
         shape = (m, agent.num_envs)
         self.shape = shape
         spec = agent.action_spec
+        require_space(
+            (steps + 1) * total * step_bytes(agent.obs_spec, spec),
+            f"what is played between updates ({steps:,} steps of {total:,} environments)",
+            "give fewer environments (num_envs, seeds) or steps (rollout_steps, train_every)",
+        )
         box = spec.kind == "box"
         action_shape = () if spec.kind == "discrete" else (spec.dimension,)
         self.obs: Obs = {

@@ -11,6 +11,8 @@ from steepest.errors import UsageError
 
 KEPT_FREE = 256 * 2**20
 """Bytes of a disk and of memory that a run leaves to everything else."""
+NOT_WORTH_ASKING = 32 * 2**20
+"""Bytes that are taken without looking: the libraries take more."""
 
 
 def free_disk(folder: Path) -> int:
@@ -53,6 +55,8 @@ def require_space(needed: int, what: str, remedy: str, folder: Path | None = Non
     Raises:    UsageError where it does not fit
     Verified:  tests/unit/test_space.py::test_what_does_not_fit_is_refused
     """
+    if needed <= NOT_WORTH_ASKING:
+        return
     free = free_memory() if folder is None else free_disk(folder)
     if free is None or needed <= free - KEPT_FREE:
         return

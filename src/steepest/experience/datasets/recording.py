@@ -20,13 +20,16 @@ from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import Array, RawObs, RecordedEpisode, nested, parts
 from steepest.experience.datasets.spaces import as_given
 from steepest.experience.replay import ReplayBuffer
-from steepest.experience.rollout import Collector, Environments
+from steepest.experience.rollout import Collector, Environments, step_bytes
+from steepest.files.space import require_space
 from steepest.learner.trees import tree_map
 from steepest.networks.inputs import PolicyInput, PolicyOutput
 from steepest.types import ActionSpec, Obs, ObsSpec
 
 ROWS = 128
 """Rows that are played at a time."""
+COPIES = 3
+"""Times that all steps are in memory at the end: as they were played, in one array, and as episodes."""
 
 
 class Player(Protocol):
@@ -235,12 +238,18 @@ def record(
 
     The last episode of every environment is truncated where its share of the steps is taken.
 
+    Raises:    UsageError where so many steps do not fit into memory
     Args:      space: of observations, see ``spaces.recorded_spaces``; player: with as many environments; on_rows:
                called now and then with the steps so far, and the returns of the episodes that ended since
     Verified:  tests/unit/test_recording.py::test_what_is_recorded_is_what_was_played,
                tests/integration/test_datasets.py::test_the_same_seed_gives_the_same_bits
     """
     n = env.num_envs
+    require_space(
+        COPIES * steps * step_bytes(player.obs_spec, player.action_spec),
+        f"a recording of {steps:,} steps",
+        "record fewer steps, or several datasets",
+    )
     rows = ROWS if not player.sequence_length else math.ceil(ROWS / player.sequence_length) * player.sequence_length
     quota = np.full(n, steps // n)
     quota[: steps % n] += 1

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from steepest.errors import UsageError
+from steepest.files.space import require_space
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.packages import hush_bitsandbytes
 
@@ -28,6 +30,9 @@ def add_adapters(lm: LanguageModel, *, rank: int, alpha: float, dropout: float, 
             "adapters were put into this model before, when it was trained with lora_rank: go on with the model that "
             "training gave back, or load this one anew"
         )
+    linear = [module for module in lm.model.modules() if isinstance(module, nn.Linear)]
+    sizes = 4 * rank * sum(module.in_features + module.out_features for module in linear)
+    require_space(4 * sizes, f"adapters of rank {rank:,} in training", "give a smaller lora_rank")
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steepest.errors import RunError, UsageError
 from steepest.fields import Checked, Count, NonNegative, PositiveShare, Whole
+from steepest.files.space import require_space
 from steepest.language.models.language_model import LanguageModel, without_dropout
 from steepest.language.scoring.scoring import logits_of
 
@@ -47,7 +48,15 @@ def draw_uniforms(count: int, sampling: Sampling, generator: torch.Generator) ->
     """The randomness of ``count`` responses: (count, max_new_tokens), float64 in [0, 1).
 
     Drawn for a whole batch at once, so that a response does not depend on which others it is generated with.
+
+    Raises:    UsageError where they do not fit into memory
+    Verified:  tests/unit/test_space.py::test_what_an_option_asks_for_is_compared_before_it_is_taken
     """
+    require_space(
+        8 * count * sampling.max_new_tokens,
+        f"the random numbers of {count:,} responses of {sampling.max_new_tokens:,} tokens",
+        "give a smaller max_new_tokens, or fewer prompts",
+    )
     return torch.rand((count, sampling.max_new_tokens), generator=generator, dtype=torch.float64)
 
 

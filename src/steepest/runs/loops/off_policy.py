@@ -42,7 +42,7 @@ from steepest.learner.step import Metrics
 from steepest.learner.trees import to_host
 from steepest.numerics import correlated
 from steepest.runs.loops.loop import Iteration, Watch, unwatched
-from steepest.runs.loops.offline import check_same, prepared_rows
+from steepest.runs.loops.offline import check_same, prepared_rows, require_minibatches
 from steepest.runs.options.config import RunConfig
 from steepest.types import Obs, Rollout
 
@@ -60,6 +60,7 @@ class OffPolicyLoop:
     ) -> None:
         self.agent = agent
         self.config = config = cast(OffPolicyConfig, agent.config)
+        require_minibatches(agent)
         self.data = None if dataset is None else prepared_rows(dataset, agent)
         # At least one transition of every minibatch is of the buffer, however small minibatches are.
         self.from_data = min(round((settings.data_share or 0.0) * config.batch_size), config.batch_size - 1)

@@ -24,6 +24,8 @@ from steepest.agents.replay_updates import ReplayAgent
 from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.datasets.sampling import DatasetRows
+from steepest.experience.rollout import step_bytes
+from steepest.files.space import require_space
 from steepest.learner.step import Metrics
 from steepest.learner.trees import to_host
 from steepest.runs.loops.loop import Iteration, Watch, unwatched
@@ -51,6 +53,7 @@ class OfflineLoop:
         self.config = config = cast(OffPolicyConfig, agent.config)
         if config.prioritized:
             raise UsageError("prioritized is True; minibatches of a dataset are drawn uniformly")
+        require_minibatches(agent)
         self.rows, self.fingerprint = prepared_rows(dataset, agent)
         if config.normalize_obs:
             agent.state = {**agent.state, **_statistics(self.rows, agent)}
@@ -89,6 +92,21 @@ class OfflineLoop:
         del tensors
         check_same(figures["fingerprint"], self.fingerprint, self.rows)
         self.done = int(figures["done"])
+
+
+def require_minibatches(agent: ReplayAgent) -> None:
+    """Raise UsageError where the minibatches of one call, and what networks make of them, do not fit into memory.
+
+    Verified:  tests/unit/test_space.py::test_what_an_option_asks_for_is_compared_before_it_is_taken
+    """
+    config = cast(OffPolicyConfig, agent.config)
+    drawn = 2 * config.updates_per_call * step_bytes(agent.obs_spec, agent.action_spec)
+    hidden = 4 * sum(config.hidden_sizes)
+    require_space(
+        agent.members * config.batch_size * (drawn + hidden),
+        f"a call of {config.updates_per_call:,} gradient steps on minibatches of {config.batch_size:,} transitions",
+        "give a smaller batch_size or updates_per_call",
+    )
 
 
 def prepared_rows(dataset: Dataset, agent: ReplayAgent) -> tuple[DatasetRows, str]:
