@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from steepest.language.data.datasets import load_prompts
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.scoring.generation import Response
 from steepest.language.training.reward_model import RewardModel, reward_head, save_reward_model
-from steepest.language.training.rewards import load_reward, make_scorer, named_function
+from steepest.language.training.rewards import arguments_of, load_reward, make_scorer, named_function
 from steepest.language.training.rlhf import RLOO, RLOOConfig
 
 
@@ -121,3 +123,119 @@ def test_rewards_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         (tmp_path / "judge.py").write_text(text)
         with pytest.raises(UsageError, match=rf"judge\.py cannot be imported: .*{message}"):
             make_scorer(lm, f"{tmp_path}/judge.py:f", micro_batch_size=2)
+
+
+ROWS = [{"prompt": "a", "answer": 1, "length": 5}, {"prompt": "b", "answer": 2, "length": 6}]
+ASKED, SAID = ["a", "b"], ["x", "yy"]
+
+
+def _seen(reward: Any) -> Any:
+    positional, named = arguments_of(reward, ASKED, SAID, ROWS)
+    return reward(*positional, **named)
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (lambda prompts, completions: (prompts, completions), (ASKED, SAID)),
+        (lambda p, c: (p, c), (ASKED, SAID)),
+        (lambda _, texts, /: (_, texts), (ASKED, SAID)),
+        (lambda completions, prompts: (completions, prompts), (SAID, ASKED)),
+        (lambda completions: completions, SAID),
+        (lambda prompts, completions, rows: (completions, rows), (SAID, ROWS)),
+        (lambda p, c, r: (c, r), (SAID, ROWS)),
+        (lambda prompts, completions, rows=None: rows, ROWS),
+        (lambda prompts, completions, normalise=False: normalise, False),
+        (lambda p, c, scale=2.0, *, shift=1.0: (c, scale, shift), (SAID, 2.0, 1.0)),
+        (lambda prompts, completions, **kwargs: kwargs, {"answer": [1, 2], "length": [5, 6]}),
+        (lambda completions, answer, **_: (completions, answer), (SAID, [1, 2])),
+        (lambda completions, **kwargs: sorted(kwargs), ["answer", "length", "prompts"]),
+        (lambda **kwargs: (kwargs["prompts"], kwargs["completions"]), (ASKED, SAID)),
+        (lambda *, prompts, completions: (prompts, completions), (ASKED, SAID)),
+        (lambda prompts, *, completions, rows: (prompts, completions, rows), (ASKED, SAID, ROWS)),
+        (lambda *args: args, (ASKED, SAID)),
+        (lambda prompts, *args: (prompts, args), (ASKED, (SAID,))),
+        (lambda p, c, length=100: length, [5, 6]),
+        (lambda p, c, answer: answer, [1, 2]),
+        (functools.partial(lambda prompts, completions, rows: rows, rows="mine"), "mine"),
+    ],
+)
+def test_a_reward_is_given_what_its_signature_names(reward: Any, expected: Any) -> None:
+    """Names, not numbers of arguments, say what goes where."""
+    assert _seen(reward) == expected
+
+
+def test_methods_and_functions_without_a_signature_are_rewards() -> None:
+    class Judge:
+        def __call__(self, prompts: list[str], completions: list[str], strict: bool = True) -> Any:
+            return completions, strict
+
+        def score(self, completions: list[str]) -> list[str]:
+            return completions
+
+    assert _seen(Judge()) == (SAID, True)
+    assert _seen(Judge().score) == SAID
+    assert arguments_of(zip, ASKED, SAID, ROWS) == ([ASKED, SAID], {})
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda prompts, completions, *, target: 0, "the reward needs target, which is none of prompts, completions"),
+        (lambda p, c, r, more: 0, "the reward needs more"),
+        (lambda prompts, completions, missing: 0, "the reward needs missing"),
+        (lambda texts: 0, "takes texts, and would not see the completions; expected reward"),
+        (lambda: 0, "takes no arguments, and would not see"),
+        (len, "would not see the completions"),
+    ],
+)
+def test_a_signature_that_cannot_be_filled_is_refused(reward: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        arguments_of(reward, ASKED, SAID, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "the reward returned None; expected one number for each of the 2 responses"),
+        (0.5, "returned a single number"),
+        (torch.tensor(0.5), "returned a single number"),
+        (np.float32(0.5), "returned a single number"),
+        ({"a": 1.0, "b": 2.0}, "returned a dict"),
+        ({0.5, 1.0}, "returned a set"),
+        ("ab", "returned a str"),
+        (np.zeros((2, 1)), r"returned an array of shape \(2, 1\)"),
+        (torch.zeros(1, 2), r"returned an array of shape \(1, 2\)"),
+        ([[0.5], [1.0]], "returned a list among its numbers"),
+        ([0.5, None], "returned None among its numbers"),
+        (["0.5", "1.0"], "returned a str among its numbers"),
+        ([0.5], "gave 1 numbers for 2 responses"),
+        (object(), "returned an object"),
+    ],
+    ids=str,
+)
+def test_what_a_reward_returned_is_said(returned: Any, message: str) -> None:
+    lm = tiny()
+    prompts = load_prompts(lm, demonstrations(2))[0]
+    drawn = [Response((300, 301), (), False), Response((302, lm.end_token), (), True)]
+    with pytest.raises(RunError, match=message):
+        make_scorer(lm, lambda prompts, completions: returned, micro_batch_size=2)(prompts, drawn)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1, 0.5],
+        (True, np.float32(0.5)),
+        np.array([1.0, 0.5]),
+        torch.tensor([1.0, 0.5], dtype=torch.float64),
+        [torch.tensor(1.0), torch.tensor(0.5)],
+    ],
+    ids=str,
+)
+def test_numbers_of_every_kind_are_taken(returned: Any) -> None:
+    lm = tiny()
+    prompts = load_prompts(lm, demonstrations(2))[0]
+    drawn = [Response((300, 301), (), False), Response((302, lm.end_token), (), True)]
+    for reward in (lambda _, texts: returned, lambda _, texts: (x for x in returned)):
+        assert make_scorer(lm, reward, micro_batch_size=2)(prompts, drawn).tolist() == [1.0, 0.5]

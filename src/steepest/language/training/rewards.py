@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +30,9 @@ TextReward = Callable[..., Sequence[float]]
 """What users write: ``reward(prompts, completions, rows)``, all three lists of one length, gives a number for each.
 
 ``prompts`` are as in the data, ``completions`` texts without their end token, ``rows`` the rows of the data, where a
-verifier finds the right answer. A function of two arguments is not given the rows.
+verifier finds the right answer. Arguments are given by their names; so is a column of the data, as a list, to an
+argument of its name, and all columns to ``**kwargs``. Positional arguments of other names are these three in their
+order; others that have a default keep it.
 
 A number should depend on its own prompt and completion alone. How many come in one call depends on the processes that
 torchrun started: each calls the function with its own share of a batch, in which the completions to one prompt are
@@ -67,7 +71,7 @@ def named_function(reward: str | Path) -> tuple[Path, str] | None:
     if not file.endswith(".py"):
         file, name = str(reward), ""
     path = Path(file).expanduser()
-    if path.suffix != ".py" or path.is_dir():
+    if path.suffix != ".py" or os.path.isdir(path):
         return None
     if not name:
         known = " or ".join(f"{file}:{function}" for function in _functions(path)[:SHOWN_FUNCTIONS])
@@ -97,24 +101,105 @@ def template_difference(lm: LanguageModel, reward: RewardModel | TextReward, pro
 
 
 def _by_text(lm: LanguageModel, reward: TextReward) -> Scorer:
-    takes_rows = len(inspect.signature(reward).parameters) >= 3
-
     def score(prompts: Sequence[Prompt], drawn: Sequence[Response]) -> Tensor:
         asked = [prompt.row["prompt"] for prompt in prompts]
         texts = [response_text(lm, r) for r in drawn]
-        given = (asked, texts, [prompt.row for prompt in prompts]) if takes_rows else (asked, texts)
+        positional, named = arguments_of(reward, asked, texts, [prompt.row for prompt in prompts])
         try:
-            found = [float(x) for x in reward(*given)]
+            given: Any = reward(*positional, **named)
+            given = list(given) if isinstance(given, Iterator) else given  # a generator runs the user's program too
         except Exception as error:  # it is the user's program
             raise RunError(f"the reward failed: {said_by(error)}") from error
-        if len(found) != len(drawn):
-            raise RunError(f"the reward gave {len(found)} numbers for {len(drawn)} responses; expected one for each")
+        found = _numbers(given, len(drawn))
         bad = next((i for i, x in enumerate(found) if not math.isfinite(x)), None)
         if bad is not None:
             raise RunError(f"the reward gave {found[bad]} to the response {texts[bad][:60]!r}; expected finite numbers")
         return torch.tensor(found)
 
     return score
+
+
+def arguments_of(
+    reward: TextReward, prompts: list[Any], completions: list[str], rows: list[dict[str, Any]]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return the positional and the named arguments that a reward is called with, read from its signature.
+
+    Raises:    UsageError for an argument that is none of prompts, completions, rows or a column of the data
+    Verified:  tests/unit/test_rewards.py::test_a_reward_is_given_what_its_signature_names
+    """
+    ours: dict[str, Any] = {"prompts": prompts, "completions": completions, "rows": rows}
+    columns = {name: [row.get(name) for row in rows] for name in (rows[0] if rows else ())}
+    known = columns | ours
+    try:
+        parameters = inspect.signature(reward).parameters
+    except (TypeError, ValueError):  # built-in functions may have none that can be read
+        return [prompts, completions], {}
+    packs = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    unnamed = [] if "completions" in parameters else list(ours.values())  # what the positional arguments are in turn
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        kind = parameter.kind
+        by_place = kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if name in getattr(reward, "keywords", {}):
+            continue  # a functools.partial: the user has decided it
+        if kind is parameter.VAR_POSITIONAL:
+            positional += [prompts, completions][len(positional) :]
+        elif kind is parameter.VAR_KEYWORD:
+            left = {**columns, "prompts": prompts, "completions": completions}
+            named |= {key: value for key, value in left.items() if key not in (*parameters, "prompt")}
+        elif by_place and parameter.default is parameter.empty and unnamed:
+            value, unnamed = unnamed[0], unnamed[1:]
+            value = known.get(name, value) if value is rows else value
+            _give(value, name, kind is parameter.POSITIONAL_ONLY or packs, positional, named)
+        elif name in known:
+            _give(known[name], name, by_place and (kind is parameter.POSITIONAL_ONLY or packs), positional, named)
+        elif parameter.default is parameter.empty:
+            raise UsageError(
+                f"the reward needs {name}, which is none of prompts, completions, rows or a column of the data "
+                f"({', '.join(columns)}); give it a default"
+            )
+    if not any(value is completions for value in (*positional, *named.values())):
+        raise UsageError(
+            f"the reward takes {', '.join(parameters) or 'no arguments'}, and would not see the completions; expected "
+            "reward(prompts, completions) or reward(prompts, completions, rows)"
+        )
+    return positional, named
+
+
+def _give(value: Any, name: str, by_place: bool, positional: list[Any], named: dict[str, Any]) -> None:
+    if by_place:
+        positional.append(value)
+    else:
+        named[name] = value
+
+
+def _numbers(given: Any, count: int) -> list[float]:
+    """What a reward returned, as one number for each response."""
+    expected = f"expected one number for each of the {count} responses, such as a list of {count} numbers"
+    shape = getattr(given, "shape", None)
+    if isinstance(given, Real) or shape == ():
+        raise RunError(f"the reward returned a single number; {expected}")
+    if shape is not None and len(shape) != 1:
+        raise RunError(f"the reward returned an array of shape {tuple(shape)}; {expected}")
+    if isinstance(given, (str, bytes, Mapping, Set)) or not isinstance(given, Iterable):
+        raise RunError(f"the reward returned {_described(given)}; {expected}")
+    found = list(cast(Iterable[Any], given))
+    if len(found) != count:
+        raise RunError(f"the reward gave {len(found)} numbers for {count} responses; expected one for each")
+    numbers = [x.item() if getattr(x, "shape", None) == () else x for x in found]
+    bad = [x for x in numbers if not isinstance(x, Real)]
+    if bad:
+        raise RunError(f"the reward returned {_described(bad[0])} among its numbers; {expected}")
+    return [float(x) for x in numbers]
+
+
+def _described(value: Any) -> str:
+    """A value and its type in a few words."""
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _by_model(lm: LanguageModel, model: RewardModel, micro_batch_size: int) -> Scorer:
