@@ -37,7 +37,14 @@ DATA: Mistakes = {
         "response = self.encode(completion)",
         "response = joined[len(first) :]",
     ),
-    "merges not counted": ("report.merges += 1", "pass"),
+    "merges not counted": (
+        "report.merges += 1\n            response = self.encode(completion)",
+        "response = self.encode(completion)",
+    ),
+    "merges in conversations not counted": (
+        "            report.merges += 1\n        counts",
+        "            pass\n        counts",
+    ),
     "another text accepted": (
         "if self.tokenizer.decode([*first, *response]) != self.tokenizer.decode(list(joined)):",
         "if False:",
@@ -54,14 +61,14 @@ DATA: Mistakes = {
         'if m["role"] == "assistant"]',
     ),
     "the role is learned": (
-        "self.template(messages[:i], answer=True), tokens",
-        "self.template(messages[:i]), tokens",
+        "self.rendered(messages[:i], answer=True, tools=tools)",
+        "self.rendered(messages[:i], tools=tools)",
     ),
     "control tokens in messages accepted": (
-        'found = next((token for token in self.control if token in message["content"]), None)',
+        "found = next((token for token in self.control if any(token in text for text in said)), None)",
         "found = None",
     ),
-    "a prompt that is no prefix accepted": ("if tuple(whole[: len(part)]) == part:", "if True:"),
+    "a prompt that is no prefix accepted": ("if whole.startswith(part):", "if True:"),
     "the first token of a text learned": (
         "mask = (False,) + (True,) * len(tokens) if self.bos else (False,) + (True,) * (len(tokens) - 1)",
         "mask = (True,) * (len(tokens) + len(self.bos))",
@@ -73,7 +80,7 @@ DATA: Mistakes = {
         "Pair(prompt, chosen[:room], rejected[:room])",
         "Pair(prompt, rejected[:room], chosen[:room])",
     ),
-    "answers to different prompts accepted": ("if rejected_turns[:-1] != turns:", "if False:"),
+    "answers to different prompts accepted": ("if one[:-1] != other[:-1]:", "if False:"),
     "long prompts kept": ("if len(tokens) > limit:", "if False:"),
     "rows run together in the fingerprint": ('digest.update(b"|")', "pass"),
     "empty responses accepted": ("if not completion.strip():", "if False:"),
@@ -256,7 +263,7 @@ REWARDS: Mistakes = {
         "if reward.lm.tokenizer.chat_template == lm.tokenizer.chat_template:",
         "if True:",
     ),
-    "too few rewards accepted": ("if len(found) != len(drawn):", "if False:"),
+    "too few rewards accepted": ("if len(found) != count:", "if False:"),
 }
 
 DIVERGENCE: Mistakes = {

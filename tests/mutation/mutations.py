@@ -1523,7 +1523,7 @@ SUSPECTS: dict[str, Suspect] = {
     "language/training/reward_model.py": Suspect(
         REWARD_MODEL, ("unit/test_reward_model.py", "exact/test_reward_model.py")
     ),
-    "language/data/datasets.py language/data/rendering.py language/data/examples.py": Suspect(
+    " ".join(f"language/data/{name}.py" for name in ("datasets", "rendering", "examples", "layouts", "rows")): Suspect(
         lm.DATA, ("unit/test_language_data.py",)
     ),
     "language/data/batching.py": Suspect(lm.BATCHING, ("unit/test_language_batching.py",)),

@@ -18,6 +18,7 @@ from steepest.language.data.rendering import show_example
 from steepest.language.data.rows import read_rows
 from steepest.language.models.fingerprints import rows_fingerprint
 from steepest.language.models.language_model import LanguageModel
+from steepest.language.models.templates import template_arguments, with_arguments
 
 CHAT: list[dict[str, str]] = [
     {"role": "system", "content": "You judge films."},
@@ -88,14 +89,21 @@ def test_a_template_without_an_end_gets_one() -> None:
         "{% if add_generation_prompt %}assistant:{% endif %}"
     )
     try:
-        example, _ = one(lm, {"messages": CHAT[:3]})
+        example, report = one(lm, {"messages": CHAT[:3]})
+        assert report.merges == 0
         lm.tokenizer.chat_template = lm.tokenizer.chat_template.replace("assistant:", "assistant: ")
-        with pytest.raises(UsageError, match="the tokenizer merges across that boundary"):
-            one(lm, {"messages": CHAT[:3]})
+        spaced, report = one(lm, {"messages": CHAT[:3]})
+        prompt = load_prompts(lm, [{"prompt": CHAT[:2]}])[0][0].tokens
     finally:
         lm.tokenizer.chat_template = template
     assert example.tokens[-1] == lm.end_token
     assert example.response[-1]
+    # A prompt that ends in a space, which the tokenizer would merge with the answer: it is joined in tokens.
+    assert report.merges == 1
+    assert spaced.tokens[: len(prompt)] == prompt
+    assert not any(spaced.response[: len(prompt)])
+    assert lm.tokenizer.decode(list(spaced.tokens[len(prompt) :])) == "It is dull.\n<|im_end|>"
+    assert all(spaced.response[len(prompt) :])
 
 
 # Boundaries
@@ -166,7 +174,7 @@ def test_a_template_that_rewrites_history_is_refused_with_the_place() -> None:
     )
     try:
         with pytest.raises(
-            UsageError, match=r"row 1: the prompt of message 3 is no token prefix.*at token \d+ it.*differently"
+            UsageError, match=r"row 1: the prompt of message 3 is no prefix.*at character \d+ it.*differently"
         ):
             one(lm, {"messages": CHAT})
     finally:
@@ -257,7 +265,11 @@ def test_a_length_that_the_model_cannot_take_is_refused() -> None:
             "message 1 holds the control token",
         ),
         ({"messages": [{"from": "human", "value": "x"}]}, "message 1 of messages has no role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "is a list; expected text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "has a part of type image; expected text"),
+        ({"messages": [{"role": "user", "content": None}]}, "content of message 1 of messages is a NoneType; expected"),
+        ({"prompt": "a", "completion": "b \ud83d"}, r"the text holds half a character (\ud83d at place "),
+        ({"messages": [*CHAT[:1], {"role": "user", "content": "\ude00"}, CHAT[2]]}, "holds half a character"),
+        ({"text": "\ud800"}, "holds half a character"),
         ({"messages": "hello"}, "messages is a str"),
     ],
 )
@@ -400,3 +412,269 @@ def test_a_shown_example_marks_what_is_learned() -> None:
     assert [line.split()[0] for line in shown.splitlines()] == ["read", "learned"]
     assert "\x1b" not in shown
     assert "film" in shown.splitlines()[1].replace("|", "")
+
+
+# What people's data is like
+
+
+HH = {
+    "chosen": "\n\nHuman: Is it great?\n\nAssistant: It is dull.\n\nHuman: And the plot?\n\nAssistant: Boring!",
+    "rejected": "\n\nHuman: Is it great?\n\nAssistant: It is dull.\n\nHuman: And the plot?\n\nAssistant: It is moving.",
+}
+OTHER = {"role": "assistant", "content": "It is moving."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "And the plot?", "chosen": CHAT[1:], "rejected": [*CHAT[1:4], OTHER]},
+        {"prompt": "And the plot? ", "chosen": np.array(CHAT[1:]), "rejected": np.array([*CHAT[1:4], OTHER])},
+        {"prompt": CHAT[1:4], "chosen": CHAT[1:], "rejected": [*CHAT[1:4], OTHER]},
+        {"prompt": CHAT[1:2], "chosen": CHAT[1:], "rejected": [*CHAT[1:4], OTHER]},
+        {"prompt": CHAT[1:4], "chosen": CHAT[4:], "rejected": [OTHER]},
+        {"chosen": CHAT[1:], "rejected": [*CHAT[1:4], OTHER], "score_chosen": 3.0},
+        HH,
+    ],
+    ids=["UltraFeedback", "as Parquet has it", "prompt and whole", "its beginning", "apart", "whole", "hh-rlhf"],
+)
+def test_preferences_as_people_have_them(row: dict[str, Any]) -> None:
+    """All of these are one pair."""
+    lm = tiny(chat=True)
+    (pair,), _ = load_preferences(lm, [row])
+    assert lm.tokenizer.decode(list(pair.chosen)) == "Boring!<|im_end|>"
+    assert lm.tokenizer.decode(list(pair.rejected)) == "It is moving.<|im_end|>"
+    asked = lm.tokenizer.apply_chat_template(CHAT[1:4], tokenize=False, add_generation_prompt=True)
+    assert lm.tokenizer.decode(list(pair.prompt)) == asked
+
+
+def test_turns_in_a_text_stay_text_without_a_template() -> None:
+    lm = tiny()
+    (pair,), _ = load_preferences(lm, [HH])
+    assert lm.tokenizer.decode(list(pair.prompt)) == HH["chosen"].removesuffix(" Boring!")
+    assert lm.tokenizer.decode(list(pair.chosen)) == " Boring!<|endoftext|>"
+    assert lm.tokenizer.decode(list(pair.rejected)) == " It is moving.<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "yes", "rejected": "no"}, "are texts without a prompt; expected a column prompt beside them"),
+        ({"chosen": HH["chosen"], "rejected": "\n\nHuman: Who?\n\nAssistant: Me."}, "differ before their last message"),
+        ({"chosen": "So: " + HH["chosen"], "rejected": HH["rejected"]}, "a text of turns begins with 'So:"),
+        ({"chosen": HH["chosen"], "rejected": CHAT[1:]}, "chosen and rejected are str and list"),
+        (
+            {"prompt": "Who?", "chosen": CHAT[1:3], "rejected": [CHAT[1], OTHER]},
+            "the prompt is not in the conversations",
+        ),
+        ({"prompt": CHAT[3:4], "chosen": CHAT[1:3], "rejected": [CHAT[1], OTHER]}, "the prompt is not in the"),
+        ({"prompt": "a", "chosen": CHAT[1:3], "rejected": "b"}, "prompt and response are str and list"),
+        ({"prompt": CHAT[1:2], "chosen": [], "rejected": [OTHER]}, "chosen is 0 messages; expected one"),
+    ],
+)
+def test_preferences_that_fit_no_layout_are_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match="1 of 1 rows cannot be used") as error:
+        load_preferences(tiny(chat=True), [row])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "conversations": [{"from": "human", "value": "Is it great?"}, {"from": "gpt", "value": "It is dull."}],
+            "id": 1,
+        },
+        {"conversations": [{"role": "user", "content": "Is it great?"}, CHAT[2]]},
+        {"instruction": "Is it great?", "input": "", "output": "It is dull."},
+        {"instruction": "Is it great?", "output": "It is dull."},
+        {"prompt": "Is it great?", "completion": [CHAT[2]]},
+        {"prompt": CHAT[1:2], "completion": CHAT[2:3]},
+        {"messages": CHAT[1:3], "prompt": "Is it great?", "prompt_id": "7"},
+    ],
+    ids=["ShareGPT", "conversations", "Alpaca", "Alpaca without input", "text and message", "messages", "UltraChat"],
+)
+def test_demonstrations_as_people_have_them(row: dict[str, Any]) -> None:
+    """All of these are one conversation."""
+    lm = tiny(chat=True)
+    example, _ = one(lm, row)
+    assert example == one(lm, {"messages": CHAT[1:3]})[0]
+
+
+def test_alpaca_has_an_input_below_its_instruction() -> None:
+    lm = tiny(chat=True)
+    example, report = one(lm, {"instruction": "Judge:", "input": "The film.", "output": "It is dull."})
+    assert "Judge:\n\nThe film.<|im_end|>" in lm.tokenizer.decode(list(example.tokens))
+    assert report.ignored == ()
+    for row, message in (
+        ({"instruction": 3, "output": "x"}, "are not all texts"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "a turn is from 'bot'; expected human"),
+        ({"conversations": "x"}, "messages is a str"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            one(lm, row)
+
+
+def test_columns_of_other_names() -> None:
+    lm = tiny(chat=True)
+    rows = [{"question": "This film was", "answer": " dull.", "messages": 3}]
+    expected = load_sft(lm, [{"prompt": "This film was", "completion": " dull."}])[0]
+    for columns in ({"prompt": "question", "completion": "answer"}, ("prompt=question", "completion=answer")):
+        found, report = load_sft(lm, rows, columns=columns)
+        assert found == expected
+        assert report.ignored == ("messages",)
+    pairs = load_preferences(lm, [{"q": "So", "a": " x", "b": " y"}], columns=("prompt=q", "chosen=a", "rejected=b"))[0]
+    assert lm.tokenizer.decode(list(pairs[0].chosen)) == " x<|im_end|>"
+    prompts = load_prompts(lm, [{"q": "So", "answer": 3}], columns={"prompt": "q"})[0]
+    assert prompts[0].row == {"q": "So", "answer": 3, "prompt": "So"}
+    for columns, message in (
+        (("prompt=ask", "completion=answer"), "columns names ask, but .* has the columns question, answer, messages"),
+        (("prompt",), "columns has 'prompt'; expected our name and the data's, such as prompt=question"),
+        (("=question",), "expected our name"),
+        (("prompt=question",), "expected prompt and completion"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_sft(lm, rows, columns=columns)
+
+
+CALLS = [{"name": "find", "arguments": {"film": "Up"}}]
+TOOLS = [{"name": "find"}]
+
+
+def test_content_in_parts_and_calls_of_tools() -> None:
+    """Parts of text are one text; calls are learned where the template renders them, and refused where it does not."""
+    lm = tiny(chat=True)
+    parts = [
+        CHAT[1],
+        {"role": "assistant", "content": [{"type": "text", "text": "It is"}, {"type": "text", "text": " dull."}]},
+    ]
+    assert one(lm, {"messages": parts})[0] == one(lm, {"messages": CHAT[1:3]})[0]
+    calling = [
+        CHAT[1],
+        {"role": "assistant", "content": None, "tool_calls": CALLS},
+        {"role": "tool", "content": "dull"},
+    ]
+    for row, message in (
+        ({"messages": [*calling, CHAT[2]]}, "message 2 calls tools, which the chat template does not render"),
+        ({"messages": CHAT, "tools": TOOLS}, "it offers tools, which the chat template does not render"),
+        ({"messages": CHAT, "tools": "{"}, "tools is no JSON"),
+        ({"messages": CHAT, "tools": {"a": 1}}, "tools is a dict; expected a list"),
+        ({"messages": [CHAT[1], {"role": "assistant", "content": None}]}, "is a NoneType; expected text"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            one(lm, row)
+    template = lm.tokenizer.chat_template
+    lm.tokenizer.chat_template = "{% if tools %}{{ tools | tojson + '\n' }}{% endif %}" + template.replace(
+        "message['content'] +", "message['content'] + (message.tool_calls | tojson if message.tool_calls else '') +"
+    )
+    try:
+        example, _ = one(lm, {"messages": [*calling, CHAT[2]], "tools": TOOLS})
+        assert example == one(lm, {"messages": [*calling, CHAT[2]], "tools": json.dumps(TOOLS)})[0]
+        control = [*calling[:1], {**calling[1], "tool_calls": [{"name": "<|im_end|>"}]}, *calling[2:]]
+        with pytest.raises(UsageError, match="message 2 holds the control token"):
+            one(lm, {"messages": control, "tools": TOOLS})
+        prompt = load_prompts(lm, [{"prompt": CHAT[1:2], "tools": TOOLS}])[0][0]
+    finally:
+        lm.tokenizer.chat_template = template
+    assert learned(lm, example) == [json.dumps(CALLS) + "<|im_end|>", "It is dull.<|im_end|>"]
+    assert "find" in lm.tokenizer.decode(list(prompt.tokens))
+
+
+THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ message.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}"
+    "{% elif opens is defined %}{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+"""As Qwen3 has it: thoughts of earlier turns are left out; as Qwen3.5, where it opens them itself."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "<think>\n\n</think>\n\n{}<|im_end|>"),
+        ({"enable_thinking": False}, "{}<|im_end|>"),
+        ({"opens": True}, "\n</think>\n\n{}<|im_end|>"),
+    ],
+)
+def test_a_template_that_thinks(arguments: dict[str, bool], said: str) -> None:
+    """Each turn is learned after the history and the prompt that the model would have seen."""
+    lm = tiny(chat=True)
+    template = lm.tokenizer.chat_template
+    lm.tokenizer.chat_template = with_arguments(THINKING, arguments)
+    try:
+        examples, report = load_sft(lm, [{"messages": CHAT}])
+        prompts = [load_prompts(lm, [{"prompt": CHAT[:i]}])[0][0].tokens for i in (2, 4)]
+        (pair,), _ = load_preferences(lm, [{"prompt": CHAT[:2], "chosen": CHAT[2:3], "rejected": [OTHER]}])
+    finally:
+        lm.tokenizer.chat_template = template
+    assert (report.used, report.cut) == (1, 1)
+    assert "1 cut into a sequence for every turn" in "\n".join(report.lines())
+    for example, prompt, answer in zip(examples, prompts, ("It is dull.", "Boring!"), strict=True):
+        assert example.tokens[: len(prompt)] == prompt
+        assert example.response == tuple(len(prompt) <= i < len(example.tokens) - 1 for i in range(len(example.tokens)))
+        assert lm.tokenizer.decode(list(example.tokens[len(prompt) : -1])) == said.format(answer)
+    assert pair.prompt == prompts[0]
+    assert lm.tokenizer.decode(list(pair.rejected)) == said.format("It is moving.")
+
+
+def test_a_template_takes_arguments() -> None:
+    assert with_arguments(None, {}) is None
+    once = with_arguments(THINKING, {"enable_thinking": False})
+    assert with_arguments(once, {"enable_thinking": False}) == once
+    assert with_arguments(once, {"enable_thinking": True}) == once.replace("False", "True", 1)
+    for template, arguments, message in (
+        (THINKING, {"enable_thinkin": False}, "knows no argument 'enable_thinkin'; it has enable_thinking, opens"),
+        (THINKING, {"messages": []}, "knows no argument 'messages'"),
+        (None, {"enable_thinking": False}, "has none; give one"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            with_arguments(template, arguments)
+    assert template_arguments('{"enable_thinking": false}') == {"enable_thinking": False}
+    for given, message in (("enable_thinking", "is no JSON"), ("[1]", "expected values by name")):
+        with pytest.raises(UsageError, match=message):
+            template_arguments(given)
+
+
+def test_bad_rows_are_named_with_their_file(tmp_path: Path) -> None:
+    """Also in a folder of files; text that is no Unicode is such a row, and can be left out."""
+    good = {"prompt": "This film was", "completion": " dull."}
+    (tmp_path / "1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (good, good)))
+    (tmp_path / "2.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({**good, "completion": "x \ud83d"}) + "\n")
+    with pytest.raises(UsageError, match=r"1 of 4 rows cannot be used: row 2 of .*2\.jsonl: the text holds half"):
+        load_sft(tiny(), tmp_path)
+    examples, report = load_sft(tiny(), tmp_path, drop_bad_rows=True)
+    assert len(examples) == 3
+    assert report.bad[0].startswith(f"row 2 of {tmp_path / '2.jsonl'}: ")
+    for load, row in (
+        (load_preferences, {"prompt": "a", "chosen": "b", "rejected": "\ud83d"}),
+        (load_prompts, {"prompt": "half \ude00"}),
+        (load_prompts, {"prompt": [{"role": "user", "content": "\ud83d"}]}),
+    ):
+        with pytest.raises(UsageError, match="holds half a character"):
+            load(tiny(chat=True), [row])
+
+
+def test_names_twice_and_marks_in_data(tmp_path: Path) -> None:
+    """A mark of UTF-8 before the text is none of it; a name twice is counted, since its last value is read."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x", "prompt": "This", "completion": " film"}\n', encoding="utf-8-sig")
+    examples, report = load_sft(tiny(), path)
+    assert examples == load_sft(tiny(), [{"prompt": "This", "completion": " film"}])[0]
+    assert "1 have a column twice, of which the last is read" in "\n".join(report.lines())
+    for text, message in (("[" * 5000, "line 1 of .*a.jsonl cannot be read as JSON: .*deep"), ("9" * 5000, "digits")):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            load_sft(tiny(), path)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"rows", print, "x" * 5000, "\x00", {"train": []}, ["a", "b"], [None]])
+def test_what_is_no_dataset_is_refused(source: Any) -> None:
+    with pytest.raises(UsageError) as error:
+        load_sft(tiny(), source)
+    assert len(str(error.value)) < 400
+
+
+def test_a_generator_of_rows_is_read() -> None:
+    assert load_sft(tiny(), (row for row in demonstrations(3)))[0] == load_sft(tiny(), demonstrations(3))[0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import shutil
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 from helpers_language import CORPUS, chat_tokenizer, tiny, tokenizer
-from steepest.errors import UsageError
+from steepest.errors import RunError, UsageError
 from steepest.language.models.adapters import add_adapters, reference
 from steepest.language.models.language_model import (
     LanguageModel,
@@ -365,3 +369,83 @@ def test_adapters_on_4_bit_weights_have_the_gradient_of_the_weights_unpacked(tmp
     for name, gradient in gradients[1].items():
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
     assert any(g.abs().max() > 0 for n, g in gradients[0].items() if "layers.0" in n)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Electra", "Roberta"])
+def test_a_model_that_looks_ahead_is_refused(kind: str, tmp_path: Path) -> None:
+    """Made to fill gaps, it loads as a causal model; as a decoder it is one."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = getattr(transformers, f"{kind}Config")
+    looks_ahead, decoder = (
+        AutoModelForCausalLM.from_config(
+            config(vocab_size=len(tokenizer()), is_decoder=decodes, pad_token_id=0, **sizes)
+        )
+        for decodes in (False, True)
+    )
+    for made, folder in ((looks_ahead, tmp_path / "ahead"), (decoder, tmp_path / "decoder")):
+        made.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    for load, given in ((load_model, (tmp_path / "ahead",)), (language_model, (looks_ahead, tokenizer()))):
+        with pytest.raises(UsageError, match=rf"no causal language model: what {kind}\w+ says of a token depends"):
+            load(*given)
+    assert load_model(tmp_path / "decoder").network.config.is_decoder
+
+
+def test_a_folder_of_damaged_descriptions_is_one_sentence(tmp_path: Path) -> None:
+    """Whatever the libraries make of it."""
+    good = save_model(tiny(scale=1.0), tmp_path / "good")
+    for number, (file, text) in enumerate(
+        (
+            ("config.json", "[" * 5000),
+            ("config.json", "[1]"),
+            ("config.json", '{"model_type": ["llama"]}'),
+            ("config.json", '{"model_type": "llama", "hidden_size": "big"}'),
+            ("generation_config.json", '{"eos_token_id": "end"}'),
+            ("generation_config.json", "[" * 5000),
+            ("tokenizer.json", "[" * 5000),
+            ("tokenizer_config.json", "[]"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(good, folder)
+        (folder / file).write_text(text)
+        with pytest.raises(UsageError, match="cannot be loaded") as error:
+            load_model(folder)
+        assert len(str(error.value)) < 600, (file, text[:30])
+
+
+def test_adapters_of_adapters_are_refused(tmp_path: Path) -> None:
+    """Their own folder, too, which would be loaded for ever."""
+    save_model(tiny(scale=1.0), tmp_path / "model")
+    made = add_adapters(load_model(tmp_path / "model"), rank=2, alpha=4.0, dropout=0.0, seed=0)
+    folder = save_model(made, tmp_path / "adapters")
+    file = folder / "adapter_config.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({**described, "base_model_name_or_path": str(folder)}))
+    with pytest.raises(UsageError, match="which are adapters too; expected a model"):
+        load_model(folder)
+
+
+def test_a_model_saved_when_the_disk_is_full_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the library that writes has an error of its own for it."""
+    from safetensors import SafetensorError
+
+    folder = save_model(tiny(), tmp_path / "model")
+    lm = tiny(seed=1)
+    for error in (OSError(errno.ENOSPC, "No space left"), SafetensorError("No space left on device")):
+        monkeypatch.setattr(type(lm.model), "save_pretrained", partial(_raises, error))
+        with pytest.raises(RunError, match=r"disk is full|No space left"):
+            save_model(lm, folder)
+        monkeypatch.undo()
+        assert torch.equal(logits(load_model(folder)), logits(tiny()))
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def _raises(error: Exception, place: str, **_: object) -> None:
+    Path(place).mkdir()
+    (Path(place) / "config.json").write_text("{}")
+    raise error

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from steepest.language.data.datasets import load_prompts as load_prompts
     from steepest.language.data.datasets import load_sft as load_sft
     from steepest.language.models.language_model import LanguageModel as LanguageModel
+    from steepest.language.models.language_model import language_model as language_model
     from steepest.language.models.loading import load_model as load_model
     from steepest.language.models.saving import save_model as save_model
     from steepest.language.models.scratch import tiny_llama as tiny_llama
@@ -41,6 +42,7 @@ _HOME = {
     "LanguageModel": "models.language_model",
     "SFTConfig": "training.sft",
     "generate": "scoring.generation",
+    "language_model": "models.language_model",
     "load_model": "models.loading",
     "load_preferences": "data.datasets",
     "load_prompts": "data.datasets",

@@ -53,6 +53,10 @@ class Report:
     """Tokens of max_length that are kept for a response, where responses are drawn."""
     merges: int = 0
     """Rows where the tokenizer, given prompt and response as one text, would merge across their boundary."""
+    repeated: int = 0
+    """Rows of a file that have a column twice; the last one counts."""
+    cut: int = 0
+    """Conversations cut into a sequence for every turn, since the template rewrites earlier ones."""
     bad: list[str] = field(default_factory=list[str])
     """Rows left out because they cannot be used, and why."""
     ignored: tuple[str, ...] = ()
@@ -68,6 +72,12 @@ class Report:
             out.append(f"  {self.long_prompts:,} left out: the prompt {kept} max_length")
         if self.merges:
             out.append(f"  {self.merges:,} joined in tokens where the tokenizer would have merged prompt and response")
+        if self.cut:
+            out.append(
+                f"  {self.cut:,} cut into a sequence for every turn, since the chat template rewrites earlier ones"
+            )
+        if self.repeated:
+            out.append(f"  {self.repeated:,} have a column twice, of which the last is read")
         if self.bad:
             out.append(f"  {len(self.bad):,} left out as unusable, such as {self.bad[0]}")
         if self.ignored:

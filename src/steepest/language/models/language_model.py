@@ -190,9 +190,10 @@ def keep_activations(lm: LanguageModel) -> None:
 def language_model(model: nn.Module, tokenizer: Any, *, source: str = "") -> LanguageModel:
     """A LanguageModel of a model and a tokenizer that are in memory; in evaluation mode, its end tokens looked up.
 
-    Raises:    UsageError where neither the generation config nor the tokenizer names an end token, or the tokenizer has
-               more tokens than the model
-    Verified:  tests/unit/test_language_models.py::test_every_end_token_counts
+    Raises:    UsageError where neither the generation config nor the tokenizer names an end token, the tokenizer has
+               more tokens than the model, or the model looks ahead
+    Verified:  tests/unit/test_language_models.py::test_every_end_token_counts,
+               tests/unit/test_language_models.py::test_a_model_that_looks_ahead_is_refused
     """
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
@@ -213,4 +214,22 @@ def language_model(model: nn.Module, tokenizer: Any, *, source: str = "") -> Lan
     # An embedding never learns its padding row. Where padding is the end token, it would not learn to read that.
     lm.network.get_input_embeddings().padding_idx = None
     model.eval()
+    _check_causal(lm)
     return lm
+
+
+def _check_causal(lm: LanguageModel) -> None:
+    """UsageError where what the model says of a token depends on later ones, tried on five tokens.
+
+    Some architectures that fill gaps in a text, such as BERT, load as causal models too.
+    """
+    tokens = torch.arange(5, device=lm.device).repeat(2, 1) % lm.vocabulary
+    tokens[1, 3:] = (tokens[1, 3:] + 2) % lm.vocabulary
+    with torch.no_grad(), torch.autocast(lm.device.type, enabled=False):
+        one, other = lm.network(input_ids=tokens).logits[:, :3].float()
+    tolerance = 1e-4 if next(lm.model.parameters()).dtype in (torch.float32, torch.float64) else 5e-2
+    if float((one - other).abs().max()) > tolerance * float((one - one.mean()).abs().max()):
+        raise UsageError(
+            f"{lm.source or 'the model'} is no causal language model: what {type(lm.network).__name__} says of a token "
+            "depends on later ones. Take a model that was made to continue texts"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from steepest.language.models.packages import (
     require_language,
 )
 from steepest.language.models.places import locate
+from steepest.language.models.templates import template_arguments, template_text, with_arguments
 
 
 def load_model(
@@ -31,25 +33,32 @@ def load_model(
     device: Device = "auto",
     quantization: Quantization = "none",
     chat_template: str | None = None,
+    template_kwargs: str | Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer.
 
     Args:      source: a Hugging Face id, a folder that ``save_pretrained`` wrote (a model or peft adapters), a GGUF
                file, or the folder of a steepest run; dtype of the weights; quantization: "4bit" holds frozen weights
                in NF4 (bitsandbytes), to be trained through adapters; chat_template: Jinja text, or a file of it, in
-               place of the model's own
-    Raises:    UsageError where there is no such model, it has no end token, or its weights are pickled
-    Verified:  tests/unit/test_language_models.py::test_saving_and_loading_gives_the_same_logits
+               place of the model's own; template_kwargs: values of the template's arguments, such as enable_thinking
+    Raises:    UsageError where there is no such model, it has no end token, its weights are pickled, or it looks ahead
+    Verified:  tests/unit/test_language_models.py::test_saving_and_loading_gives_the_same_logits,
+               tests/unit/test_language_models.py::test_a_model_that_looks_ahead_is_refused
     """
     require_language()
     import transformers
 
+    if not isinstance(source, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        kind = type(source).__name__
+        in_memory = " A model in memory goes with its tokenizer: steepest.language.language_model(model, tokenizer)"
+        hint = in_memory if isinstance(source, torch.nn.Module) else ""
+        raise UsageError(f"the model is of type {kind}; expected the id of a model, a folder, or a GGUF file.{hint}")
     where = locate(str(source))
     if isinstance(where, str):
         refuse_absent(where)
     adapter = where / "adapter_config.json" if isinstance(where, Path) and where.is_dir() else None
     if adapter is not None and adapter.is_file():
-        return _load_adapters(cast(Path, where), dtype, device, quantization, chat_template)
+        return _load_adapters(cast(Path, where), dtype, device, quantization, chat_template, template_kwargs)
     place, extra = str(where), cast(dict[str, Any], {})
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
     if isinstance(where, Path) and where.suffix == ".gguf":
@@ -76,26 +85,25 @@ def load_model(
             # it then computes has no backward pass: gradients would be lost without an error.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    if chat_template is not None:
-        tokenizer.chat_template = template_text(chat_template)
-    return language_model(model, tokenizer, source=str(where.resolve()) if isinstance(where, Path) else where)
+    _set_template(tokenizer, chat_template, template_kwargs)
+    with explained(f"the model {source}", where):
+        return language_model(model, tokenizer, source=str(where.resolve()) if isinstance(where, Path) else where)
 
 
-def template_text(template: str | None) -> str | None:
-    """A chat template, given as Jinja text or as the path of a file of it.
-
-    Raises:    UsageError where it is neither
-    """
-    if template is None or "{" in template:
-        return template
-    try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"chat_template {template!r} is neither Jinja text nor a file that can be read") from error
+def _set_template(tokenizer: Any, template: str | None, arguments: str | Mapping[str, Any] | None) -> None:
+    if template is not None:
+        tokenizer.chat_template = template_text(template)
+    if given := template_arguments(arguments):
+        tokenizer.chat_template = with_arguments(tokenizer.chat_template, given)
 
 
 def _load_adapters(
-    folder: Path, dtype: Dtype, device: Device, quantization: Quantization, chat_template: str | None
+    folder: Path,
+    dtype: Dtype,
+    device: Device,
+    quantization: Quantization,
+    chat_template: str | None,
+    template_kwargs: str | Mapping[str, Any] | None,
 ) -> LanguageModel:
     """The base model that adapters were trained on, with them in place and trainable."""
     peft = import_peft()
@@ -103,6 +111,8 @@ def _load_adapters(
         base_source = peft.PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not base_source:
         raise UsageError(f"the adapters in {folder} do not say which model they belong to")
+    if (Path(str(base_source)) / "adapter_config.json").is_file():
+        raise UsageError(f"the adapters in {folder} belong to {base_source}, which are adapters too; expected a model")
     base = load_model(base_source, dtype=dtype, device=device, quantization=quantization, chat_template=chat_template)
     tokenizer = base.tokenizer
     with quiet(), explained(f"the adapters {folder}", folder):
@@ -110,7 +120,7 @@ def _load_adapters(
             import transformers
 
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-            if chat_template is not None:
-                tokenizer.chat_template = template_text(chat_template)
+            _set_template(tokenizer, chat_template, None)
+        _set_template(tokenizer, None, template_kwargs)
         model = peft.PeftModel.from_pretrained(base.model, str(folder), is_trainable=True, use_safetensors=True)
     return LanguageModel(model.eval(), tokenizer, base.end_tokens, str(folder.resolve()))

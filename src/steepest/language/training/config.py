@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from steepest.errors import require
 from steepest.fields import Checked, Count, NonNegative, PartialShare, Positive, Whole
+from steepest.language.data.rows import named_columns
 
 if TYPE_CHECKING:
     from steepest.language.models.language_model import LanguageModel
@@ -61,6 +62,8 @@ class TrainingConfig(Checked):
     """Hold out this fraction of the prompts, with all their rows, where no evaluation data is given."""
     drop_bad_rows: bool = False
     """Leave out rows that cannot be used, and count them, instead of refusing the dataset."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data that have other names, as OURS=THEIRS: prompt=question completion=answer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +74,7 @@ class TrainingConfig(Checked):
         require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction, in [0, 1)")
         require(self.has_dropout or not self.lora_dropout, "lora_dropout", self.lora_dropout,
                 "0: dropout is off here, only sft has it")  # fmt: skip
+        named_columns(self.columns)
         require(0 <= self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a fraction, in [0, 1)")
 
 

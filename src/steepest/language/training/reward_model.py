@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -102,12 +103,17 @@ def load_reward_model(source: str | Path, **options: Any) -> RewardModel:
     Verified:  tests/unit/test_reward_model.py::test_saving_and_loading_gives_the_same_scores
     """
     folder = Path(source).expanduser()
-    folder = folder if (folder / HEAD_FILE).is_file() else folder / "model"
-    if not (folder / HEAD_FILE).is_file():
+    folder = folder if os.path.isfile(folder / HEAD_FILE) else folder / "model"
+    if not os.path.isfile(folder / HEAD_FILE):
         raise UsageError(f"no reward model in {source}: expected a folder with {HEAD_FILE} in it, such as one that "
                          "steepest reward wrote")  # fmt: skip
-    lm = load_model(folder, **options)
-    return RewardModel(lm, load_head(folder).to(lm.device).requires_grad_(False))
+    lm, head = load_model(folder, **options), load_head(folder)
+    if head.in_features != hidden_width(lm):
+        raise UsageError(
+            f"{folder / HEAD_FILE} reads {head.in_features} numbers, but the hidden states of the model beside it have "
+            f"{hidden_width(lm)}: they do not belong together"
+        )
+    return RewardModel(lm, head.to(lm.device).requires_grad_(False))
 
 
 def has_head(lm: LanguageModel) -> bool:
@@ -124,7 +130,7 @@ def load_head(folder: Path) -> nn.Linear:
         weights = load_file(str(folder / HEAD_FILE))
         head = nn.Linear(weights["weight"].shape[1], 1)
         head.load_state_dict(weights)
-    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, IndexError, RuntimeError) as error:
         raise UsageError(f"{folder / HEAD_FILE} is no head of a reward model: {error}") from error
     return head
 

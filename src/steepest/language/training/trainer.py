@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError
+from steepest.files.space import require_space
 from steepest.language.data.batching import epoch_order
 from steepest.language.data.datasets import fingerprint
 from steepest.language.data.examples import Report
@@ -102,6 +103,11 @@ def hold_out(
     return kept, held
 
 
+def trained_bytes(weights: Iterable[Tensor]) -> int:
+    """Return the bytes of weights."""
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
 class Trainer(ABC, Generic[B]):
     """A language model in training: makes one update at a time, evaluates, gives and takes its state.
 
@@ -149,6 +155,12 @@ class Trainer(ABC, Generic[B]):
         if head is not None:
             self.named |= {f"head.{name}": p for name, p in head.named_parameters()}
         self.sharded: Sharded | None = None
+        if self.lm.device.type == "cpu" and processes.world_size() == 1:  # else a GPU takes them, or each a part
+            require_space(
+                3 * trained_bytes(self.named.values()),
+                "training (gradients and AdamW's two moments)",
+                "train adapters (a small lora_rank), or a smaller model",
+            )
         self.optimizer = self._adamw()
         if config.gradient_checkpointing:
             checkpoint_activations(self.lm)
@@ -201,7 +213,8 @@ class Trainer(ABC, Generic[B]):
 
         def load(source: Any, name: str) -> list[Any]:
             limit = sequence_limit(lm, config)
-            rows, report = cls.load_rows(lm, source, max_length=limit, drop_bad_rows=config.drop_bad_rows, **more)
+            options = {"max_length": limit, "drop_bad_rows": config.drop_bad_rows, "columns": config.columns}
+            rows, report = cls.load_rows(lm, source, **options, **more)
             for line in report.lines(name):
                 note(line)
             return rows
