@@ -1,14 +1,19 @@
-"""Fields of a configuration that state what they accept, as in ``gamma: Share = 0.99``, and the one check of them."""
+"""Fields of a configuration that state what they accept, as in ``gamma: Share = 0.99``, and the one check of them.
+
+Options come from calls, from the command line and from files; ``checked_options`` makes them what fields declare.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
-from steepest.errors import require
+from steepest.errors import UsageError, require
 
 
 class Accepts(NamedTuple):
@@ -63,3 +68,72 @@ def _rules(kind: Any) -> tuple[tuple[str, Accepts, bool], ...]:
                 if isinstance(part, Accepts)
             ]
     return tuple(found)
+
+
+LARGEST_BITS = 1000
+"""Of a whole number: a longer one has no float, nor perhaps a text."""
+
+
+def checked_options(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the fields of a config dataclass declare them: 1e6 becomes a whole number, a list a tuple.
+
+    Raises:    UsageError naming the option that is unknown, or whose value has the wrong type, is no choice, or is not
+               finite
+    Verified:  tests/unit/test_fields.py::test_options_of_any_source_are_checked_alike
+    """
+    _refuse_unknown(options, [f.name for f in fields(kind)], kind.__name__)
+    hints = get_type_hints(kind)
+    return {name: _checked(name, value, hints[name]) for name, value in options.items()}
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [k for k in get_args(hint) if k is not type(None)]
+        return None if value is None or value in ("none", "None") else _checked(name, value, kinds[0])
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        if isinstance(value, bool) and "on" in choices:  # what YAML makes of on and off
+            value = "on" if value else "off"
+        require(value in choices, name, value, f"one of {', '.join(map(repr, choices))}")
+        return value
+    if is_dataclass(hint):
+        return _checked_part(name, value, cast(type[Any], hint))
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{name} is {value!r}; expected a list, such as [64, 64]")
+        return tuple(_checked(name, item, get_args(hint)[0]) for item in value)
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars
+        value = value.item()
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+        raise UsageError(f"{name} is a whole number of {value.bit_length():,} bits; expected one that a float can hold")
+    if hint is int:
+        require(number and math.isfinite(value) and int(value) == value, name, value, "a whole number")
+        return int(value)
+    if hint is float:
+        require(number and math.isfinite(value), name, value, "a finite number")
+        return float(value)
+    require(isinstance(value, hint), name, value, f"a {hint.__name__}" if hint is not bool else "True or False")
+    return value
+
+
+def _checked_part(name: str, value: Any, kind: type[Any]) -> Any:
+    """A config within a config, from its fields by name or as it is."""
+    if isinstance(value, kind):
+        given = asdict(value)
+    elif isinstance(value, Mapping):
+        given = {str(k): v for k, v in cast(Mapping[Any, Any], value).items()}
+    else:
+        raise UsageError(f"{name} is {value!r}; expected {kind.__name__}(...), or its fields by name")
+    hints = get_type_hints(kind)
+    _refuse_unknown(given, [f.name for f in fields(kind)], name)
+    return kind(**{k: _checked(f"{name}.{k}", v, hints[k]) for k, v in given.items()})
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: list[str], what: str) -> None:
+    """UsageError for an option that ``what`` does not have, with the nearest ones that it has."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise UsageError(f"{what} has no option {name!r}{hint}")

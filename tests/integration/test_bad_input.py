@@ -134,7 +134,7 @@ LINES: list[tuple[list[str], int, str]] = [
     (["train", "--resume", "missing"], 2, "no run at missing: it does not exist"),
     (["train", "--resume", "no-run"], 2, "no run at no-run: it has no config.json"),
     (["train", "--resume", "plain.txt"], 2, "no run at plain.txt"),
-    (["train", "--resume", "empty-config"], 1, "config.json is not a run's: it has no algorithm"),
+    (["train", "--resume", "empty-config"], 1, "config.json is not as steepest wrote it: it has no algorithm"),
     (["train", "--resume", "broken-config"], 1, "cannot be read as JSON"),
     (["train", "--resume", "newer-config"], 1, "options that this version does not know: warp_factor"),
     (["train", "--resume", "damaged"], 1, "checkpoints in damaged/checkpoints can be read"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,7 @@ from steepest.fields import (
     PositiveShare,
     Share,
     Whole,
+    checked_options,
 )
 
 
@@ -69,3 +71,42 @@ def test_a_field_refuses_values_it_does_not_accept(name: str, good: object, bad:
 def test_a_field_that_does_not_say_so_refuses_none() -> None:
     with pytest.raises(TypeError):
         Config(gamma=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    steps: Count = 1
+    rate: Positive | None = 1.0
+    sizes: tuple[Count, ...] = (1, 2)
+    mode: Literal["auto", "on", "off"] = "auto"
+    quiet: bool = False
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": "x"}, "steps is 'x'; expected a whole number"),
+        ({"steps": 1.5}, "steps is 1.5; expected a whole number"),
+        ({"steps": float("inf")}, "steps is inf; expected a whole number"),
+        ({"steps": True}, "steps is True; expected a whole number"),
+        ({"steps": 10**400}, "steps is a whole number of 1,329 bits; expected one that a float can hold"),
+        ({"rate": 10**5000}, "rate is a whole number of 16,610 bits"),
+        ({"rate": [1.0]}, r"rate is \[1.0\]; expected a finite number"),
+        ({"sizes": 8}, r"sizes is 8; expected a list, such as \[64, 64\]"),
+        ({"sizes": [8, None]}, "sizes is None; expected a whole number"),
+        ({"sizes": {"a": 1}}, "expected a list"),
+        ({"mode": "On"}, "mode is 'On'; expected one of"),
+        ({"mode": ["on"]}, r"mode is \['on'\]; expected one of"),
+        ({"quiet": "yes"}, "quiet is 'yes'; expected True or False"),
+        ({"step": 1}, "Options has no option 'step'; did you mean steps"),
+    ],
+)
+def test_options_of_any_source_are_checked_alike(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        checked_options(Options, given)
+
+
+def test_options_become_what_their_fields_declare() -> None:
+    found = checked_options(Options, {"steps": 1e6, "rate": "none", "sizes": [8, 8.0], "mode": True, "quiet": False})
+    assert found == {"steps": 1_000_000, "rate": None, "sizes": (8, 8), "mode": "on", "quiet": False}
+    assert Options(**found).sizes == (8, 8)

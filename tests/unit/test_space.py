@@ -5,11 +5,15 @@ from __future__ import annotations
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import steepest
+from helpers_language import demonstrations, tiny
 from steepest import UsageError
 from steepest.files import space
+from steepest.language.training.trainer import trained_bytes
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -48,3 +52,84 @@ def test_the_least_of_all_limits_counts() -> None:
 )
 def test_sizes_are_said_as_people_read_them(number: int, text: str) -> None:
     assert space.in_bytes(number) == text
+
+
+@pytest.fixture
+def one_gigabyte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much is free, wherever the tests run."""
+    monkeypatch.setattr(space, "free_memory", lambda: 10**9 + space.KEPT_FREE)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 10**9 + space.KEPT_FREE))
+
+
+QUICK = {"num_envs": 2, "total_steps": 64, "hidden_sizes": (8,), "compile": "off", "eval_episodes": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"rollout_steps": 128_000_000},
+            r"\(128,000,000 steps of 2 environments\) needs .* \(rollout_steps, train_every\)",
+        ),
+        ({"num_envs": 8_000_000}, r"what is played between updates \(8 steps of 8,000,000 environments\) needs"),
+        (
+            {"num_envs": 8_000_000, "vectorization": "sync"},
+            r"^a batch of 8,000,000 environments needs 16\.4 GB of memory",
+        ),
+        ({"num_envs": 1_000, "vectorization": "async"}, r"^a batch of 1,000 environments needs 10\.5 GB of memory"),
+    ],
+)
+@pytest.mark.usefixtures("one_gigabyte")
+def test_what_an_option_asks_for_is_compared_before_it_is_taken(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """A million times too many of something is one sentence, and leaves nothing."""
+    with pytest.raises(UsageError, match=message):
+        steepest.train("ppo", "CartPole-v1", out=tmp_path / "run", **{**QUICK, "rollout_steps": 8, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 256_000_000}, "minibatches of 256,000,000 transitions needs .* smaller batch_size"),
+        ({"updates_per_call": 10_000_000}, "10,000,000 gradient steps on minibatches of 64 transitions"),
+        ({"train_every": 50_000_000}, "50,000,000 steps of 2 environments"),
+        ({"buffer_size": 10**12}, "the replay buffer"),
+    ],
+)
+@pytest.mark.usefixtures("one_gigabyte")
+def test_so_are_minibatches(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        steepest.train("dqn", "CartPole-v1", out=tmp_path / "run", **{**QUICK, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_gigabyte")
+def test_so_are_recordings(tmp_path: Path) -> None:
+    """In memory, and on the disk that they are to be written to."""
+    for steps, message in ((10**12, "a recording|a dataset of"), (10**7, "a recording of 10,000,000 steps needs")):
+        for out in (None, tmp_path / "data.npz", tmp_path / "data"):
+            with pytest.raises(UsageError, match=message):
+                steepest.collect("random", "CartPole-v1", steps=steps, out=out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_gigabyte")
+def test_so_are_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, rows = tiny(), demonstrations(8)
+    with pytest.raises(UsageError, match=r"2 responses of 256,000,000 tokens needs 4\.1 GB of memory"):
+        steepest.respond(lm, ["So", "This"], max_new_tokens=256_000_000)
+    with pytest.raises(UsageError, match=r"adapters of rank 16,000,000 in training needs .* smaller lora_rank"):
+        steepest.sft(lm, rows, out=tmp_path / "run", lora_rank=16_000_000)
+    size = trained_bytes(lm.model.parameters())
+    options: dict[str, Any] = {"threads": 1, "batch_size": 2, "epochs": 1000, "checkpoint_every": 1}
+    # 4,000 updates, each with a checkpoint, of which nearly all are kept.
+    with pytest.raises(UsageError, match=r"the run \(4000 checkpoints of .* and 1 saved models\) needs .* on the disk"):
+        steepest.sft(lm, rows, out=tmp_path / "run", keep_checkpoints=2_000_000, **options)
+    assert 3 * size * 4000 > 10**9
+    monkeypatch.setattr(space, "free_memory", lambda: space.KEPT_FREE)
+    monkeypatch.setattr(space, "NOT_WORTH_ASKING", 3 * size - 1)
+    with pytest.raises(UsageError, match=r"training \(gradients and AdamW's two moments\) needs"):
+        steepest.sft(lm, rows, out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

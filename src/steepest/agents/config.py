@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from steepest.errors import require
 from steepest.fields import (
@@ -17,6 +17,7 @@ from steepest.fields import (
     PositiveShare,
     Share,
     Whole,
+    checked_options,
 )
 from steepest.networks.config import NetworkConfig, PolicyConfig
 
@@ -46,9 +47,8 @@ def scheduled(config: Any, name: str, progress: float) -> float:
 
 
 def config_from_json(kind: type[NetworkConfig], data: dict[str, Any]) -> NetworkConfig:
-    """Return a config from its fields as JSON gives them back (tuples have become lists)."""
-    fields: dict[str, Any] = {k: tuple(cast(Any, v)) if isinstance(v, list) else v for k, v in data.items()}
-    return kind(**fields)
+    """Return a config from its fields as JSON gives them back (tuples have become lists); UsageError for bad ones."""
+    return kind(**checked_options(kind, data))
 
 
 @dataclass(frozen=True, kw_only=True)

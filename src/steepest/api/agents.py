@@ -22,6 +22,7 @@ from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation
 from steepest.runs.run import Run, class_of_run
 from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.descriptions import kind_of_run
 from steepest.runs.store.folder import check_saved
 from steepest.runs.view.plots import plot_runs
 from steepest.seeding import stream_seed
@@ -144,6 +145,14 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
     check_saved(path)
     if path.is_file():
         return path
+    kind = kind_of_run(path)
+    if kind is not None and kind.what == "model":
+        raise UsageError(f"there is no agent in {path}. {kind.said(path)}")
+    if kind is None and not (path / "checkpoints").is_dir():
+        raise UsageError(
+            f"there is no agent in {path}: its config.json is not that of a run. A language model is loaded by "
+            "steepest.language.load_model"
+        )
     store = CheckpointStore(path / "checkpoints")
     candidates: dict[Which, list[Path | None]] = {
         "latest": [store.latest(), store.interrupted_path],
@@ -163,7 +172,7 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
     scheduled, interrupted = found
     try:
         newer = load_tensors(interrupted)[1]["step"] > load_metadata(scheduled)["step"]
-    except CheckpointError as error:
+    except (CheckpointError, KeyError, TypeError) as error:
         warnings.warn(f"{error} Taking {scheduled.name} instead.", RuntimeWarning, stacklevel=3)
         return scheduled
     return interrupted if newer else scheduled

@@ -17,7 +17,7 @@ from steepest.agents.agent import Agent
 from steepest.agents.config import OffPolicyConfig, config_from_json
 from steepest.algorithms import find
 from steepest.api.agents import PathLike, Which, check_fit, saved_file
-from steepest.environments import EnvBatch
+from steepest.environments import AtariOptions, EnvBatch
 from steepest.errors import UsageError, require
 from steepest.experience.datasets.dataset import (
     Dataset,
@@ -26,12 +26,15 @@ from steepest.experience.datasets.dataset import (
     checked_reference,
     from_episodes,
 )
+from steepest.experience.datasets.minari_files import root
 from steepest.experience.datasets.picture import draw
-from steepest.experience.datasets.read import check_free, read_dataset, write_dataset
+from steepest.experience.datasets.read import MINARI, check_free, read_dataset, write_dataset
 from steepest.experience.datasets.recording import AgentPolicy, UniformPolicy, record, replayed
 from steepest.experience.datasets.spaces import recorded_spaces
 from steepest.experience.datasets.summary import Summary, summarised
 from steepest.experience.replay import ReplayBuffer
+from steepest.experience.rollout import step_bytes
+from steepest.files.space import require_space
 from steepest.files.style import check_picture
 from steepest.networks.config import NetworkFactory
 from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
@@ -129,6 +132,10 @@ def collect(
             with _environments(where, min(n, count)) as batch:
                 player = _player(agent, batch, deterministic=deterministic)
                 found = recorded_spaces(batch)
+                if place is not None and not done:  # a Minari dataset lies where Minari keeps its own
+                    size = steps * step_bytes(batch.obs_spec, batch.action_spec)
+                    folder = root() if place.startswith(MINARI) else Path(place).absolute().parent
+                    require_space(size, f"a dataset of {steps:,} steps", "record fewer steps, or elsewhere", folder)
                 episodes += record(
                     batch,
                     found[0],
@@ -328,7 +335,7 @@ def _replay(directory: RunDirectory, agent: Agent) -> ReplayBuffer:
     if found is None:
         raise UsageError(f"{directory.path} was stopped before its first checkpoint, which says what its replay holds")
     _, tensors, metadata = found
-    atari = saved["run"]["atari"]
+    atari = saved["run"].get("atari")
     rows = max(2, config.buffer_size // agent.num_envs)
     buffer = ReplayBuffer(
         agent.obs_spec,
@@ -337,7 +344,7 @@ def _replay(directory: RunDirectory, agent: Agent) -> ReplayBuffer:
         num_envs=agent.num_envs,
         members=agent.members,
         spare_rows=(folder / "row.bin").stat().st_size // 8 - rows - 1,
-        frame_stack=1 if atari is None else int(atari["frame_stack"]),
+        frame_stack=1 if atari is None else int(atari.get("frame_stack", AtariOptions().frame_stack)),
         prioritized=config.prioritized,
         folder=folder,
         reopen=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast
 
@@ -42,7 +42,8 @@ def sft(
     """Fine-tune a language model on demonstrations and return it.
 
     Args:
-        model: a Hugging Face id, a folder, a GGUF file, or a LanguageModel (trained in place).
+        model: a Hugging Face id, a folder, a GGUF file, or a LanguageModel (trained in place), which
+            ``language.language_model`` makes of a model and a tokenizer in memory.
         data: a .jsonl, .json or .parquet file, a folder, a dataset's id, or rows; see
             ``language.data.datasets.load_sft``.
         eval_data: held-out demonstrations.
@@ -108,8 +109,8 @@ def rlhf(
 
     Args:
         data: prompts; see ``language.data.datasets.load_prompts``.
-        reward: a RewardModel or its folder; a function ``reward(prompts, completions)``, or ``(..., rows)`` with the
-            rows of the data, that gives a number for each; or "FILE.py:FUNCTION".
+        reward: a RewardModel or its folder; a function ``reward(prompts, completions)`` that gives a number for each,
+            which is given ``rows`` and columns of the data by these names, too; or "FILE.py:FUNCTION".
         options: any field of ``LanguageRunConfig`` or of the algorithm's config: kl_coef, max_new_tokens, ...
     """
     return _trained(algorithm, model, data, eval_data, out, quiet, {"reward": reward, **options}).model
@@ -125,7 +126,7 @@ def _trained(
     options: dict[str, Any],
 ) -> LanguageRun:
     place = None if out is None else str(out)
-    source = model if isinstance(model, LanguageModel) else str(model)
+    source = os.fspath(model) if isinstance(model, os.PathLike) else model  # what else it is, load_model refuses
     return drive(
         lambda note: LanguageRun(algorithm, source, data, eval_data=eval_data, out=place, note=note, **options),
         quiet=quiet,
@@ -155,13 +156,29 @@ def respond(
     """Answers of a language model to prompts, each a text or a list of messages; as text, without their end token.
 
     Args:      seed of the samples; sampling: fields of ``language.scoring.generation.Sampling``
-    Raises:    UsageError on a prompt that is empty or, with its answer, too long for the model
+    Raises:    UsageError on a prompt that is empty or, with its answer, too long for the model, and on one prompt in
+               the place of several
+    Verified:  tests/unit/test_language_api.py::test_one_prompt_is_no_list_of_prompts
     """
+    asked = _listed(prompts)
     lm = model if isinstance(model, LanguageModel) else load_model(model)
     drawn = draw_responses(
-        lm, prompts, Sampling(**sampling), seed=seed, micro_batch_size=micro_batch_size, on_token=on_token
+        lm, asked, Sampling(**sampling), seed=seed, micro_batch_size=micro_batch_size, on_token=on_token
     )
     return [response_text(lm, response) for response in drawn]
+
+
+def _listed(prompts: Any) -> list[Any]:
+    """Prompts as a list. UsageError for what is one prompt, or none."""
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise UsageError(
+            f"prompts is of type {type(prompts).__name__}; expected a list of prompts, each a text or a list of "
+            "messages, such as ['The film was']"
+        )
+    listed = list(cast(Iterable[Any], prompts))
+    if listed and all(isinstance(prompt, Mapping) and "role" in prompt for prompt in listed):
+        raise UsageError("prompts are messages: one conversation is one prompt, and goes into a list: [messages]")
+    return listed
 
 
 def draw_responses(
@@ -300,7 +317,7 @@ def _prompt_rows(prompts: Any) -> list[dict[str, Any]]:
     """Prompts, however they were given, as rows with a prompt."""
     if isinstance(prompts, (str, Path)):
         return read_prompts(prompts)
-    items = list(prompts)
+    items = _listed(prompts)
     # A message is a dict too, but then the prompt that it belongs to is a list.
     rows = [dict(p) if hasattr(p, "keys") else {"prompt": p} for p in items]
     return read_prompts(rows)

@@ -46,6 +46,8 @@ class GenerateOptions(Checked):
     """Device of the model; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the weights."""
+    template_kwargs: str | None = None
+    """Values of the chat template's arguments, as JSON: '{"enable_thinking": false}'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,7 +114,7 @@ def generate(argv: list[str]) -> int:
         prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
         if not prompts:
             raise UsageError("nothing to answer: standard input is empty; give --prompt or --file")
-    lm = load_model(model, dtype=options.dtype, device=options.device)
+    lm = load_model(model, dtype=options.dtype, device=options.device, template_kwargs=options.template_kwargs)
     if reads_lines and sys.stdin.isatty():
         converse(lm, sampling, seed=options.seed, raw=options.raw, system=options.system, show=_show_piece)
         return 0

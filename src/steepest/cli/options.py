@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from steepest.errors import UsageError
+from steepest.files.reading import Unusable, parse_json, parse_yaml, read_text, refuse_halves, refuse_repeated
 from steepest.files.terminal import escaped
 
 MODEL = "MODEL is a Hugging Face id, a folder, a GGUF file, or the folder of a run."
@@ -21,6 +22,8 @@ MODEL = "MODEL is a Hugging Face id, a folder, a GGUF file, or the folder of a r
 
 REQUIRED = dataclasses.MISSING
 """The default of an option that has none."""
+
+_DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
 
 _FLAG = re.compile(r"(--?[A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
 """A flag, perhaps with its value; -1 is a number, and what holds a space is a text."""
@@ -192,7 +195,7 @@ def check_words(words: Sequence[str], usage: Usage) -> None:
 
 def filled(kind: type[Any], defaults: Any, given: dict[str, Any], prog: str) -> Any:
     """A dataclass with what is given over the defaults; UsageError for what its fields do not accept."""
-    from steepest.runs.options.config import checked_options
+    from steepest.fields import checked_options
 
     values: dict[str, Any] = {} if defaults is None else fields_of(defaults)
     for name, value in given.items():
@@ -232,15 +235,20 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Options from a YAML file of them, or from the config.json of a run."""
-    import yaml
+    """Options from a YAML file of them, or from the config.json of a run.
 
+    Raises:    UsageError that names the file and the place
+    Verified:  tests/integration/test_bad_input.py::test_the_command_says_what_is_wrong
+    """
     try:
-        data: object = yaml.safe_load(path.read_text())
+        text = read_text(path)
+        data = parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+        refuse_halves(data)
     except FileNotFoundError as error:
         raise UsageError(f"there is no config file {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    except Unusable as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise UsageError(f"{path} cannot be read as {kind}: {error}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -248,16 +256,25 @@ def read_config(path: Path) -> dict[str, Any]:
     options = cast(dict[str, Any], data)
     if isinstance(options.get("run"), dict) and isinstance(options.get("config"), dict):
         options = {**options["run"], **options["config"]}
-    return _yaml_value(options)
+    try:
+        return _yaml_value(options)
+    except Unusable as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _yaml_value(value: Any) -> Any:
     """Names with underscores, tuples, and numbers: YAML 1.1 reads 3e-4 as text, since it has no decimal point."""
     if isinstance(value, dict):
-        return {str(k).replace("-", "_"): _yaml_value(v) for k, v in cast(dict[Any, Any], value).items()}
+        made: dict[str, Any] = {}
+        for key, part in cast(dict[Any, Any], value).items():
+            name = str(key).replace("-", "_")
+            if name in made:  # batch-size beside batch_size
+                refuse_repeated(name)
+            made[name] = _yaml_value(part)
+        return made
     if isinstance(value, list):
         return tuple(_yaml_value(v) for v in cast(list[Any], value))
-    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
+    if isinstance(value, str) and re.fullmatch(rf"[+-]?{_DECIMAL}[eE][+-]?[0-9]+", value):
         return float(value)
     return value
 

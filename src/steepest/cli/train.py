@@ -294,7 +294,13 @@ def _resume(verb: str, path: Path, argv: list[str]) -> int:
 
     RunDirectory.open(path, lock=False)  # whether there is a run, before what takes seconds
     from steepest.api.drive import drive
+    from steepest.runs.options.language import TRAINERS
+    from steepest.runs.store.descriptions import kind_of_run
 
+    run = kind_of_run(path)
+    known = run is not None and (run.what == "agent" or run.algorithm in TRAINERS)  # else its file is damaged
+    if verb != "train" and run is not None and known and verb not in (run.verb, f"{run.verb} {run.algorithm}"):
+        raise UsageError(run.said(path))
     if verb == "train":
         from steepest.runs.run import Run as Resumed
     else:

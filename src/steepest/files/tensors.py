@@ -20,6 +20,7 @@ from torch import Tensor
 
 from steepest.errors import RunError
 from steepest.files.atomic import atomic_file
+from steepest.files.reading import parse_json
 
 Kind = Literal["checkpoint", "agent"]
 
@@ -175,9 +176,9 @@ def _read_payload(path: Path) -> dict[str, Any]:
     if text is None:
         raise CheckpointError(f"{path} is a safetensors file, but steepest did not write it: it is not a checkpoint.")
     try:
-        payload = json.loads(text)
+        payload = parse_json(text)
         schema = int(payload["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise CheckpointError(_unreadable(path, "its metadata is not JSON of the expected form")) from error
     if schema > SCHEMA:
         raise NewerSchemaError(

@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -29,6 +29,7 @@ from steepest.runs.loops.agents import AgentTraining
 from steepest.runs.loops.training import Row, Training, ignore
 from steepest.runs.options.config import SharedConfig
 from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.descriptions import kind_of_run
 from steepest.runs.store.folder import RunDirectory, changed_since, check_same_run, environment_report, finite_json
 from steepest.runs.store.metrics import MetricsLog
 
@@ -190,10 +191,11 @@ class Run:
         elsewhere = bool(changed) or report["gpu"] != saved["environment"].get("gpu")
         notes = training.check_unchanged(directory.path, saved, elsewhere=elsewhere)
         checkpoint = self._load_latest(saved)
-        if training.extend() and self.directory is not None:  # for good: the next resume must know it too
-            self.directory.write_json("config.json", {**saved, "run": dataclasses.asdict(training.settings)})
+        extended = training.extend()
         if self.directory is not None:
             self._open_log(training.steps_by_seed)
+            if extended:  # for good: the next resume must know it too
+                self.directory.write_json("config.json", {**saved, "run": dataclasses.asdict(training.settings)})
         if self.done:
             training.note(f"{directory.path} is finished, at step {self.step:,}{training.extends}")
             return
@@ -259,7 +261,7 @@ class Run:
         """Return everything that defines the run, as JSON."""
         return {
             **self.training.description(),
-            "command": shlex.join(["steepest", *sys.argv[1:]]),
+            "command": shlex.join(["steepest", *sys.argv[1:]]).encode(errors="backslashreplace").decode(),
             "environment": environment_report(),
         }
 
@@ -410,10 +412,8 @@ class Run:
 
 def class_of_run(path: Path) -> type[Run]:
     """Return the class of the run in a folder; where there is none, or none can be read, that of agents."""
-    saved: dict[str, Any] = {}
-    with suppress(SteepestError, OSError):
-        saved = RunDirectory.open(path, lock=False).read_json("config.json")
-    if "model" not in saved:
+    kind = kind_of_run(path)
+    if kind is None or kind.what == "agent":
         return Run
     from steepest.runs.language_run import LanguageRun
 

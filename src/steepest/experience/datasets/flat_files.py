@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from steepest.experience.datasets.layouts import to_d4rl
 from steepest.experience.datasets.packages import package
 from steepest.experience.datasets.places import HDF5_ENDINGS
 from steepest.files.atomic import atomic_place
+from steepest.files.reading import parse_json
 
 KEY = "steepest"
 """The array of an .npz file, or the attribute of an HDF5 file, that holds the description as JSON."""
@@ -154,7 +155,7 @@ def _described(text: Any, path: Path) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        description = cast(Mapping[str, Any], json.loads(text))
-    except (ValueError, TypeError) as error:
+        description = parse_json(text.decode() if isinstance(text, bytes) else str(text))
+    except ValueError as error:
         raise UsageError(f"{path}: its description is not JSON: {error}") from error
     return described_by(description, str(path))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from gymnasium import Space
@@ -24,9 +23,34 @@ from steepest.experience.datasets.dataset import (
 )
 from steepest.experience.datasets.places import DESCRIPTION
 from steepest.files.atomic import atomic_place
+from steepest.files.reading import Unusable, parse_json, read_text, refuse_halves
+from steepest.files.schema import check
 
 SCHEMA = 1
 """Version of the description, here and in the other layouts; a higher one is refused, never guessed at."""
+
+
+class Versioned(TypedDict):
+    """What every version's description holds."""
+
+    schema: int
+
+
+class ReferenceReturns(TypedDict):
+    """Returns that scores are relative to."""
+
+    random: float
+    expert: float
+
+
+class Description(Versioned):
+    """What a file says of a dataset besides its arrays."""
+
+    env: NotRequired[str | None]
+    env_kwargs: NotRequired[dict[str, Any] | None]
+    max_episode_steps: NotRequired[int | None]
+    reference: NotRequired[ReferenceReturns | None]
+    arrays: NotRequired[list[str]]
 
 
 def in_folder(folder: Path) -> Allocate:
@@ -82,12 +106,11 @@ def read_folder(folder: Path, spaces: tuple[Space[Any], Space[Any]] | None = Non
 def read_json(folder: Path) -> dict[str, Any]:
     """Return the description in a folder, as it stands."""
     try:
-        found = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        found = parse_json(read_text(folder / DESCRIPTION))
+        check(found, dict)
+    except (Unusable, FileNotFoundError) as error:
         raise UsageError(f"{folder / DESCRIPTION} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{folder / DESCRIPTION} holds a JSON {type(found).__name__}; expected an object")
-    return cast(dict[str, Any], found)
+    return found
 
 
 def remove(folder: Path) -> None:
@@ -118,23 +141,27 @@ def described_by(description: Any, source: str) -> dict[str, Any]:
 
     Raises:    UsageError for one of a newer version, or of another form
     """
-    if not isinstance(description, Mapping) or not isinstance(description.get("schema"), int):
-        raise UsageError(f"{source}: its description is not of the form that steepest writes: {description!r:.80}")
+    try:
+        check(description, Versioned)
+    except Unusable as error:
+        raise UsageError(f"{source}: its description is not of the form that steepest writes: {error}") from error
     if description["schema"] > SCHEMA:
         raise UsageError(
             f"{source} has schema {description['schema']}, and this version of steepest reads up to {SCHEMA}. Upgrade "
             "steepest: pip install --upgrade steepest"
         )
-    reference = description.get("reference")
     try:
-        return {
-            "env": description.get("env"),
-            "env_kwargs": description.get("env_kwargs"),
-            "max_episode_steps": description.get("max_episode_steps"),
-            "reference": None if reference is None else Reference(reference["random"], reference["expert"]),
-        }
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{source}: its reference returns are {reference!r:.80}") from error
+        check(description, Description)
+        refuse_halves(description)
+    except Unusable as error:
+        raise UsageError(f"{source}: its description is not of the form that steepest writes: {error}") from error
+    reference = description.get("reference")
+    return {
+        "env": description.get("env"),
+        "env_kwargs": description.get("env_kwargs"),
+        "max_episode_steps": description.get("max_episode_steps"),
+        "reference": None if reference is None else Reference(reference["random"], reference["expert"]),
+    }
 
 
 def _stem(name: str) -> str:

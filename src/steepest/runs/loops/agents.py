@@ -24,6 +24,7 @@ from steepest.errors import RunError, UsageError
 from steepest.experience.datasets.read import env_of, read_dataset
 from steepest.experience.logs import read_log
 from steepest.experience.rollout import Episode
+from steepest.fields import checked_options
 from steepest.learner.trees import all_finite
 from steepest.networks.config import NetworkConfig, NetworkFactory
 from steepest.runs.evaluate import Evaluation
@@ -35,7 +36,7 @@ from steepest.runs.loops.offline import OfflineLoop, check_data
 from steepest.runs.loops.on_policy import OnPolicyLoop
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
 from steepest.runs.options.auto import read_description, resolve_settings
-from steepest.runs.options.config import RunConfig, checked_options
+from steepest.runs.options.config import RunConfig
 from steepest.runs.options.resolve import name_of, resolve_options
 from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore

@@ -15,9 +15,11 @@ they are one run: all of them make this training and train together, and the mai
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -26,13 +28,17 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import RunError, UsageError, require
+from steepest.fields import checked_options
+from steepest.files.space import in_bytes, require_space
 from steepest.language.data.rows import check_source
 from steepest.language.models.adapters import name_base, without_adapters
 from steepest.language.models.language_model import LanguageModel, keep_activations
-from steepest.language.models.loading import load_model, template_text
+from steepest.language.models.loading import load_model
 from steepest.language.models.packages import find_device, require_language
 from steepest.language.models.saving import save_model
+from steepest.language.models.templates import template_text
 from steepest.language.parallel import processes
+from steepest.language.training.trainer import trained_bytes
 from steepest.runs.loops.language_identity import (
     NOTED,
     changed_fingerprints,
@@ -43,7 +49,6 @@ from steepest.runs.loops.language_identity import (
     refuse_changes,
 )
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, ignore, source_of
-from steepest.runs.options.config import checked_options
 from steepest.runs.options.language import (
     TRAINERS,
     LanguageRunConfig,
@@ -52,6 +57,7 @@ from steepest.runs.options.language import (
     resolve_language_options,
 )
 from steepest.runs.store.checkpoints import CheckpointStore
+from steepest.runs.store.descriptions import Best, DescribedModel, refuse_other_kind
 from steepest.runs.store.folder import RunDirectory
 
 
@@ -99,9 +105,12 @@ class LanguageTraining(Training[LanguageRunConfig]):
         if device.type == "cuda":
             processes.take_gpu()
         settings = dataclasses.replace(settings, chat_template=template_text(settings.chat_template))
-        for source in (data, eval_data):
+        for source in (data, *([] if eval_data is None else [eval_data])):
             check_source(source)  # a model may take a minute to load, only to learn that the data is not there
         if isinstance(model, LanguageModel):
+            given = [name for name in ("chat_template", "template_kwargs") if getattr(settings, name) is not None]
+            if given:
+                raise UsageError(f"{given[0]} is given with a model in memory; set its tokenizer's chat_template")
             lm = model
         else:
             lm = load_model(
@@ -110,6 +119,7 @@ class LanguageTraining(Training[LanguageRunConfig]):
                 device="cpu" if settings.fsdp else settings.device,  # there may be no room for all of it on one device
                 quantization=settings.quantization,
                 chat_template=settings.chat_template,
+                template_kwargs=settings.template_kwargs,
             )
         processes.copy_from_main(lm.model)
         self.base = lm
@@ -163,6 +173,10 @@ class LanguageTraining(Training[LanguageRunConfig]):
         saved: bool,
     ) -> Self:
         """Make the training of a new run from options that a user gave; ``saved``: a folder will describe it."""
+        if isinstance(options.get("template_kwargs"), Mapping):
+            options = {**options, "template_kwargs": json.dumps(options["template_kwargs"])}
+        if isinstance(options.get("columns"), Mapping):
+            options = {**options, "columns": [f"{ours}={theirs}" for ours, theirs in options["columns"].items()]}
         if isinstance(reward, (str, Path)):
             options, reward = {**options, "reward": reward}, None
         if isinstance(options.get("reward"), (str, Path)):
@@ -184,15 +198,15 @@ class LanguageTraining(Training[LanguageRunConfig]):
 
     @classmethod
     def read(cls, directory: RunDirectory) -> dict[str, Any]:
-        saved = directory.read_json("config.json")
-        if saved.get("algorithm") not in TRAINERS or ("env" in saved and "model" not in saved):
-            raise UsageError(
-                f"{directory.path} is no run of a language model; continue it with steepest train --resume"
-            )
-        required = ("name", "model", "data", "eval_data", "fingerprint", "config", "run", "environment")
-        missing = [k for k in required if k not in saved]
-        if missing:
-            raise RunError(f"{directory.config_path} is not a run's: it has no {', '.join(missing)}")
+        path = directory.config_path
+        refuse_other_kind(directory.path, "model")
+        saved = directory.read_json("config.json", DescribedModel)
+        try:
+            require(saved["algorithm"] in TRAINERS, "algorithm", saved["algorithm"], f"one of {', '.join(TRAINERS)}")
+            for kind, options in zip(_kinds(saved["algorithm"]), (saved["run"], saved["config"]), strict=True):
+                kind(**checked_options(kind, options))
+        except UsageError as error:
+            raise RunError(f"{path}: {error}") from error
         return saved
 
     @classmethod
@@ -207,7 +221,7 @@ class LanguageTraining(Training[LanguageRunConfig]):
             if saved.get(name) == IN_MEMORY and name not in given:
                 what = "with a reward" if name == "reward" else "on data"
                 raise UsageError(f"{directory.path} was trained {what} made in Python; pass it again: {name}=...")
-        kind = find_trainer_config(saved["algorithm"])
+        of_run, of_trainer = _kinds(saved["algorithm"])
         return cls(
             saved["algorithm"],
             str(directory.path / "base") if saved["model"] == IN_MEMORY else saved["model"],
@@ -215,8 +229,8 @@ class LanguageTraining(Training[LanguageRunConfig]):
             given.get("eval_data", saved["eval_data"]),
             given.get("reward"),
             saved["name"],
-            LanguageRunConfig(**checked_options(LanguageRunConfig, saved["run"])),
-            kind(**checked_options(kind, saved["config"])),
+            of_run(**checked_options(of_run, saved["run"])),
+            of_trainer(**checked_options(of_trainer, saved["config"])),
             note,
             hashed="settings" in saved.get("fingerprints", {}),
             resumed=True,
@@ -224,12 +238,30 @@ class LanguageTraining(Training[LanguageRunConfig]):
 
     def open(self, directory: RunDirectory | None, store: CheckpointStore | None, *, resuming: bool) -> None:
         super().open(directory, store, resuming=resuming)
+        if directory is not None:
+            self._require_disk(directory.path)
         if directory is not None and not resuming and self.sources["model"] == IN_MEMORY:
             # peft has put its adapters into the model that it was given.
             base = without_adapters(self.model) if self.model is not self.base else self.base
             path = save_model(base, directory.path / "base")
             if self.model is not self.base:
                 name_base(self.model, str(path.resolve()))
+
+    def _require_disk(self, folder: Path) -> None:
+        """UsageError unless the checkpoints and models that the run is going to hold fit on the disk."""
+        trained = trained_bytes(self.trainer.named.values())
+        saves_all = self.settings.merge_adapters or not self.model.has_adapters
+        model = trained_bytes(self.model.model.parameters()) if saves_all else trained
+        every = self.settings.checkpoint_every or self.total_steps
+        count = min(self.settings.keep_checkpoints + 1, math.ceil(self.total_steps / max(1, every)))
+        models = 2 if self.trainer.eval_data else 1
+        held = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        require_space(
+            max(3 * trained * count + model * models - held, 3 * trained),
+            f"the run ({count} checkpoints of {in_bytes(3 * trained)} and {models} saved models)",
+            "free some, give a smaller keep_checkpoints or another --out, or train adapters (lora_rank)",
+            folder,
+        )
 
     def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
         del warn, watch
@@ -333,7 +365,11 @@ class LanguageTraining(Training[LanguageRunConfig]):
         """Step, metric and value of the best evaluation whose model is kept; None where there is none."""
         if self.directory is None or not self.best_path.is_dir() or not (self.directory.path / "best.json").is_file():
             return None
-        return self.directory.read_json("best.json")
+        try:
+            return self.directory.read_json("best.json", Best)
+        except RunError as error:  # as of a damaged best agent: the next evaluation is the best so far
+            warnings.warn(f"ignoring the best model: {error}", RuntimeWarning, stacklevel=2)
+            return None
 
     # Files
 
@@ -407,3 +443,8 @@ class LanguageTraining(Training[LanguageRunConfig]):
 
     def interrupts(self) -> AbstractContextManager[Callable[[], None]]:
         return processes.interrupts_together()
+
+
+def _kinds(algorithm: str) -> tuple[type[Any], type[Any]]:
+    """Return the types of a run's settings and of its trainer's."""
+    return LanguageRunConfig, find_trainer_config(algorithm)

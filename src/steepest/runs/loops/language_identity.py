@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def path_of_reward(reward: str | Path) -> str:
     """Return a reward's folder or file from the root, so that a resumed run may start from another folder."""
     named = named_function(reward)
     path = Path(reward).expanduser() if named is None else named[0]
-    if not path.exists():
-        raise UsageError(f"there is no reward at {path}")
+    if not os.path.exists(path):
+        raise UsageError(f"there is no reward at {str(path)[:200]}")
     return str(path.resolve()) if named is None else f"{path.resolve()}:{named[1]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -35,7 +36,9 @@ def source_of(given: Any) -> str | None:
     if not isinstance(given, (str, Path)):
         return IN_MEMORY
     path = Path(given).expanduser()
-    return str(path.resolve()) if path.exists() else str(given)  # so that a resumed run may start from another folder
+    return (
+        str(path.resolve()) if os.path.exists(path) else str(given)
+    )  # so that a resumed run may start from another folder
 
 
 class Training(ABC, Generic[S]):

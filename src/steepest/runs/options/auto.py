@@ -15,8 +15,10 @@ import torch
 from steepest.agents.agent import Agent
 from steepest.algorithms import find
 from steepest.errors import RunError, UsageError
+from steepest.fields import checked_options
 from steepest.networks.config import NetworkConfig
 from steepest.runs.options.config import RunConfig
+from steepest.runs.store.descriptions import DescribedAgents, refuse_other_kind
 from steepest.runs.store.folder import RunDirectory
 
 EPISODES_PER_CHECKPOINT = 4
@@ -111,14 +113,22 @@ def has_compiler() -> bool:
 
 
 def read_description(directory: RunDirectory) -> dict[str, Any]:
-    """The config.json of a run. RunError if it is not what this version writes."""
-    saved = directory.read_json("config.json")
-    required = ("algorithm", "env", "name", "env_kwargs", "custom_network", "config", "run", "environment")
-    missing = [k for k in required if k not in saved]
-    if missing:
-        raise RunError(f"{directory.config_path} is not a run's: it has no {', '.join(missing)}")
-    known = {f.name for kind in (RunConfig, find(saved["algorithm"]).Config) for f in dataclasses.fields(kind)}
-    unknown = [k for k in (*saved["run"], *saved["config"]) if k not in known]
-    if unknown:
-        raise RunError(f"{directory.config_path} has options that this version does not know: {', '.join(unknown)}")
+    """The config.json of a run of agents, its options checked.
+
+    Raises:    RunError if it is not what this version writes; UsageError for a run of a language model
+    Verified:  tests/integration/test_damaged_runs.py::test_what_a_config_must_hold_is_checked_at_the_door
+    """
+    path = directory.config_path
+    refuse_other_kind(directory.path, "agent")
+    saved = directory.read_json("config.json", DescribedAgents)
+    try:
+        kinds = RunConfig, find(saved["algorithm"]).Config
+        known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
+        unknown = [k for k in (*saved["run"], *saved["config"]) if k not in known]
+        if unknown:
+            raise RunError(f"{path} has options that this version does not know: {', '.join(unknown)}")
+        for kind, options in zip(kinds, (saved["run"], saved["config"]), strict=True):
+            kind(**checked_options(kind, options))
+    except UsageError as error:
+        raise RunError(f"{path}: {error}") from error
     return saved

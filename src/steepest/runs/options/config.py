@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import math
-import types
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
 from steepest.environments.config import AtariOptions, Vectorization
-from steepest.errors import UsageError, require
+from steepest.errors import UsageError
 from steepest.fields import Checked, Count, PartialShare, Whole
 from steepest.runs.options.aliases import called_here
 
@@ -69,57 +67,6 @@ class RunConfig(SharedConfig):
     atari: AtariOptions | None = None
     """Preprocessing of Atari games, None for every other environment. Returns are whole games' own scores, whatever the
     agent is trained on."""
-
-
-def checked_options(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Options as the fields of a config dataclass declare them: 1e6 becomes a whole number, a list a tuple.
-
-    Raises:    UsageError naming the option whose value has the wrong type, is no choice, or is not finite
-    """
-    hints = get_type_hints(kind)
-    return {name: _checked(name, value, hints[name]) for name, value in options.items()}
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [k for k in get_args(hint) if k is not type(None)]
-        return None if value is None or value in ("none", "None") else _checked(name, value, kinds[0])
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        if isinstance(value, bool) and "on" in choices:  # what YAML makes of on and off
-            value = "on" if value else "off"
-        require(value in choices, name, value, f"one of {', '.join(map(repr, choices))}")
-        return value
-    if is_dataclass(hint):
-        return _checked_part(name, value, cast(type[Any], hint))
-    if get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{name} is {value!r}; expected a list, such as [64, 64]")
-        return tuple(_checked(name, item, get_args(hint)[0]) for item in value)
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars
-        value = value.item()
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        require(number and math.isfinite(value) and int(value) == value, name, value, "a whole number")
-        return int(value)
-    if hint is float:
-        require(number and math.isfinite(value), name, value, "a finite number")
-        return float(value)
-    require(isinstance(value, hint), name, value, f"a {hint.__name__}" if hint is not bool else "True or False")
-    return value
-
-
-def _checked_part(name: str, value: Any, kind: type[Any]) -> Any:
-    """A config within a config, from its fields by name or as it is."""
-    if isinstance(value, kind):
-        given = asdict(value)
-    elif isinstance(value, Mapping):
-        given = {str(k): v for k, v in cast(Mapping[Any, Any], value).items()}
-    else:
-        raise UsageError(f"{name} is {value!r}; expected {kind.__name__}(...), or its fields by name")
-    hints = get_type_hints(kind)
-    refuse_unknown(given, [f.name for f in fields(kind)], name)
-    return kind(**{k: _checked(f"{name}.{k}", v, hints[k]) for k, v in given.items()})
 
 
 def refuse_unknown(given: Mapping[str, Any], known: list[str], what: str) -> None:

@@ -6,10 +6,10 @@ import dataclasses
 import importlib
 from typing import Any
 
-from steepest.fields import Count
+from steepest.fields import Count, checked_options
 from steepest.language.models.packages import Device, Dtype, Quantization
 from steepest.language.training.config import TrainingConfig
-from steepest.runs.options.config import SharedConfig, checked_options, refuse_unknown
+from steepest.runs.options.config import SharedConfig, refuse_unknown
 
 TRAINERS = {
     "sft": ("sft", "SFT", "SFTConfig"),
@@ -41,6 +41,9 @@ class LanguageRunConfig(SharedConfig):
     """Save the trained model with its adapters added to the weights, instead of the adapters alone."""
     chat_template: str | None = None
     """A chat template in place of the model's own: Jinja text, or a file of it."""
+    template_kwargs: str | None = None
+    """Values of the chat template's arguments, as JSON: '{"enable_thinking": false}'. They are kept in the template
+    that is saved with the model."""
 
 
 def find_trainer(algorithm: str) -> Any:

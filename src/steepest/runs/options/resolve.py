@@ -10,8 +10,9 @@ from gymnasium.vector import VectorEnv
 
 from steepest.algorithms import find_config
 from steepest.environments.names import is_atari
+from steepest.fields import checked_options
 from steepest.networks.config import NetworkConfig
-from steepest.runs.options.config import RunConfig, checked_options, refuse_unknown
+from steepest.runs.options.config import RunConfig, refuse_unknown
 from steepest.runs.options.presets import preset
 
 

@@ -23,6 +23,8 @@ from typing import Any, Self, cast
 
 from steepest.errors import RunError, UsageError
 from steepest.files.atomic import open_own, remove_stray_files, write_text_atomic
+from steepest.files.reading import Unusable, parse_json, read_text, refuse_halves
+from steepest.files.schema import check
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The run's folder
@@ -145,12 +147,9 @@ class RunDirectory:
         write_text_atomic(path, json.dumps(finite_json(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return path
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file ``name`` of this folder.
-
-        Raises:    RunError when it is missing or not a JSON object
-        """
-        return read_json(self.path / name)
+    def read_json(self, name: str, shape: Any = dict) -> dict[str, Any]:
+        """The JSON object in the file ``name`` of this folder; arguments and errors as of ``read_json``."""
+        return read_json(self.path / name, shape)
 
     def holds_summary(self, summary: Mapping[str, Any]) -> bool:
         """Return whether summary.json says this, but for times: the last checkpoint cannot know what saving it took.
@@ -250,19 +249,27 @@ def different(one: Any, other: Any, name: str = "") -> list[str]:
     return [] if one == other else [f"{name} was {json.dumps(one)}, is {json.dumps(other)}"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at ``path``.
+def read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
+    """The JSON object in the file at ``path``, of a shape that ``files.schema.check`` knows.
 
-    Raises:    RunError when it is missing, unreadable or not a JSON object
+    Raises:    RunError when it is missing, unreadable, no JSON object or of another shape
+    Verified:  tests/integration/test_damaged_runs.py::test_what_a_config_must_hold_is_checked_at_the_door
     """
+    path = Path(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = read_text(path)
+        data = parse_json(text)
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing: the run in that folder is incomplete.") from error
-    except (OSError, ValueError) as error:
+    except Unusable as error:
         raise RunError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
         raise RunError(f"{path} holds a JSON {type(data).__name__}; an object was expected.")
+    try:
+        refuse_halves(data)
+        check(data, shape)
+    except Unusable as error:
+        raise RunError(f"{path} is not as steepest wrote it: {error}. Restore that file, or start a new run") from error
     return cast(dict[str, Any], data)
 
 

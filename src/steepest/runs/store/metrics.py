@@ -16,11 +16,15 @@ from typing import Any, BinaryIO, Self, cast
 
 from steepest.errors import RunError, UsageError
 from steepest.files.atomic import open_own, write_bytes_atomic, write_text_atomic
+from steepest.files.reading import Unusable, parse_json
+from steepest.files.schema import check
+from steepest.runs.store.descriptions import MetricsRow
 from steepest.runs.store.folder import finite_json
 
 METRICS_FILE = "metrics.jsonl"
 
 _NOT_METRICS = ("step", "wall_seconds", "seed")
+_KINDS = (int, float, type(None))
 
 
 class MetricsLog:
@@ -127,7 +131,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All rows of a run, in the order written; a torn last line, which a killed run leaves, is passed over.
 
     Args:      path of a ``metrics.jsonl``, or of the run's folder
-    Raises:    RunError when there is none, or a line before the last is not a JSON object
+    Raises:    RunError when there is none, or a line before the last is not a JSON object, or one of another shape
+    Verified:  tests/integration/test_damaged_runs.py::test_a_row_of_metrics_that_cannot_be_used_is_named
     """
     path = Path(path)
     if path.is_dir():
@@ -143,13 +148,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not an object")
+            row = parse_json(line.decode("utf-8-sig"))
         except ValueError as error:
             if number == len(lines):
                 break
             raise RunError(f"line {number} of {path} is not a JSON object; delete that line to go on.") from error
+        try:
+            check(row, MetricsRow)
+            if not all(type(value) in _KINDS for value in row.values()):
+                check(row, dict[str, float | None])  # which finds out what it is
+        except Unusable as error:
+            raise RunError(
+                f"line {number} of {path} is no row of metrics: {error}; delete that line to go on."
+            ) from error
         rows.append(cast(dict[str, Any], row))
     return rows
 
@@ -160,7 +171,13 @@ def _step_of(resume_step: int | Mapping[int, int], seed: int) -> int:
 
 def _drop_after(path: Path, resume_step: int | Mapping[int, int]) -> None:
     if path.exists():
-        kept = [row for row in read_metrics(path) if row["step"] <= _step_of(resume_step, row["seed"])]
+        rows = read_metrics(path)
+        if not isinstance(resume_step, int):
+            foreign = next((row["seed"] for row in rows if row["seed"] not in resume_step), None)
+            if foreign is not None:
+                ours = ", ".join(map(str, resume_step))
+                raise RunError(f"{path} has a row of seed {foreign}; this run has {ours}. Delete that row to go on.")
+        kept = [row for row in rows if row["step"] <= _step_of(resume_step, row["seed"])]
         data = b"".join((json.dumps(row) + "\n").encode() for row in kept)
         if data != path.read_bytes():
             write_bytes_atomic(path, data)

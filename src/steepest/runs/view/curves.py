@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from steepest.errors import RunError, UsageError
+from steepest.runs.store.descriptions import Plotted
 from steepest.runs.store.folder import read_json
 from steepest.runs.store.metrics import METRICS_FILE, read_metrics
 
@@ -80,7 +81,7 @@ def read_run(path: Path) -> SavedRun:
     if not (path / "config.json").is_file():
         seen = "does not exist" if not path.exists() else "has no config.json in it"
         raise UsageError(f"no run at {path}: it {seen}. Give the folder that `steepest train` reported.")
-    config = read_json(path / "config.json")
+    config = read_json(path / "config.json", Plotted)
     # An environment made in Python has no id, but a name.
     config["env"] = config.get("env") or config.get("name")
     missing = [key for key in ("algorithm", "env") if not isinstance(config.get(key), str)]
