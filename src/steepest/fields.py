@@ -105,11 +105,13 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars
         value = value.item()
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
         raise UsageError(f"{name} is a whole number of {value.bit_length():,} bits; expected one that a float can hold")
     if hint is int:
-        require(number and math.isfinite(value) and int(value) == value, name, value, "a whole number")
-        return int(value)
+        require(number and isinstance(value, int), name, value, "a whole number")
+        return value
     if hint is float:
         require(number and math.isfinite(value), name, value, "a finite number")
         return float(value)

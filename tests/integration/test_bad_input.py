@@ -60,6 +60,17 @@ def place(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "choice.yaml": "device: tpu",
         "bool.yaml": "normalize_obs: maybe",
         "output.yaml": "quiet: loudly",
+        "deep.yaml": "[" * 5000 + "]" * 5000,
+        "self.yaml": "seed: &seed [*seed]",
+        "bomb.yaml": "a0: &a0 [1, 1]\n"
+        + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
+        "digits.yaml": "seed: " + "9" * 5000,
+        "large.yaml": "seed: 1" + "0" * 299 + "e9",
+        "twice.yaml": "seed: 1\nseed: 2",
+        "spelled-twice.yaml": "batch-size: 1\nbatch_size: 2",
+        "dots.yaml": "learning_rate: 1.2.3e-4",
+        "half.yaml": 'out: "\\ud83d"',
+        "twice.json": '{"seed": 1, "seed": 2}',
         "plain.txt": "nothing",
     }.items():
         Path(name).write_text(text)
@@ -118,12 +129,32 @@ LINES: list[tuple[list[str], int, str]] = [
     ([*PPO, "--config", "broken.yaml"], 2, "broken.yaml cannot be read as YAML"),
     ([*PPO, "--config", "whole.safetensors"], 2, "cannot be read as YAML"),
     ([*PPO, "--config", "no-run"], 2, "Is a directory"),
-    ([*PPO, "--config", "misspelled.yaml"], 2, "no option 'learnin_rate'; did you mean learning_rate"),
-    ([*PPO, "--config", "text.yaml"], 2, "learning_rate is 'fast'; expected a finite number"),
-    ([*PPO, "--config", "range.yaml"], 2, "gamma is 2"),
+    (
+        [*PPO, "--config", "misspelled.yaml"],
+        2,
+        "misspelled.yaml: ppo has no option 'learnin_rate'; did you mean learning_rate",
+    ),
+    ([*PPO, "--config", "text.yaml"], 2, "text.yaml: learning_rate is 'fast'; expected a finite number"),
+    ([*PPO, "--config", "range.yaml"], 2, "range.yaml: gamma is 2"),
     ([*PPO, "--config", "choice.yaml"], 2, "device is 'tpu'; expected one of 'auto', 'cpu', 'cuda'"),
     ([*PPO, "--config", "bool.yaml"], 2, "normalize_obs is 'maybe'; expected True or False"),
-    ([*PPO, "--config", "output.yaml"], 2, "quiet is 'loudly'"),
+    (
+        [*PPO, "--config", "deep.yaml"],
+        2,
+        "deep.yaml cannot be read as YAML: it has lists or objects more than 100 deep",
+    ),
+    ([*PPO, "--config", "self.yaml"], 2, "self.yaml cannot be read as YAML: it has lists or objects"),
+    ([*PPO, "--config", "bomb.yaml"], 2, "it stands for more than 100,000 values, its aliases written out"),
+    ([*PPO, "--config", "digits.yaml"], 2, "it has a whole number of 5,000 digits"),
+    ([*PPO, "--config", "large.yaml"], 2, "large.yaml: seed is a whole number of 1,024 bits; expected"),
+    ([*PPO, "--config", "twice.yaml"], 2, "twice.yaml cannot be read as YAML: it has 'seed' twice"),
+    ([*PPO, "--config", "spelled-twice.yaml"], 2, "spelled-twice.yaml: it has 'batch_size' twice"),
+    ([*PPO, "--config", "dots.yaml"], 2, "dots.yaml: learning_rate is '1.2.3e-4'; expected a finite number"),
+    ([*PPO, "--config", "half.yaml"], 2, "half.yaml cannot be read as YAML: out holds half a character"),
+    ([*PPO, "--config", "twice.json"], 2, "twice.json cannot be read as JSON: it has 'seed' twice"),
+    ([*PPO, "--total-steps", "1.2.3e4"], 2, "--total-steps"),
+    ([*PPO, "--seed", "9" * 400], 2, "seed is a whole number of 1,329 bits"),
+    ([*PPO, "--config", "output.yaml"], 2, "output.yaml: quiet is 'loudly'"),
     # train: --out
     ([*PPO, "--out", "run"], 2, "run already holds a run. To continue it: --resume run"),
     ([*PPO, "--out", "plain.txt"], 2, "the output directory plain.txt cannot be made"),
@@ -176,7 +207,7 @@ LINES: list[tuple[list[str], int, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("line", "code", "message"), LINES, ids=[" ".join(line) or "(nothing)" for line, _, _ in LINES]
+    ("line", "code", "message"), LINES, ids=[" ".join(line)[:80] or "(nothing)" for line, _, _ in LINES]
 )
 @pytest.mark.filterwarnings("default:.*Trying the checkpoint before it:RuntimeWarning")
 def test_the_command_says_what_is_wrong(

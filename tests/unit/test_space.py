@@ -74,7 +74,7 @@ QUICK = {"num_envs": 2, "total_steps": 64, "hidden_sizes": (8,), "compile": "off
         ({"num_envs": 8_000_000}, r"what is played between updates \(8 steps of 8,000,000 environments\) needs"),
         (
             {"num_envs": 8_000_000, "vectorization": "sync"},
-            r"^a batch of 8,000,000 environments needs 16\.4 GB of memory",
+            r"^a batch of 8,000,000 environments needs 32\.8 GB of memory",
         ),
         ({"num_envs": 1_000, "vectorization": "async"}, r"^a batch of 1,000 environments needs 10\.5 GB of memory"),
     ],

@@ -6,7 +6,8 @@ Arguments are checked before anything that imports torch, which takes seconds.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def agents(argv: list[str]) -> int:
     from steepest.experience.datasets.places import check_there, is_dataset
     from steepest.runs.options.resolve import resolve_options
 
-    output_default, from_file = _from_file(argv, AgentOutputOptions)
+    file, output_default, from_file = _from_file(argv, AgentOutputOptions)
     usage = Usage(f"steepest train {algorithm}{'' if place is None else f' {place}'}", "ENV" if place is None else "")
     env = whose = place
     if place is not None and not wants_help:
@@ -141,7 +142,8 @@ def agents(argv: list[str]) -> int:
             from steepest.experience.datasets.read import env_of
 
             output_default, whose = dataclasses.replace(output_default, data=place), env_of(place)
-    defaults = (output_default, *resolve_options(algorithm, whose, from_file))
+    with _naming(file):
+        defaults = (output_default, *resolve_options(algorithm, whose, from_file))
     if wants_help:
         _show_help(usage, defaults)
         return 0
@@ -209,8 +211,9 @@ def language(algorithm: str, what: str, argv: list[str], *, verb: str | None = N
     wants_help, words = asks_for_help(argv), _leading(argv, 2)
     if len(words) < 2 and not wants_help:
         raise UsageError(f"{verb} takes a model and {what}, then options: steepest {verb} MODEL DATA.jsonl --epochs 3")
-    output_default, from_file = _from_file(argv, LanguageOutputOptions)
-    defaults = (output_default, *resolve_language_options(algorithm, from_file))
+    file, output_default, from_file = _from_file(argv, LanguageOutputOptions)
+    with _naming(file):
+        defaults = (output_default, *resolve_language_options(algorithm, from_file))
     if wants_help:
         _show_help(Usage(f"steepest {verb}", f"MODEL {what.upper()}", MODEL), defaults)
         return 0
@@ -223,7 +226,7 @@ def language(algorithm: str, what: str, argv: list[str], *, verb: str | None = N
 
     require_language()
     locate(model)
-    for source in (data, output.eval_data):
+    for source in (data, *([] if output.eval_data is None else [output.eval_data])):
         check_source(source)
     from steepest.api.drive import drive
     from steepest.runs.language_run import LanguageRun
@@ -246,17 +249,26 @@ def _leading(argv: list[str], most: int) -> list[str]:
     return words
 
 
-def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[Any, dict[str, Any]]:
-    """Take ``--config FILE`` out of the arguments; return its options of the command itself, and its others."""
+@contextmanager
+def _naming(file: str | None) -> Generator[None]:
+    """Let a UsageError about options name the file that they are from."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}" if file is not None else str(error)) from error
+
+
+def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[str | None, Any, dict[str, Any]]:
+    """Take ``--config FILE`` out of the arguments; return it, its options of the command itself, and its others."""
     config_file = pop_flag(argv, "--config")
     options = {} if config_file is None else read_config(Path(config_file))
     given = {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in options}
     for field in dataclasses.fields(kind):
         if isinstance(field.default, bool) and not isinstance(given.get(field.name, False), bool):
-            raise UsageError(f"{field.name} is {given[field.name]!r}; expected true or false")
+            raise UsageError(f"{config_file}: {field.name} is {given[field.name]!r}; expected true or false")
     if given.get("out") is not None:
         given["out"] = Path(str(given["out"]))
-    return kind(**given), options
+    return config_file, kind(**given), options
 
 
 def _show_help(usage: Usage, defaults: Sequence[Any]) -> None:
