@@ -14,6 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+import steepest
 from steepest.environments.spaces import action_spec, convert_obs, obs_spec
 from steepest.errors import UsageError
 from steepest.experience.datasets import read as reading
@@ -777,3 +778,35 @@ def test_a_dataset_is_drawn(space: Any, action: Any, ending: str, tmp_path: Path
     assert out.stat().st_size > 10_000
     with pytest.raises(UsageError, match=r"must be \.png, \.pdf or \.svg"):
         draw(dataset, summarised(dataset), tmp_path / "picture.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 5000 + "]" * 5000, "more than 100 deep"),
+        ("[1]", r"it is \[1\]; expected an object"),
+        ("{}", "its description is not of the form that steepest writes: it has no schema|'arrays'"),
+        ('{"schema": 1, "schema": 1}', "it has 'schema' twice"),
+        ({"schema": "1"}, 'schema is "1"; expected a whole number'),
+        ({"schema": 99}, "has schema 99, and this version of steepest reads up to"),
+        ({"env": ["CartPole-v1"]}, r'env is \["CartPole-v1"\]; expected text'),
+        ({"env": "half \ud83d"}, "env holds half a character"),
+        ({"env_kwargs": 3}, "env_kwargs is 3; expected an object"),
+        ({"max_episode_steps": "many"}, 'max_episode_steps is "many"; expected a whole number'),
+        ({"reference": {"random": 0.0}}, "reference has no expert"),
+        ({"reference": {"random": "low", "expert": 1.0}}, 'reference.random is "low"; expected a number'),
+        ({"arrays": 3}, "cannot be read as a folder of arrays"),
+        ({"arrays": ["../action"]}, "cannot be read as a folder of arrays"),
+    ],
+    ids=lambda x: str(x)[:30],
+)
+def test_a_description_of_another_form_is_refused(text: str | dict[str, Any], message: str, tmp_path: Path) -> None:
+    """Of a folder, and of a file that holds the same."""
+    dataset = steepest.collect("random", "CartPole-v1", steps=20, out=tmp_path / "data")
+    assert read_dataset(tmp_path / "data").steps == dataset.steps == 20
+    path = tmp_path / "data" / "dataset.json"
+    whole = text if isinstance(text, str) else json.dumps({**json.loads(path.read_text()), **text})
+    path.write_text(whole)
+    with pytest.raises(UsageError, match=message) as error:
+        read_dataset(tmp_path / "data")
+    assert len(str(error.value)) < 500
