@@ -239,3 +239,11 @@ def test_numbers_of_every_kind_are_taken(returned: Any) -> None:
     drawn = [Response((300, 301), (), False), Response((302, lm.end_token), (), True)]
     for reward in (lambda _, texts: returned, lambda _, texts: (x for x in returned)):
         assert make_scorer(lm, reward, micro_batch_size=2)(prompts, drawn).tolist() == [1.0, 0.5]
+
+
+def test_a_run_refuses_a_signature_before_it_draws() -> None:
+    options = {"batch_size": 2, "group_size": 2, "max_new_tokens": 4, "max_length": 64}
+    with pytest.raises(UsageError, match="the reward needs target"):
+        RLOO.from_data(
+            tiny(), RLOOConfig(**options), demonstrations(2), reward=lambda completions, target: [0.0], note=print
+        )

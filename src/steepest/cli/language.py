@@ -174,4 +174,5 @@ def _check_places(prompts: Path | None, *models: str) -> None:
     require_language()
     for model in models:
         locate(model)
-    check_source(prompts)
+    if prompts is not None:
+        check_source(prompts)

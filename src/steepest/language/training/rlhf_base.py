@@ -25,7 +25,8 @@ from steepest.language.scoring.reference import Reference
 from steepest.language.scoring.scoring import token_log_probs, token_log_probs_and_values
 from steepest.language.training.config import sequence_limit
 from steepest.language.training.configs.rlhf import RLHFConfig
-from steepest.language.training.rewards import load_reward, make_scorer, template_difference
+from steepest.language.training.reward_model import RewardModel
+from steepest.language.training.rewards import arguments_of, load_reward, make_scorer, template_difference
 from steepest.language.training.rlhf_watch import WATCHED, alarms, response_figures
 from steepest.language.training.trainer import Note, Sums, Trainer
 from steepest.losses import k1_estimate, k3_estimate, proportional_kl_coef
@@ -109,6 +110,9 @@ class RLHF(Trainer[Experience], Generic[C]):
         self.batch_rows = config.batch_size // config.group_size
         self.groups_by_length = False
         self.reward = load_reward(reward)
+        if not isinstance(self.reward, RewardModel) and self.data:  # refused now, and not after the first responses
+            first = self.data[0]
+            arguments_of(self.reward, [first.row.get("prompt")], [""], [first.row])
         self.score = make_scorer(self.lm, self.reward, micro_batch_size=config.micro_batch_size)
         self.reference = reference or Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
         self.sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
