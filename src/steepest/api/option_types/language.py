@@ -30,6 +30,7 @@ class LanguageRunOptions(SharedOptions, total=False):
     fsdp: bool
     merge_adapters: bool
     chat_template: str | None
+    template_kwargs: str | None
 
 class TrainingOptions(TypedDict, total=False):
     epochs: int
@@ -50,6 +51,7 @@ class TrainingOptions(TypedDict, total=False):
     lora_dropout: float
     eval_fraction: float
     drop_bad_rows: bool
+    columns: tuple[str, ...] | list[str]
 
 class SFTOptions(TrainingOptions, LanguageRunOptions, total=False):
     packing: bool
