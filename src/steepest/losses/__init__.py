@@ -52,6 +52,13 @@ from steepest.losses.preference import (
     smoothed_dpo_loss,
 )
 from steepest.losses.q_learning import chosen_q_value, double_dqn_target, dqn_target
+from steepest.losses.ranking import (
+    davidson_preference_loss,
+    davidson_tie_loss,
+    kto_loss,
+    kto_reference_point,
+    plackett_luce_loss,
+)
 from steepest.losses.soft import (
     expected_soft_value,
     soft_policy_loss,
@@ -85,6 +92,8 @@ __all__ = [
     "conservative_gap",
     "conservative_weight_loss",
     "curvature_direction",
+    "davidson_preference_loss",
+    "davidson_tie_loss",
     "deterministic_policy_direction",
     "deterministic_policy_loss",
     "double_dqn_target",
@@ -104,10 +113,13 @@ __all__ = [
     "k2_estimate",
     "k3_estimate",
     "kl_estimate",
+    "kto_loss",
+    "kto_reference_point",
     "length_normalized_dpo_loss",
     "mixture_log_density",
     "penalised_next_value",
     "penalised_surrogate_loss",
+    "plackett_luce_loss",
     "preference_metrics",
     "proportional_kl_coef",
     "q_learning_target",
