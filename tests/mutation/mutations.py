@@ -33,6 +33,7 @@ import language_mistakes as lm
 import off_policy_mistakes as replay
 import offline_mistakes as offline
 import pytest
+import ranking_mistakes as ranking
 
 CONTEXT = multiprocessing.get_context("fork")
 """Every run of the tests is a fork of this process, which has the heavy packages loaded but nothing of this one."""
@@ -1429,6 +1430,15 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
     "losses/preference.py": Suspect(PREFERENCE, ("exact/test_preference.py",)),
+    "losses/ranking.py": Suspect(ranking.RANKING, ("exact/test_ranking.py",)),
+    "preferences/agreement.py": Suspect(ranking.AGREEMENT, ("unit/test_preference_agreement.py",)),
+    "preferences/answers.py": Suspect(
+        ranking.ANSWERS, ("unit/test_preference_agreement.py", "unit/test_clip_rewards.py")
+    ),
+    "preferences/scores.py": Suspect(ranking.SCORES, ("unit/test_preference_scores.py",)),
+    "preferences/selection.py": Suspect(ranking.SELECTION, ("unit/test_preference_selection.py",)),
+    "preferences/clips.py": Suspect(ranking.CLIPS, ("unit/test_clip_rewards.py", "exact/test_clip_rewards.py")),
+    "preferences/learned.py": Suspect(ranking.LEARNED, ("unit/test_learned_reward.py",)),
     "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
     "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
     "losses/q_learning.py": Suspect(Q_LEARNING, ("exact/test_q_learning.py",)),

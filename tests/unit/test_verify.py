@@ -21,6 +21,7 @@ from steepest.evaluation import importance
 from steepest.language.data import tokens
 from steepest.language.training import rlhf, rlhf_base
 from steepest.losses import compatible, gradient_td
+from steepest.preferences import clips
 from steepest.verification import SHIPPED, Result, check, statements, verify
 from steepest.verification.statement import Sides, Statement
 
@@ -265,6 +266,11 @@ def scored_late(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrong
 
 
+def with_answers_exchanged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The worse clip preferred."""
+    return lambda score, *more: function(score.flip(-1), *more)
+
+
 BROKEN += [
     (tokens, "token_log_probs", a_token_late, "2.2.1 log pi(y|x) of padded rows"),
     (tokens, "token_kl", scaled, "2.2.1 KL of the vocabulary, summed over tokens"),
@@ -284,6 +290,13 @@ BROKEN += [
     (losses, "smoothed_dpo_loss", scaled, "2.2.2 smoothed DPO with soft labels"),
     (losses, "robust_dpo_loss", scaled, "2.2.2 robust DPO undoes flipped labels"),
     (losses, "implicit_reward", scaled, "2.2.2 r = implicit reward + beta log Z"),
+    (losses, "plackett_luce_loss", scaled, "2.2.1 Plackett-Luce: drawn one by one, sum 1"),
+    (losses, "plackett_luce_loss", scaled, "2.2.1 Plackett-Luce of the first two = sum over the rest"),
+    (losses, "davidson_preference_loss", scaled, "2.2.1 Davidson: win, loss and tie by worths, sum 1"),
+    (losses, "davidson_tie_loss", scaled, "2.2.1 Davidson: win, loss and tie by worths, sum 1"),
+    (losses, "kto_loss", scaled, "2.2.2 KTO: its gradient over all responses"),
+    (clips, "clip_score", scaled, "2.2.1 reward of all clips = r + constant"),
+    (clips, "comparison_loss", with_answers_exchanged, "2.2.1 reward of all clips: its optimal policy"),
 ]
 
 

@@ -26,6 +26,7 @@ from steepest.verification.shipped import (
     policy_gradient,
     preference,
     q_learning,
+    ranking,
     soft,
     trpo,
     trust_region,
@@ -58,6 +59,7 @@ SHIPPED: tuple[Statement, ...] = (
     *on_policy.rows,
     *language.rows,
     *preference.rows,
+    *ranking.rows,
     *off_policy_evaluation.rows,
 )
 """Every statement that goes through a shipped function, one file per idea."""
