@@ -43,6 +43,7 @@ def train(
     eval_env: Any = None,
     env_kwargs: dict[str, Any] | None = None,
     data: Any = None,
+    reward: Any = None,
     quiet: bool = True,
     **options: Any,
 ) -> Agent:
@@ -56,6 +57,8 @@ def train(
         agent: train this one further.
         data: a dataset to learn from instead of playing, or with the option data_share beside it: what ``read_dataset``
             takes; env may then be None. For off_pac a log: ``LoggedExperience`` or an .npz file.
+        reward: labels to learn the reward from, in the place of the environment's: the file of a preference project, or
+            ``preferences.learned.LiveLabels``, which asks for them while the agent trains.
         quiet: whether to leave out the progress display.
         options: any field of ``RunConfig`` or of the algorithm's config: total_steps, seed, learning_rate, ...; see
             ``steepest train ALGORITHM --help``. Editors know them by the algorithm (``api.option_types``).
@@ -74,6 +77,7 @@ def train(
         eval_env=eval_env,
         env_kwargs=env_kwargs,
         data=data,
+        reward=reward,
         quiet=quiet,
         **{k: v for k, v in options.items() if k != "seeds"},
     )[0]
@@ -91,6 +95,7 @@ def train_seeds(
     eval_env: Any = None,
     env_kwargs: dict[str, Any] | None = None,
     data: Any = None,
+    reward: Any = None,
     quiet: bool = True,
     **options: Any,
 ) -> list[Agent]:
@@ -105,6 +110,7 @@ def train_seeds(
             eval_env=eval_env,
             env_kwargs=env_kwargs,
             data=data,
+            reward=reward,
             note=note,
             seeds=seeds,
             **options,
@@ -122,6 +128,7 @@ def resume(
     network: NetworkFactory | None = None,
     eval_env: Any = None,
     data: Any = None,
+    reward: Any = None,
     quiet: bool = True,
 ) -> Agent:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
@@ -129,7 +136,14 @@ def resume(
         raise UsageError(f"{path} is a run of a language model; resume it with steepest.resume_language")
     run = drive(
         lambda note: Run.resume(
-            Path(path), total_steps=total_steps, env=env, network=network, eval_env=eval_env, data=data, note=note
+            Path(path),
+            total_steps=total_steps,
+            env=env,
+            network=network,
+            eval_env=eval_env,
+            data=data,
+            reward=reward,
+            note=note,
         ),
         quiet=quiet,
     )

@@ -80,6 +80,8 @@ class AgentOutputOptions(OutputOptions):
 
     data: str | None = None
     """Dataset or log to learn from instead of playing (default: none); steps are gradient steps on a dataset."""
+    reward: str | None = None
+    """Preference project to learn the reward from, instead of the environment's (default: none)."""
     render: bool = False
     """Show an episode in a window at every evaluation."""
 
@@ -155,7 +157,7 @@ def agents(argv: list[str]) -> int:
 
         check_saved(Path(start))
     out = "" if output.out is None else str(output.out)
-    given |= {"out": out, "data": output.data, "render": output.render}
+    given |= {"out": out, "data": output.data, "reward": output.reward, "render": output.render}
     from steepest.api.drive import drive
     from steepest.runs.run import Run
 

@@ -52,6 +52,8 @@ class Run:
         data: a dataset, see ``experience.datasets.read``, or for off_pac a log, see ``experience.logs.read_log``: to
             learn from instead of playing. The environment then serves evaluation, and is by default the one that a
             dataset names. With the option ``data_share`` the agent plays too, and that share of minibatches is data.
+        reward: labels to learn the reward from, in the place of the environment's: the file of a preference project, or
+            ``preferences.learned.LiveLabels``. Returns that are reported are the environment's.
         note: takes lines of text that a user should see.
         render: show an episode in a window at every evaluation.
         options: fields of ``RunConfig`` and of the algorithm's config; what is not given comes from the preset of the
@@ -79,6 +81,7 @@ class Run:
         eval_env: Any = None,
         env_kwargs: dict[str, Any] | None = None,
         data: Any = None,
+        reward: Any = None,
         note: Note | None = None,
         render: bool = False,
         **options: Any,
@@ -96,6 +99,7 @@ class Run:
                 render=render,
                 saved=out is not None,
                 data=data,
+                reward=reward,
             )
 
         self._begin(make, out)
@@ -117,7 +121,7 @@ class Run:
         """Resume a run of either kind from its last checkpoint, to the same bits as if it had never stopped.
 
         Args:      total_steps: train further than first planned (schedules then stretch, so bits differ); env, network,
-                   eval_env of agents, data, eval_data, reward of a language model: again, where the run was given
+                   eval_env of agents, eval_data of a language model, data, reward: again, where the run was given
                    something that a file cannot hold
         Returns:   a LanguageRun where the run is of a language model
         Raises:    UsageError if there is no run, it is in use, something is missing that has to be given again, or the

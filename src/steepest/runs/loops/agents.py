@@ -27,6 +27,7 @@ from steepest.experience.rollout import Episode
 from steepest.fields import checked_options
 from steepest.learner.trees import all_finite
 from steepest.networks.config import NetworkConfig, NetworkFactory
+from steepest.preferences.learned import check_reward, learned_reward
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.evaluations import Evaluator
 from steepest.runs.loops.logs import LogLoop
@@ -51,7 +52,7 @@ class AgentTraining(Training[RunConfig]):
     """Train one agent, or several seeds of it together, in the loop of its data regime."""
 
     what = "agent"
-    again = ("total_steps", "env", "network", "eval_env", "data")
+    again = ("total_steps", "env", "network", "eval_env", "data", "reward")
     extends = "; --total-steps MORE trains further"
 
     def __init__(
@@ -66,10 +67,14 @@ class AgentTraining(Training[RunConfig]):
         env_kwargs: dict[str, Any] | None,
         note: Callable[[str], None],
         data: Any = None,
+        reward: Any = None,
+        *,
+        resuming: bool = False,
     ) -> None:
         self.note = note
         self.watch: Watch = unwatched
         self.data = source_of(data)
+        self.reward = source_of(reward)
         self.algorithm = agent_class.algorithm
         self.name = name
         self.label = f"{self.algorithm}-{name}-seed{settings.seed}"
@@ -77,6 +82,7 @@ class AgentTraining(Training[RunConfig]):
         self.env_kwargs = env_kwargs
         self.seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
         self.games: list[Episode] = []  # finished since the last iteration, where episodes are not whole games
+        check_reward(agent_class, data, reward, settings.seeds)
         check_data(agent_class, data, settings.data_share)
         alone = data is not None and settings.data_share is None  # nothing is played
         playing = not alone or not isinstance(env, str)
@@ -104,6 +110,18 @@ class AgentTraining(Training[RunConfig]):
                 note=note,
             )
             self.agent.read_others(partial(read_agent, device=self.settings.device))
+            learned = None
+            if reward is not None:
+                learned = learned_reward(
+                    reward,
+                    self.env.obs_spec,
+                    self.env.action_spec,
+                    env=env if isinstance(env, str) else None,
+                    seed=settings.seed,
+                    device=self.settings.device,
+                    note=None if resuming else note,
+                )
+                self.begins_with_checkpoint = learned.live is None  # what was learned is in no other file
         except BaseException:
             self.env.close()
             raise
@@ -122,7 +140,7 @@ class AgentTraining(Training[RunConfig]):
             dataset = None if data is None else read_dataset(data)
             self.loop = OffPolicyLoop(self.env, self.agent, self.settings, dataset)
         else:
-            self.loop = OnPolicyLoop(self.env, self.agent)
+            self.loop = OnPolicyLoop(self.env, self.agent, learned)
         self.steps = np.zeros(len(self.seeds), dtype=np.int64)
         self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
         self.recent = [deque[tuple[float, int]](maxlen=WINDOW) for _ in self.seeds]
@@ -149,6 +167,7 @@ class AgentTraining(Training[RunConfig]):
         render: bool,
         saved: bool,
         data: Any = None,
+        reward: Any = None,
     ) -> Self:
         """Make the training of a new run from options that a user gave; ``saved``: a folder will describe it."""
         agent_class = find(algorithm)
@@ -162,7 +181,7 @@ class AgentTraining(Training[RunConfig]):
                     options = {**options, "max_episode_steps": known.max_episode_steps}
         start = getattr(agent, "config", None)  # what is no agent is refused below, in words
         settings, config = resolve_options(algorithm, env, options, start)
-        made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data)
+        made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data, reward)
         try:
             made.render = render
             if agent is not None:
@@ -202,8 +221,15 @@ class AgentTraining(Training[RunConfig]):
             raise UsageError(f"data is given to resume {directory.path}, which learns from no data: leave it out")
         if isinstance(data, str) and data == IN_MEMORY:
             raise UsageError(f"{directory.path} was trained on a log made in Python; pass it again: data=...")
-        others = given.get("eval_env"), saved["env_kwargs"], note, data
-        made = cls(agent_class, env, saved["name"], settings, config, network, *others)
+        reward = given.get("reward", saved.get("reward"))
+        if reward is not None and saved.get("reward") is None:
+            raise UsageError(
+                f"reward is given to resume {directory.path}, which learns from its environment's: leave it out"
+            )
+        if isinstance(reward, str) and reward == IN_MEMORY:
+            raise UsageError(f"{directory.path} learns from labels asked for in Python; pass them again: reward=...")
+        others = given.get("eval_env"), saved["env_kwargs"], note, data, reward
+        made = cls(agent_class, env, saved["name"], settings, config, network, *others, resuming=True)
         made.extended = total_steps is not None
         return made
 
@@ -383,6 +409,7 @@ class AgentTraining(Training[RunConfig]):
             "config": dataclasses.asdict(self.agent.config),
             "run": dataclasses.asdict(self.settings),
             "data": self.data,
+            "reward": self.reward,
         }
 
     def summary(self, wall_seconds: float, evaluated_at: int) -> dict[str, Any]:

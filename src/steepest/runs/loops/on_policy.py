@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from torch import Tensor
 
 from steepest.agents.agent import Agent
 from steepest.experience.rollout import Collector, Environments
+from steepest.preferences.learned import LearnedReward
 from steepest.runs.loops.loop import Iteration, Watch, unwatched
 
 
 class OnPolicyLoop:
-    """An iteration is one collect-and-update cycle; see ``loops.Loop``."""
+    """An iteration is one collect-and-update cycle; see ``loops.Loop``.
+
+    Args:      reward: takes the place of the environment's in what the agent learns from, not in the episodes' returns
+    """
 
     restart_due = False
 
-    def __init__(self, env: Environments, agent: Agent) -> None:
+    def __init__(self, env: Environments, agent: Agent, reward: LearnedReward | None = None) -> None:
         self.agent = agent
+        self.reward = reward
         self.collector = Collector(env, agent, cast(Any, agent.config).rollout_steps)
 
     def open(self, folder: Path | None, *, resuming: bool) -> None:
@@ -33,13 +39,18 @@ class OnPolicyLoop:
         del watch  # an iteration is short
         rollout, episodes = self.collector.collect()
         steps = rollout.valid.sum((1, 2)).cpu().numpy()
-        return Iteration(episodes, steps, self.agent.update(rollout, progress))
+        learned: dict[str, float] = {}
+        if self.reward is not None:
+            rollout, learned = self.reward.replace(rollout, self.agent.to_env, progress)
+        health = self.agent.update(rollout, progress)
+        return Iteration(episodes, steps, health | {k: np.full(len(steps), x) for k, x in learned.items()})
 
     def finish(self, progress: float) -> None:
         del progress  # nothing is ever left over
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {}
+        return ({}, {}) if self.reward is None else self.reward.state()
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
-        del tensors, figures
+        if self.reward is not None:
+            self.reward.load_state(tensors, figures)
