@@ -7,10 +7,12 @@ The labeller is a script that knows the environment's reward and answers by the 
 
 labels: clips of Pendulum-v1 under random torques. An ensemble learns from pairs drawn uniformly, or from those that it
 disagrees most about, chosen anew after every twenty-five labels. It is measured on clips of episodes of which nothing
-was labelled: the correlation of its scores with the true ones. Draws docs/images/preferences.png. A few minutes.
+was labelled: the correlation of its scores with the true ones. Draws docs/images/preferences.png. About twenty minutes
+of one core.
 
 control: PPO from labels, asked for while it trains, beside PPO from the true reward; each run in a folder of its own
-under --runs, from which an interrupted benchmark goes on to the same bits. Pendulum-v1: about ten minutes a seed.
+under --runs, from which an interrupted benchmark goes on to the same bits. Pendulum-v1: about a quarter of an hour a
+seed.
 
 Both write their part of benchmarks/results/preferences.json.
 """
@@ -34,6 +36,7 @@ from steepest.preferences.learned import Answer, LiveLabels, Segment
 from steepest.preferences.selection import preference_disagreement
 from steepest.runs.run import Run
 from steepest.runs.store.folder import environment_report
+from steepest.runs.store.metrics import read_metrics
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "preferences.json"
@@ -132,6 +135,7 @@ def draw(budgets: Sequence[int], found: dict[str, list[list[float]]]) -> None:
             axes.plot(budgets, means, color=colour, linewidth=2, label=f"{label}, mean over seeds")
         axes.set_xscale("log")
         axes.set_xticks(list(budgets), [str(n) for n in budgets])
+        axes.minorticks_off()
         axes.set_xlabel("labelled pairs of clips")
         axes.set_ylabel("correlation with the true return, unseen episodes")
         axes.grid(visible=True, color="#e6e6e6")
@@ -160,12 +164,12 @@ def trained(env: str, seed: int, asked: int | None, folder: Path) -> dict[str, A
     else:
         run = Run("ppo", env, reward=live, out=folder, seed=seed, threads=1, total_steps=TOTAL_STEPS[env])
     with run:
-        last: dict[str, Any] = {}
-        for row in run:
-            last = row
+        for _ in run:
+            pass
         mean = run.evaluations[0].mean
+    learned = [row for row in read_metrics(folder) if "health/reward_labels" in row]
     print(f"{folder.name}: return {mean:.1f}", flush=True)
-    figures = {k: last[k] for k in ("health/reward_labels", "health/reward_accuracy") if k in last}
+    figures = {k: learned[-1].get(f"health/{k}") for k in ("reward_labels", "reward_accuracy")} if learned else {}
     return {"return": mean, "seed": seed, **figures}
 
 

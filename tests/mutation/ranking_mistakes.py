@@ -163,7 +163,7 @@ CLIPS: Mistakes = {
         "return torch.where(said.size == 2, pair, plackett",
         "return torch.where(said.size >= 2, pair, plackett",
     ),
-    "observations after the action": ("torch.as_tensor(np.array(x[:-1]))", "torch.as_tensor(np.array(x[1:]))"),
+    "observations after the action": ("torch.as_tensor(np.array(array[:-1]))", "torch.as_tensor(np.array(array[1:]))"),
     "boxes not scaled": ("return torch.where(bounded, unit, flat).float()", "return flat.float()"),
     "choices not counted from their start": ("choice = flat.long() - torch.tensor(spec.start)", "choice = flat.long()"),
     "members normalised together": (

@@ -149,23 +149,23 @@ def test_actions_of_every_space() -> None:
         action_features(box(2), np.zeros((4, 3)))
 
 
-def test_clips_are_read_under_any_name() -> None:
-    """The observation before each action; a bare array, one under some name, or the fields of a dictionary."""
+def test_observations_are_those_before_each_action() -> None:
+    """A bare array, or the fields of a dictionary; discrete ones count from 0, whatever the space begins with."""
     raw, actions = np.arange(8.0).reshape(4, 2), np.array([0, 1, 1])
-    for observations in (raw, {"observations": raw}, {"obs": raw}):
+    for observations in (raw, {"obs": raw}):
         found = read_clips([Recorded(1, observations, actions)] * 2, vector(2), discrete(2))
         assert found.obs["obs"].shape == (2, 3, 2)
         assert found.obs["obs"][0].tolist() == raw[:3].tolist()
         assert found.action.shape == (2, 3, 2)
     spec = ObsSpec(
-        (ObsField("arm/angle", "vector", (1,), "float32"), ObsField("mode", "discrete", (), "int64", (3,), (1,))),
+        (ObsField("arm/angle", "vector", (1,), "float32"), ObsField("mode", "discrete", (), "int64", (3,), (5,))),
         is_dict=True,
     )
-    angle, mode = np.zeros((4, 1)), np.array([1, 2, 3, 1])
-    for observations in ({"arm/angle": angle, "mode": mode}, {"arm": {"angle": angle}, "mode": mode}):
-        found = read_clips([Recorded(1, observations, actions)], spec, discrete(2))
-        assert found.obs["mode"].tolist() == [[0, 1, 2]]
-        assert found.obs["arm/angle"].shape == (1, 3, 1)
+    found = read_clips(
+        [Recorded(1, {"arm/angle": np.zeros((4, 1)), "mode": np.array([0, 1, 2, 0])}, actions)], spec, discrete(2)
+    )
+    assert found.obs["mode"].tolist() == [[0, 1, 2]]
+    assert found.obs["arm/angle"].shape == (1, 3, 1)
 
 
 def test_clips_of_another_kind_are_refused() -> None:
@@ -273,6 +273,17 @@ def test_rewards_are_normalised_by_member() -> None:
     assert float(found.mean()) == pytest.approx(0.0, abs=1e-4)
     one = rewards.rewards({"obs": data.obs["obs"][0, 0]}, data.action[0, 0])
     torch.testing.assert_close(one, found[0, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_rewards_of_many_steps_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, _ = linear_clips(5)
+    data = read_clips(clips, vector(2), box(1))
+    rewards = ClipRewards(vector(2), box(1), QUICK)
+    expected = rewards.found_rewards(data.obs, data.action)
+    torch.testing.assert_close(expected, rewards.member_rewards(data.obs, data.action).detach())
+    monkeypatch.setattr("steepest.preferences.clips.ROWS", 7)
+    torch.testing.assert_close(rewards.found_rewards(data.obs, data.action), expected)
+    assert expected.shape == (3, 5, 10)
 
 
 def test_what_never_changes_is_not_divided_by_its_rounding() -> None:

@@ -14,7 +14,7 @@ a constant may be added to every step. Where episodes end early that constant de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +36,9 @@ from steepest.preferences.answers import Comparisons, Judged, comparisons
 from steepest.types import ActionSpec, Obs, ObsSpec
 
 Array = NDArray[Any]
+
+ROWS = 8192
+"""Steps that pass the networks at once, where no gradient is taken."""
 
 
 class Recorded(Protocol):
@@ -178,16 +181,17 @@ def _actions(spec: ActionSpec, actions: Array) -> Tensor:
 
 
 def _observations(spec: ObsSpec, clip: Recorded) -> Obs:
-    """What was seen before each action; recorded under the names of the fields, or as the environment gave it."""
-    raw = clip.observations
+    """What was seen before each action, from fields as ``EnvBatch`` gives them: discrete ones count from 0 already."""
     number = len(clip.actions) + 1
-    if isinstance(raw, Mapping) and all(f.name in raw for f in spec.fields):
-        parts = {f.name: convert_obs(ObsSpec((f,), is_dict=False), raw[f.name], number)[f.name] for f in spec.fields}
-    elif isinstance(raw, Mapping) and not spec.is_dict and len(raw) == 1:
-        parts = convert_obs(spec, next(iter(raw.values())), number)
-    else:
-        parts = convert_obs(spec, raw, number)
-    return {name: torch.as_tensor(np.array(x[:-1])) for name, x in parts.items()}
+    named = clip.observations if isinstance(clip.observations, Mapping) else {spec.fields[0].name: clip.observations}
+    if named.keys() != {f.name for f in spec.fields}:
+        raise ValueError(f"their observations are {sorted(named)}; expected {sorted(f.name for f in spec.fields)}")
+    found: Obs = {}
+    for f in spec.fields:
+        from_zero = ObsSpec((replace(f, start=()),), is_dict=False)
+        array = convert_obs(from_zero, named[f.name], number)[f.name]
+        found[f.name] = torch.as_tensor(np.array(array[:-1]))
+    return found
 
 
 class ClipRewards:
@@ -242,12 +246,24 @@ class ClipRewards:
         return found.view(-1, *lead)
 
     @torch.no_grad()
+    def found_rewards(self, obs: Obs, action: Tensor) -> Tensor:
+        """Return ``member_rewards`` without gradient, some rows at a time, so that images fit into memory.
+
+        Verified:  tests/unit/test_clip_rewards.py::test_rewards_of_many_steps_are_found_in_parts
+        """
+        lead = action.shape[:-1]
+        flat = {f.name: obs[f.name].reshape(-1, *f.shape).split(ROWS) for f in self.obs_spec.fields}
+        taken = action.reshape(-1, action.shape[-1]).split(ROWS)
+        parts = [self.member_rewards({k: x[i] for k, x in flat.items()}, part) for i, part in enumerate(taken)]
+        return torch.cat(parts, 1).view(-1, *lead)
+
+    @torch.no_grad()
     def rewards(self, obs: Obs, action: Tensor) -> Tensor:
         """Return what an agent learns from: the mean of the members' normalised rewards, (...) of actions (..., F).
 
         Verified:  tests/unit/test_clip_rewards.py::test_rewards_are_normalised_by_member
         """
-        each = self.member_rewards(obs, action)
+        each = self.found_rewards(obs, action)
         shape = (-1, *(1,) * (each.ndim - 1))
         return ((each - self.mean.view(shape)) / self.deviation.view(shape)).mean(0)
 
@@ -263,7 +279,7 @@ class ClipRewards:
     @torch.no_grad()
     def clip_scores(self, clips: Clips) -> Tensor:
         """Return every member's score of every clip, (C, N)."""
-        return clip_score(self.member_rewards(clips.obs, clips.action))
+        return clip_score(self.found_rewards(clips.obs, clips.action))
 
     # Learning
 
@@ -345,7 +361,7 @@ class ClipRewards:
 
     @torch.no_grad()
     def _measure_rewards(self, clips: Clips) -> None:
-        each = self.member_rewards(clips.obs, clips.action).flatten(1)  # (C, N T)
+        each = self.found_rewards(clips.obs, clips.action).flatten(1)  # (C, N T)
         equal = are_equal(each.amin(1), each.amax(1))
         self.mean = each.mean(1, keepdim=True)
         self.deviation = torch.where(equal.unsqueeze(1), 1.0, each.std(1, correction=0, keepdim=True))
