@@ -85,7 +85,7 @@ def test_labels_are_asked_for_less_and_less() -> None:
 def test_clips_lie_within_episodes() -> None:
     """Every place of five decisions in a row, and no other: none over an end, a restart or the rollout's last row."""
     rollout = played(steps=40, envs=3, length=8)
-    windows, episode = clip_windows(rollout, 5)
+    windows, episode = clip_windows(rollout, 5, torch.zeros(3, dtype=torch.int64))
     valid, done = rollout.valid[0], (rollout.terminated | rollout.truncated)[0]
     expected = {
         (t, n)
@@ -100,7 +100,9 @@ def test_clips_lie_within_episodes() -> None:
     for (t, n), e in zip(windows.tolist(), episode.tolist(), strict=True):
         assert e == (t // 9) * 3 + n
     for steps in (9, 41):
-        assert len(clip_windows(rollout, steps)[0]) == 0
+        assert len(clip_windows(rollout, steps, torch.zeros(3, dtype=torch.int64))[0]) == 0
+    later = clip_windows(rollout, 5, torch.tensor([7, 0, 2]))[1]
+    assert torch.equal(later, episode + 3 * torch.tensor([7, 0, 2])[windows[:, 1]])
 
 
 def test_the_agent_sees_the_learned_reward_alone() -> None:
@@ -156,6 +158,30 @@ def test_labels_add_up_and_some_are_kept_aside() -> None:
     assert labeller.before == sorted(set(labeller.before))
     worth = labels.clips.obs["obs"][..., 0].sum(-1)
     assert bool((worth[labels.pairs[:, 0]] > worth[labels.pairs[:, 1]]).all())  # the preferred one first
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_an_episode_that_goes_on_keeps_its_side(ends: int) -> None:
+    """Over four rollouts, whether each environment has one episode, or a new one begins within every rollout."""
+    learned = source(live(Scripted(), labels=400, evaluation_share=0.5))
+    sides: dict[int, set[bool]] = {}
+    number = torch.zeros(8)  # of the episode, as it is observed
+    for i in range(4):
+        rollout = played(steps=40, envs=8, length=39 if ends else 1000, seed=i)
+        obs = rollout.obs["obs"]
+        obs[0, :, :, 1] = 100.0 * torch.arange(8) + number
+        if ends:
+            obs[0, 39:, :, 1] += 1.0  # the row that restarts shows the next one's first observation
+        learned.replace(rollout._replace(obs={"obs": obs}), to_env, 0.25 * i)
+        number += ends
+        assert learned.ended is not None
+        assert learned.ended.tolist() == number.tolist()
+    assert learned.labels is not None
+    for side in (True, False):
+        for i in learned.labels.pairs[learned.labels.evaluation == side].unique().tolist():
+            sides.setdefault(int(learned.labels.clips.obs["obs"][i, 0, 1]), set()).add(side)
+    assert all(len(found) == 1 for found in sides.values())
+    assert {x for found in sides.values() for x in found} == {True, False}
 
 
 def test_reserved_labels_are_never_learned_from() -> None:
@@ -216,7 +242,8 @@ def test_other_answers_than_asked_are_an_error(answers: list[Any]) -> None:
 
 
 def test_state_resumes_to_the_same_bits() -> None:
-    one, other = (source(live(Scripted()), seed=seed) for seed in (1, 2))  # nothing of the other's is left
+    one, other = (source(live(Scripted()), seed=1) for _ in range(2))
+    other.replace(played(seed=5, length=7), to_env, 0.1)  # of which nothing is left
     one.replace(played(), to_env, 0.0)
     tensors, figures = one.state()
     other.load_state({k: v.clone() for k, v in tensors.items()}, figures)

@@ -108,7 +108,9 @@ class LearnedReward:
     def __init__(self, rewards: ClipRewards, live: LiveLabels | None = None, *, seed: int = 0) -> None:
         self.rewards = rewards
         self.live = live
+        self.seed = seed
         self.asked = 0
+        self.ended: Tensor | None = None  # (N,) episodes of every environment that are over
         self.generator = torch.Generator().manual_seed(seed)
         self.labels: Labels | None = None
 
@@ -127,6 +129,7 @@ class LearnedReward:
             due = self.live.due(progress) - self.asked
             if due > 0 and self._ask(self.live, rollout, action, to_env, due):
                 metrics = self._learn()
+            self.ended = self._before(rollout) + _ends(rollout).sum(0)
         if not self.knows:
             return rollout._replace(reward=torch.zeros_like(rollout.reward)), metrics
         obs = {name: x[:, :-1] for name, x in rollout.obs.items()}
@@ -149,7 +152,7 @@ class LearnedReward:
 
     def _ask(self, live: LiveLabels, rollout: Rollout, action: Tensor, to_env: ToEnv, due: int) -> bool:
         """Ask about ``due`` pairs of the rollout's clips; return whether anything new can be learned from."""
-        windows, episode = clip_windows(rollout, live.clip_steps)
+        windows, episode = clip_windows(rollout, live.clip_steps, self._before(rollout))
         if len(windows) < 2:
             if self.labels is None:
                 raise RunError(
@@ -160,7 +163,7 @@ class LearnedReward:
         kept = torch.randperm(len(windows), generator=self.generator)[: 4 * due]
         windows, episode = windows[kept], episode[kept]
         clips = self._cut(rollout, action, windows, live.clip_steps)
-        aside = reserved_groups(episode, live.evaluation_share, int(torch.randint(2**31, (), generator=self.generator)))
+        aside = reserved_groups(episode, live.evaluation_share, self.seed)
         # Within each side: a pair with one clip of an episode kept aside would let that episode be learned from.
         pairs = torch.cat([self._offer(side.nonzero().flatten(), live.offered * due) for side in (aside, ~aside)])
         score = self.rewards.clip_scores(clips).cpu()
@@ -172,6 +175,10 @@ class LearnedReward:
         self._check(answers, len(pairs))
         self.asked += len(pairs)
         return self._keep(clips, pairs, chosen.evaluation, answers)
+
+    def _before(self, rollout: Rollout) -> Tensor:
+        """(N,) episodes that ended before the rollout: one that goes on from the last keeps its number and side."""
+        return torch.zeros(rollout.valid.shape[2], dtype=torch.int64) if self.ended is None else self.ended
 
     def _offer(self, clips: Tensor, count: int) -> Tensor:
         """At most ``count`` different pairs of some of the clips, (P, 2)."""
@@ -239,6 +246,7 @@ class LearnedReward:
         named = {f"reward/{name}": x for name, x in self.rewards.tensors().items()}
         if self.live is not None:
             named["reward/asking"] = self.generator.get_state()
+            named |= {} if self.ended is None else {"reward/ended": self.ended}
         if self.labels is not None:
             clips, *rest = self.labels
             named |= {f"reward/labels/obs/{name}": x for name, x in clips.obs.items()}
@@ -256,6 +264,7 @@ class LearnedReward:
         self.asked = int(figures["asked"])
         if self.live is not None:
             self.generator.set_state(mine["asking"])
+            self.ended = mine.get("ended")
         if "labels/pairs" in mine:
             obs = {f.name: mine[f"labels/obs/{f.name}"] for f in self.rewards.obs_spec.fields}
             rest = (mine[f"labels/{name}"] for name in Labels._fields[1:])
@@ -272,20 +281,26 @@ def _joined(one: Labels, other: Labels) -> Labels:
     )
 
 
-def clip_windows(rollout: Rollout, steps: int) -> tuple[Tensor, Tensor]:
+def _ends(rollout: Rollout) -> Tensor:
+    """(T, N) bool of the one member: an episode ended here."""
+    return (rollout.terminated[0] | rollout.truncated[0]).cpu()
+
+
+def clip_windows(rollout: Rollout, steps: int, before: Tensor) -> tuple[Tensor, Tensor]:
     """Return every place of a clip of ``steps`` decisions within one episode of a rollout (1, T, N).
 
+    Args:      before (N,) int64: how many episodes of each environment had ended
     Returns:   (W, 2) int64: the first row, and the environment; (W,) int64: the number of the episode
     Verified:  tests/unit/test_learned_reward.py::test_clips_lie_within_episodes
     """
-    valid, done = rollout.valid[0].cpu(), (rollout.terminated[0] | rollout.truncated[0]).cpu()
+    valid, done = rollout.valid[0].cpu(), _ends(rollout)
     length, number = valid.shape
     if length < steps:
         return torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     whole = valid.unfold(0, steps, 1).all(-1)
     inside = ~done.unfold(0, steps, 1)[..., :-1].any(-1)
     windows = (whole & inside).nonzero()
-    ends = done.long().cumsum(0) - done.long()  # before each row
+    ends = before + done.long().cumsum(0) - done.long()  # before each row
     episode = ends[windows[:, 0], windows[:, 1]] * number + windows[:, 1]
     return windows, episode
 
