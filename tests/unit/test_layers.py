@@ -50,7 +50,8 @@ STOREYS: list[set[str]] = [
     {"environments", "networks", "learner"},
     {"agents"},
     {"experience"},
-    {"algorithms", "language", "evaluation", "preferences"},
+    {"preferences"},
+    {"algorithms", "language", "evaluation"},
     {"runs"},
     {"verification", "estimators"},
     {"api"},
@@ -63,7 +64,7 @@ APART = {
     "exact": {"losses"},  # an oracle that shares code with its subject proves nothing
     **{name: {"losses", "exact"} for name in ("environments", "networks", "learner", "experience")},
     **{
-        name: {"exact"} for name in ("agents", "algorithms", "language", "evaluation", "preferences", "runs", "api")
+        name: {"exact"} for name in ("agents", "algorithms", "preferences", "language", "evaluation", "runs", "api")
     },  # nothing that learns looks up
 }
 """Of what is below, what a folder keeps apart from."""

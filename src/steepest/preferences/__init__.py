@@ -1,1 +1,1 @@
-"""Preferences from people: things to compare, the page on which people compare them, and what they said."""
+"""Preferences from people: a project of things to compare, the page where people do so, and what they said."""

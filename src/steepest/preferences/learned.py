@@ -289,6 +289,8 @@ def _ends(rollout: Rollout) -> Tensor:
 def clip_windows(rollout: Rollout, steps: int, before: Tensor) -> tuple[Tensor, Tensor]:
     """Return every place of a clip of ``steps`` decisions within one episode of a rollout (1, T, N).
 
+    Nothing is decided in the row after an episode's end, so that decisions in a row are of one episode.
+
     Args:      before (N,) int64: how many episodes of each environment had ended
     Returns:   (W, 2) int64: the first row, and the environment; (W,) int64: the number of the episode
     Verified:  tests/unit/test_learned_reward.py::test_clips_lie_within_episodes
@@ -297,9 +299,7 @@ def clip_windows(rollout: Rollout, steps: int, before: Tensor) -> tuple[Tensor, 
     length, number = valid.shape
     if length < steps:
         return torch.zeros((0, 2), dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
-    whole = valid.unfold(0, steps, 1).all(-1)
-    inside = ~done.unfold(0, steps, 1)[..., :-1].any(-1)
-    windows = (whole & inside).nonzero()
+    windows = valid.unfold(0, steps, 1).all(-1).nonzero()
     ends = before + done.long().cumsum(0) - done.long()  # before each row
     episode = ends[windows[:, 0], windows[:, 1]] * number + windows[:, 1]
     return windows, episode
