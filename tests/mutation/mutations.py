@@ -1430,15 +1430,6 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
     "losses/preference.py": Suspect(PREFERENCE, ("exact/test_preference.py",)),
-    "losses/ranking.py": Suspect(ranking.RANKING, ("exact/test_ranking.py",)),
-    "preferences/agreement.py": Suspect(ranking.AGREEMENT, ("unit/test_preference_agreement.py",)),
-    "preferences/answers.py": Suspect(
-        ranking.ANSWERS, ("unit/test_preference_agreement.py", "unit/test_clip_rewards.py")
-    ),
-    "preferences/scores.py": Suspect(ranking.SCORES, ("unit/test_preference_scores.py",)),
-    "preferences/selection.py": Suspect(ranking.SELECTION, ("unit/test_preference_selection.py",)),
-    "preferences/clips.py": Suspect(ranking.CLIPS, ("unit/test_clip_rewards.py", "exact/test_clip_rewards.py")),
-    "preferences/learned.py": Suspect(ranking.LEARNED, ("unit/test_learned_reward.py",)),
     "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
     "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
     "losses/q_learning.py": Suspect(Q_LEARNING, ("exact/test_q_learning.py",)),
@@ -1513,6 +1504,15 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "experience/logs.py": Suspect(LOGGED, ("unit/test_logged.py",)),
     "learner/step.py": Suspect(ADAM, ("unit/test_learner.py",)),
+    "losses/ranking.py": Suspect(ranking.RANKING, ("exact/test_ranking.py",)),
+    "preferences/agreement.py": Suspect(ranking.AGREEMENT, ("unit/test_preference_agreement.py",)),
+    "preferences/answers.py": Suspect(
+        ranking.ANSWERS, ("unit/test_preference_agreement.py", "unit/test_clip_rewards.py")
+    ),
+    "preferences/scores.py": Suspect(ranking.SCORES, ("unit/test_preference_scores.py",)),
+    "preferences/selection.py": Suspect(ranking.SELECTION, ("unit/test_preference_selection.py",)),
+    "preferences/clips.py": Suspect(ranking.CLIPS, ("unit/test_clip_rewards.py", "exact/test_clip_rewards.py")),
+    "preferences/learned.py": Suspect(ranking.LEARNED, ("unit/test_learned_reward.py",)),
     "language/data/tokens.py": Suspect(
         TOKENS, ("unit/test_tokens.py", "exact/test_preference.py", "exact/test_rlhf.py")
     ),
