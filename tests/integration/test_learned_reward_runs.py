@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import random
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from helpers_runs import differences, timeless_rows
+from helpers_runs import differences, steepest_command, timeless_rows
 
 import steepest
 from steepest import Run, UsageError
@@ -245,4 +248,47 @@ def test_what_cannot_learn_from_labels_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             Run(algorithm, "Pendulum-v1", out=tmp_path / "none", **options)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_learns_from_the_file_of_a_project(tmp_path: Path) -> None:
+    """Clips of a discrete space, judged as the page judges them; resumed where the file is gone."""
+    store = pytest.importorskip("steepest.preferences.store")
+    labelling = pytest.importorskip("steepest.preferences.labelling")
+    records = pytest.importorskip("steepest.preferences.records")
+    path, draw = tmp_path / "carts.project", np.random.default_rng(0)
+    with store.Project.create(path) as project:
+        leaning = [draw.normal(size=(6, 4)).astype(np.float32) for _ in range(30)]
+        clips = []
+        for i, seen in enumerate(leaning):
+            clip = records.Clip("CartPole-v1", "random", i // 2, seen, draw.integers(0, 2, 5), 50.0, 5 * i)
+            clips.append(project.add_clip(clip, b""))
+        worth = {clip: -float(np.abs(seen[:-1, 2]).sum()) for clip, seen in zip(clips, leaning, strict=True)}
+        project.add_items([draw.choice(clips, 2, replace=False).tolist() for _ in range(60)], kind="clip")
+        for turn in range(40):
+            asked = labelling.next_assignment(project, "ann", 1e9 + turn, random.Random(turn))
+            best = tuple(sorted(asked.shown, key=lambda clip: -worth[clip]))
+            labelling.judge(
+                project,
+                "ann",
+                uuid=str(uuid.UUID(int=turn, version=4)),
+                assignment=asked.id,
+                kind="prefer",
+                ranking=best,
+                began=1e9 + turn,
+                ended=1e9 + turn,
+                now=1e9 + turn,
+            )
+    run = tmp_path / "run"
+    options = ["--total-steps", 1024, "--num-envs", 8, "--eval-episodes", 0, "--checkpoint-every", 512]
+    done = steepest_command("train", "ppo", "CartPole-v1", "--reward", path, *options, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "judgements of 30 clips" in done.stderr
+    assert json.loads((run / "config.json").read_text())["reward"] == str(path)
+    path.unlink()
+    done = steepest_command("train", "--resume", run, "--total-steps", 2048)
+    assert done.returncode == 0, done.stderr
+    missing = steepest_command("train", "ppo", "CartPole-v1", "--reward", path, "--out", tmp_path / "none")
+    assert missing.returncode == 2
+    assert str(path) in missing.stderr
     assert not (tmp_path / "none").exists()
