@@ -523,6 +523,7 @@ def streams_and_signals(rng: random.Random, stock: Stock, folder: Path) -> Tried
     sent = began.process.is_alive()
     began.signal(number)
     first = began.wait()
+    first = first._replace(asked=first.asked or sent)
     wrong = [f for f in first.faults(killed=sent and number == signal.SIGKILL) if "without a word" not in f]
     allowed = {0, 1 if streams != "as usual" else 0, 143 if number != signal.SIGINT else 130, -signal.SIGKILL}
     if first.code not in allowed:
