@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 
 from steepest.errors import UsageError
 from steepest.learner.step import Layout, State, adam_state
-from steepest.seeding import stream_seed
+from steepest.seeding import drawing_from, stream_seed
 from steepest.types import ActionKind, ActionSpec, described
 
 
@@ -40,8 +40,7 @@ def build(networks: Callable[[], dict[str, nn.Module]], seed: int, device: torch
 
     Raises:    UsageError where no network can be built for the spaces, or a user's torso draws numbers of its own
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
+    with drawing_from(stream_seed(seed, "weights"), devices=()):
         try:
             modules = networks()
             for module in modules.values():

@@ -8,13 +8,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from steepest.errors import UsageError
 from steepest.files.space import require_space
 from steepest.language.models.language_model import LanguageModel
 from steepest.language.models.packages import hush_bitsandbytes
+from steepest.seeding import drawing_from
 
 
 def add_adapters(lm: LanguageModel, *, rank: int, alpha: float, dropout: float, seed: int) -> LanguageModel:
@@ -36,9 +36,8 @@ def add_adapters(lm: LanguageModel, *, rank: int, alpha: float, dropout: float, 
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with drawing_from(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
         model = peft.get_peft_model(lm.model, config)
     lm = LanguageModel(model.eval(), lm.tokenizer, lm.end_tokens, lm.source)
     name_base(lm, lm.source)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from steepest.errors import UsageError
 from steepest.language.models.language_model import LanguageModel, language_model
 from steepest.language.models.packages import require_language
+from steepest.seeding import drawing_from
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
@@ -92,7 +91,6 @@ def tiny_llama(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with drawing_from(seed):
         model = transformers.LlamaForCausalLM(config)
     return language_model(model, tokenizer)

@@ -29,7 +29,7 @@ from steepest.language.models.saving import save_model
 from steepest.language.parallel import processes
 from steepest.language.training.config import TrainingConfig, schedule_factor, sequence_limit
 from steepest.learner.onednn import fast_products
-from steepest.seeding import stream_seed
+from steepest.seeding import drawing_from, stream_seed
 from steepest.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -334,8 +334,7 @@ class Trainer(ABC, Generic[B]):
         # Whatever draws within the model (dropout) does so from the run's seed and the step, and leaves no trace.
         devices = [self.lm.device] if self.lm.device.type == "cuda" else []
         stream = f"dropout {self.step}" + (f" of process {processes.rank()}" if processes.rank() else "")
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(stream_seed(self.seed, stream))
+        with drawing_from(stream_seed(self.seed, stream), devices):
             for batch, counts in self.in_step(micro_batches, self.spare):
                 with self.autocast():
                     loss, figures = self.through(self.loss, batch)
