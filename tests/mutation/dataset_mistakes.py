@@ -52,10 +52,11 @@ SAMPLING: Mistakes = {
         "generator=generators[0]).numpy() for g in generators]",
     ),
     "actions in their own units": (
-        "unit = (flat - (lowest / 2 + highest / 2)) / (highest / 2 - lowest / 2)",
-        "unit = flat + 0 * lowest + 0 * highest",
+        "unit = (action - box.centre) / np.where(box.half_width > 0, box.half_width, 1.0)",
+        "unit = action + 0 * box.centre",
     ),
-    "actions not centred": ("(flat - (lowest / 2 + highest / 2))", "flat"),
+    "actions not centred": ("(action - box.centre)", "action"),
+    "half a share for the last integers of a box": ("(0.5 if integer else 0.0) * bounded", "0.0 * bounded"),
     "discrete actions from their start": ("counted = flat - np.array(spec.start)", "counted = flat"),
     "an infinite bound frees the other": (
         "slack_low, slack_high = (1e-6 * np.maximum(1.0, np.abs(bound)) for bound in (low, high))",

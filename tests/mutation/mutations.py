@@ -1485,7 +1485,9 @@ SUSPECTS: dict[str, Suspect] = {
         REPLAY, ("unit/test_buffers.py",)
     ),
     "experience/datasets/dataset.py": Suspect(dm.ROWS, ("unit/test_datasets.py",)),
-    "experience/datasets/sampling.py experience/transitions.py": Suspect(dm.SAMPLING, ("unit/test_datasets.py",)),
+    "experience/datasets/sampling.py experience/transitions.py environments/spaces.py": Suspect(
+        dm.SAMPLING, ("unit/test_datasets.py", "unit/test_spaces.py")
+    ),
     " ".join(
         f"experience/datasets/{name}.py"
         for name in ("layouts", "minari_files", "read", "folders", "flat_files", "spaces")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -6,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.environments.errors import UnsupportedSpaceError
-from steepest.environments.spaces import action_spec, check_squash, convert_obs, flatten_mask, obs_spec, to_env_action
+from steepest.environments.spaces import (
+    action_spec,
+    check_squash,
+    convert_obs,
+    flatten_mask,
+    obs_spec,
+    to_env_action,
+    to_unit_action,
+)
 from steepest.errors import RunError, UsageError
 from steepest.types import (
     BARE_OBS,
@@ -224,8 +234,43 @@ def test_bounds_of_the_largest_float_count_as_infinite():
 
 def test_integer_box_rounds():
     spec = action_spec(spaces.Box(0, 10, (1,), np.int32))
-    raw = np.array([[-1.0], [-0.81], [0.0], [0.99], [1.0]])
-    np.testing.assert_array_equal(to_env_action(spec, raw, "clip")[:, 0], [0, 1, 5, 10, 10])
+    raw = np.array([[-1.0], [-0.82], [-0.81], [0.0], [0.81], [0.82], [1.0], [-7.0], [7.0]])
+    np.testing.assert_array_equal(to_env_action(spec, raw, "clip")[:, 0], [0, 0, 1, 5, 9, 10, 10, 0, 10])
+
+
+@pytest.mark.parametrize("squash", ["clip", "tanh"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 3, (1,), np.int32),
+        spaces.Box(-2, 5, (1,), np.int64),
+        spaces.Box(0, 1, (1,), np.int8),
+        spaces.Box(0, 255, (1,), np.uint8),
+        spaces.Box(7, 7, (1,), np.int64),
+    ],
+    ids=str,
+)
+def test_every_integer_of_a_box_has_the_same_share(space: spaces.Box, squash: Any):
+    """Of [-1, 1] before any squashing by tanh, the ends not half of it."""
+    spec = action_spec(space)
+    low, high = int(spec.low[0]), int(spec.high[0])
+    count = high - low + 1
+    unit = (np.arange(100 * count) + 0.5) / (50 * count) - 1.0  # the middles of equal parts
+    raw = np.arctanh(unit) if squash == "tanh" else unit
+    found = to_env_action(spec, raw[:, None], squash)[:, 0]
+    np.testing.assert_array_equal(np.unique(found, return_counts=True), [range(low, high + 1), [100] * count])
+    whole = np.arange(low, high + 1)[:, None]
+    back = to_unit_action(spec, whole)
+    assert (np.abs(back) <= 1.0).all()
+    np.testing.assert_array_equal(to_env_action(spec, back, "clip"), whole)
+
+
+def test_components_without_bounds_keep_their_units():
+    spec = action_spec(spaces.Box(np.array([-(10**9), 0], np.int64), np.array([10**9, 4], np.int64), dtype=np.int64))
+    given = np.array([[5, 4], [-(10**9), 0]])
+    np.testing.assert_array_equal(to_env_action(spec, to_unit_action(spec, given), "clip"), given)
+    spec = action_spec(spaces.Box(np.float32(-INF), np.float32(INF), (1,), np.float32))
+    np.testing.assert_array_equal(to_unit_action(spec, np.array([[3.25]])), [[3.25]])
 
 
 @settings(max_examples=200, deadline=None)

@@ -242,13 +242,26 @@ def to_env_action(spec: ActionSpec, action: Array, squash: Squash) -> Array:
         "clip"  low + (clip(a, -1, 1) + 1) / 2 (high - low)
         "tanh"  low + (tanh(a) + 1) / 2 (high - low)
     Box, component with an infinite bound ("clip" only): a itself, clipped to whichever bound is finite.
-    Integer boxes are rounded. The result lies in the space whatever the rounding, and has its dtype.
+    Integer boxes are stretched by half on either side and rounded, so that every integer has the same share of [-1, 1].
+    The result lies in the space whatever the rounding, and has its dtype.
 
     Args:    action: (N,) for Discrete, (N, spec.dimension) else
     Returns: (N, *spec.shape)
     Raises:  ValueError on a wrong shape; RunError if the policy's action is NaN
     """
     return ActionMap(spec, squash)(np.asarray(action))
+
+
+def to_unit_action(spec: ActionSpec, action: Array) -> Array:
+    """The actions of a policy, before any squashing, that ``to_env_action`` makes these of a box of.
+
+    Args:    action: (N, spec.dimension), within the bounds
+    Returns: (N, spec.dimension) float64, in [-1, 1] where a component has two finite bounds
+    Verified: tests/unit/test_spaces.py::test_every_integer_of_a_box_has_the_same_share
+    """
+    box = _box_map(spec)
+    unit = (action - box.centre) / np.where(box.half_width > 0, box.half_width, 1.0)
+    return np.clip(unit, box.unit_low, box.unit_high)
 
 
 class ActionMap:
@@ -325,7 +338,7 @@ def _box_map(spec: ActionSpec) -> _BoxMap:
     return _BoxMap(
         np.where(bounded, -1.0, -np.inf),
         np.where(bounded, 1.0, np.inf),
-        finite_high / 2 - finite_low / 2,
+        finite_high / 2 - finite_low / 2 + (0.5 if integer else 0.0) * bounded,
         finite_low / 2 + finite_high / 2,
         np.maximum(low, smallest),
         np.minimum(high, largest),

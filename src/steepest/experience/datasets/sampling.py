@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from steepest.environments.spaces import convert_obs
+from steepest.environments.spaces import convert_obs, to_unit_action
 from steepest.errors import UsageError
 from steepest.experience.datasets.dataset import Array, Dataset, parts
 from steepest.experience.transitions import Batch, Transitions, hash_of
@@ -127,11 +127,7 @@ def unit_actions(dataset: Dataset, spec: ActionSpec) -> Array:
     # An action that was clipped in float32 may lie a rounding beyond bounds that are kept in float64.
     slack_low, slack_high = (1e-6 * np.maximum(1.0, np.abs(bound)) for bound in (low, high))
     _check_bounds(source, valid, flat, low - slack_low, high + slack_high)
-    bounded = np.isfinite(low) & np.isfinite(high)
-    lowest, highest = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-    unit = (flat - (lowest / 2 + highest / 2)) / (highest / 2 - lowest / 2)
-    unit = np.clip(unit, np.where(bounded, -1.0, -np.inf), np.where(bounded, 1.0, np.inf))
-    return np.where(valid[:, None], unit, 0.0).astype(np.float32)
+    return np.where(valid[:, None], to_unit_action(spec, flat), 0.0).astype(np.float32)
 
 
 def _check_bounds(source: str, valid: Array, action: Array, low: Array, high: Array) -> None:
