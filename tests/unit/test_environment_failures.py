@@ -6,17 +6,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from steepest.environments import make_env
 from steepest.environments.errors import EnvFailure
-from steepest.errors import RunError
+from steepest.errors import RunError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(Worker-|Traceback|Raising the last)[\\s\\S]*:UserWarning")
 
@@ -160,3 +162,246 @@ def test_a_training_says_so_and_fails(tmp_path: Any) -> None:
     options: dict[str, Any] = {"num_envs": 1, "total_steps": 64, "eval_episodes": 0, "vectorization": "sync"}
     with pytest.raises(RunError, match=r"sys\.exit\(0\)"):
         steepest.train("ppo", lambda: Bad(lambda: sys.exit(0)), out=tmp_path / "run", **options)
+
+
+class Returns(Bad):
+    """Returns at its third step, or from reset, what it is told to."""
+
+    def __init__(self, step: Any = None, reset: Any = None) -> None:
+        super().__init__()
+        self.stepped, self.was_reset = step, reset
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        good = super().reset(seed=seed)
+        return good if self.was_reset is None else self.was_reset()
+
+    def step(self, action: Any) -> Any:
+        good = super().step(action)
+        return self.stepped() if self.stepped is not None and self.steps == BAD_STEP else good
+
+
+OBS = np.zeros(3, np.float32)
+WRONG_STEPS: dict[str, tuple[Callable[[], Any], str]] = {
+    "the old interface": (
+        lambda: (OBS, 1.0, False, {}),
+        "returned a tuple of 4 from step(); expected (observation, reward, terminated, truncated, info); "
+        "four are the interface of gym before 0.26",
+    ),
+    "three": (lambda: (OBS, 1.0, False), "returned a tuple of 3 from step(); expected (observation, reward,"),
+    "six": (lambda: (OBS, 1.0, False, False, {}, 0), "returned a tuple of 6 from step()"),
+    "the observation alone": (lambda: OBS, "returned an array of shape (3,) from step()"),
+    "five numbers": (lambda: np.zeros(5), "returned an array of shape (5,) from step()"),
+    "nothing": (lambda: None, "returned None from step()"),
+    "a dictionary": (lambda: {"obs": OBS}, "returned a dict from step()"),
+    "a reward in an array": (
+        lambda: (OBS, np.array([0.5]), False, False, {}),
+        "returned the reward array([0.5]) of shape (1,); expected one number",
+    ),
+    "a reward in a list": (lambda: (OBS, [0.5], False, False, {}), "returned the reward [0.5]; expected one number"),
+    "no reward": (lambda: (OBS, None, False, False, {}), "returned the reward None; expected one number"),
+    "a reward as text": (lambda: (OBS, "1.0", False, False, {}), "returned the reward '1.0'; expected one number"),
+    "no flag": (lambda: (OBS, 1.0, None, False, {}), "returned terminated as None; expected True or False"),
+    "a flag in an array": (
+        lambda: (OBS, 1.0, False, np.array([False]), {}),
+        "returned truncated as array([False]) of shape (1,); expected True or False",
+    ),
+    "no info": (lambda: (OBS, 1.0, False, False, None), "returned None as info from step(); expected a dictionary"),
+    "a list of infos": (lambda: (OBS, 1.0, False, False, [{}]), "returned a list of 1 as info from step()"),
+}
+WRONG_RESETS: dict[str, tuple[Callable[[], Any], str]] = {
+    "the observation alone": (
+        lambda: OBS,
+        "returned an array of shape (3,) from reset(); expected (observation, info), where info is a dictionary",
+    ),
+    "an observation of two": (lambda: np.zeros(2, np.float32), "returned an array of shape (2,) from reset()"),
+    "an observation of two in a list": (lambda: [0.5, 0.5], "returned a list of 2 from reset()"),
+    "no info": (lambda: (OBS, None), "returned a tuple of 2 from reset()"),
+    "nothing": (lambda: None, "returned None from reset()"),
+    "three": (lambda: (OBS, {}, 0), "returned a tuple of 3 from reset()"),
+}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("name", WRONG_STEPS)
+def test_what_step_returns_wrongly_is_said(name: str, vectorization: Any) -> None:
+    step, said = WRONG_STEPS[name]
+    env = make_env(lambda: Returns(step), 2, vectorization=vectorization)
+    env.reset(0)
+    for _ in range(BAD_STEP - 1):
+        env.step(np.zeros(2, np.int64))
+    with pytest.raises(EnvFailure) as caught:
+        env.step(np.zeros(2, np.int64))
+    env.close()
+    assert said in str(caught.value)
+    assert "raised" not in str(caught.value)
+    assert "of 2 returned" in str(caught.value)
+    assert "at step 3 after reset" in str(caught.value)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("name", WRONG_RESETS)
+def test_what_reset_returns_wrongly_is_said(name: str, vectorization: Any) -> None:
+    reset, said = WRONG_RESETS[name]
+    env = make_env(lambda: Returns(reset=reset), 2, vectorization=vectorization)
+    with pytest.raises(EnvFailure) as caught:
+        env.reset(0)
+    env.close()
+    assert said in str(caught.value)
+    assert "raised" not in str(caught.value)
+    assert "(in reset)" in str(caught.value)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_gymnasium_s_own_wrappers_are_not_blamed(vectorization: Any) -> None:
+    """They take a step apart before anything here sees it; so does Gymnasium's own vector environment."""
+    env = make_env(lambda: Returns(WRONG_STEPS["the old interface"][0]), 1, vectorization=vectorization,
+                   max_episode_steps=9)  # fmt: skip
+    env.reset(0)
+    for _ in range(BAD_STEP - 1):
+        env.step(np.zeros(1, np.int64))
+    with pytest.raises(EnvFailure, match=r"returned something else from step\(\) than \(observation, reward, term"):
+        env.step(np.zeros(1, np.int64))
+    env.close()
+    ready = gym.vector.SyncVectorEnv([lambda: Returns(reset=WRONG_RESETS["the observation alone"][0])])
+    with pytest.raises(EnvFailure, match=r"returned something else from reset\(\) than \(observation, info\)"):
+        make_env(ready, 1).reset(0)
+
+
+def test_an_environment_s_own_unpacking_is_its_own_error() -> None:
+    def unpack() -> Any:
+        _, _ = list(range(3))
+
+    assert "raised ValueError in step(): too many values to unpack" in play(unpack, "sync")
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        (1e300, "returned the reward 1e+300, which is more than float32 holds"),
+        (-3.5e38, "returned the reward -3.5e+38, which is more than float32 holds"),
+        (float("inf"), "returned the reward inf (at"),
+        (float("nan"), "returned the reward nan (at"),
+        (np.float64(4e38), "returned the reward 4e+38, which"),
+    ],
+)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_reward_too_large_to_learn_from_is_said(reward: float, said: str, vectorization: Any) -> None:
+    env = make_env(lambda: Returns(lambda: (OBS, reward, False, False, {})), 1, vectorization=vectorization)
+    env.reset(0)
+    for _ in range(BAD_STEP - 1):
+        env.step(np.zeros(1, np.int64))
+    with pytest.raises(EnvFailure) as caught:
+        env.step(np.zeros(1, np.int64))
+    env.close()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reward", [3e38, -3e38, True, 1, np.float32(0.5), np.array(0.5), np.int64(3), torch.tensor(0.25)], ids=repr
+)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_any_one_number_is_a_reward(reward: Any, vectorization: Any) -> None:
+    env = make_env(lambda: Returns(lambda: (OBS, reward, np.False_, 0, {})), 1, vectorization=vectorization)
+    env.reset(0)
+    given = [env.step(np.zeros(1, np.int64)).reward[0] for _ in range(BAD_STEP)]
+    env.close()
+    assert given == [0.0, 0.0, float(reward)]
+
+
+def hang() -> Any:
+    time.sleep(60.0)
+
+
+def hang_deaf() -> Any:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60.0)
+
+
+@pytest.mark.parametrize("step", [hang, hang_deaf])
+def test_a_step_that_does_not_end_is_named(step: Callable[[], Any]) -> None:
+    before = {p.pid for p in multiprocessing.active_children()}
+
+    class Second(Bad):
+        """Of two, the one that has seen two steps when the other has seen none."""
+
+        def step(self, action: Any) -> Any:
+            return super().step(action) if action else (OBS, 0.0, False, False, {})
+
+    env = make_env(lambda: Second(step), 2, vectorization="async", step_timeout=0.5)
+    env.reset(0)
+    for _ in range(BAD_STEP - 1):
+        env.step(np.array([0, 1]))
+    began = time.monotonic()
+    with pytest.raises(EnvFailure) as caught:
+        env.step(np.array([0, 1]))
+    env.close()
+    assert "environment 1 of 2 had not returned from step() after 0.5 s, the step_timeout" in str(caught.value)
+    assert "at step 3 after reset" in str(caught.value)
+    assert time.monotonic() - began < 10.0
+    assert {p.pid for p in multiprocessing.active_children()} <= before
+
+
+def test_a_reset_that_does_not_end_is_named() -> None:
+    env = make_env(lambda: Returns(reset=hang), 2, vectorization="async", step_timeout=0.5)
+    with pytest.raises(EnvFailure, match=r"environment 0 of 2 had not returned from reset\(\) after 0\.5 s"):
+        env.reset(0)
+    env.close()
+
+
+def test_a_time_limit_that_is_kept_changes_nothing() -> None:
+    def rows(**options: Any) -> list[Any]:
+        env = make_env("CartPole-v1", 2, vectorization="async", **options)
+        env.reset(3)
+        found = [env.step(np.array([i % 2, 1])).obs["obs"].copy() for i in range(30)]
+        env.close()
+        return found
+
+    np.testing.assert_array_equal(rows(), rows(step_timeout=20.0))
+
+
+@pytest.mark.parametrize("vectorization", ["auto", "sync", "native", "envpool"])
+def test_a_time_limit_needs_processes(vectorization: Any) -> None:
+    with pytest.raises(UsageError, match=r'step_timeout is 5.*vectorization="async"'):
+        make_env("CartPole-v1", 2, vectorization=vectorization, step_timeout=5.0)
+    with pytest.raises(UsageError, match="step_timeout is 5"):
+        make_env(gym.vector.SyncVectorEnv([Bad]), 1, step_timeout=5.0)
+
+
+@pytest.mark.parametrize("step", [hang, hang_deaf])
+def test_closing_does_not_wait_for_a_step_that_does_not_end(step: Callable[[], Any]) -> None:
+    """As after Ctrl-C in such a step."""
+    before = {p.pid for p in multiprocessing.active_children()}
+    env = make_env(lambda: Bad(step), 1, vectorization="async")
+    env.reset(0)
+    for _ in range(BAD_STEP - 1):
+        env.step(np.zeros(1, np.int64))
+    env.step_async(np.zeros(1, np.int64))
+    began = time.monotonic()
+    env.close()
+    assert time.monotonic() - began < 10.0
+    assert {p.pid for p in multiprocessing.active_children()} <= before
+
+
+def test_a_training_with_a_time_limit_saves_and_says_where(tmp_path: Any) -> None:
+    """The last good checkpoint is named, and the environments get processes of their own."""
+    import steepest
+
+    class Hangs(Bad):
+        def step(self, action: Any) -> Any:
+            if os.path.exists(mark):
+                hang()
+            return super().step(action)
+
+    mark = str(tmp_path / "hang")
+    options: dict[str, Any] = {
+        "num_envs": 1, "total_steps": 200, "rollout_steps": 8, "checkpoint_every": 32, "eval_episodes": 0,
+        "step_timeout": 0.5, "minibatches": 1,
+    }  # fmt: skip
+    said = r"had not returned from step\(\) after 0\.5 s.*last good checkpoint is .*step-0"
+    with steepest.Run("ppo", Hangs, out=tmp_path / "run", **options) as run:
+        assert run.settings.vectorization == "async"
+        while run.step < 40:
+            run.iterate()
+        (tmp_path / "hang").touch()
+        with pytest.raises(RunError, match=said):
+            run.iterate()

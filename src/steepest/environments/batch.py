@@ -14,8 +14,8 @@ others' observations are unchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -24,14 +24,18 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from numpy.typing import NDArray
 
 from steepest.environments.errors import EnvFailure, missing_extra
-from steepest.environments.failures import check_shape, close, what_happened
+from steepest.environments.failures import close, what_happened
+from steepest.environments.normalising import inner_statistics
+from steepest.environments.reading import MASK, WrongReturn, check_shape
+from steepest.environments.rows import all_finite, as_batch, first_bad, numbers, row_of, text_of
 from steepest.environments.spaces import action_spec, convert_obs, flatten_mask, obs_spec
 from steepest.errors import SteepestError, UsageError
 
 Array = NDArray[Any]
 Bools = NDArray[np.bool_]
 Obs = dict[str, Array]
-MASK = "action_mask"
+LARGEST_REWARD = float(np.finfo(np.float32).max)
+"""Rewards travel in float64 and are learned from in float32."""
 
 
 class StepResult(NamedTuple):
@@ -43,6 +47,7 @@ class StepResult(NamedTuple):
     truncated: Bools  # (N,) only the recording ended; False where not valid
     valid: Bools  # (N,) False where the row only restarts an environment, or waits for another one's restart
     action_mask: Bools | None  # (N, mask_size) True where legal, for ``obs``
+    infos: dict[str, NDArray[np.float64]] = {}  # noqa: RUF012  # of every name in ``info_keys`` (N,), NaN where absent or not valid
 
 
 class EnvBatch:
@@ -56,7 +61,9 @@ class EnvBatch:
 
     Args: rebuild: makes the vector environment anew. ``reset(seed)`` then starts from fresh environments once they have
           been stepped, so that nothing can survive of earlier episodes. seed: used by a first ``reset(None)``.
-          shares_memory: False promises that observation arrays are never written to again.
+          shares_memory: False promises that observation arrays are never written to again. step_timeout: seconds that
+          a step or reset may take, where environments have processes of their own. info_keys: numbers in their infos
+          that every step gives back.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class EnvBatch:
         seed: int = 0,
         rebuild: Callable[[], VectorEnv[Any, Any, Any]] | None = None,
         shares_memory: bool = True,
+        step_timeout: float | None = None,
+        info_keys: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.backend = backend
@@ -80,6 +89,12 @@ class EnvBatch:
         self._copy = shares_memory
         # Whether a step can be begun now and ended later: not where a step is more than AsyncVectorEnv's two halves.
         self.asynchronous = type(venv).step is AsyncVectorEnv.step
+        self._step_timeout = step_timeout
+        if step_timeout is not None and not self.asynchronous:
+            raise UsageError(
+                f"step_timeout is {step_timeout:g}, but {name} is no AsyncVectorEnv: no other lets go of a step"
+            )
+        self.info_keys = tuple(info_keys)
         self._first_seed: int | None = check_seed(seed)
 
         self.action_spec = action_spec(self.action_space)
@@ -130,13 +145,20 @@ class EnvBatch:
 
     def _reset_all(self, seed: int | None) -> tuple[Any, dict[str, Any]]:
         if seed is None:
-            return self._venv.reset()
+            return self._reset()
         if self._rebuild is not None and self._seeded:
             close(self._venv, self.name, failed=self._failed)
             self._venv, self._failed = self._rebuild(), False
         if isinstance(self._venv.unwrapped, SyncVectorEnv | AsyncVectorEnv):
-            return self._venv.reset(seed=derive_seeds(seed, self.num_envs))  # pyright: ignore[reportArgumentType]
-        return self._venv.reset(seed=derive_seeds(seed, 1)[0])
+            return self._reset(seed=derive_seeds(seed, self.num_envs))
+        return self._reset(seed=derive_seeds(seed, 1)[0])
+
+    def _reset(self, **given: Any) -> tuple[Any, dict[str, Any]]:
+        venv: Any = self._venv
+        if self._step_timeout is None:
+            return venv.reset(**given)
+        venv.reset_async(**given)
+        return venv.reset_wait(timeout=self._step_timeout)
 
     def step(self, action: Array) -> StepResult:
         """Advance every environment by one step.
@@ -178,7 +200,7 @@ class EnvBatch:
             return self._pause()
         try:
             if self.asynchronous:
-                raw, reward, terminated, truncated, info = self._venv.step_wait()  # pyright: ignore[reportAttributeAccessIssue]
+                raw, reward, terminated, truncated, info = cast(Any, self._venv).step_wait(timeout=self._step_timeout)
             else:
                 assert self._action is not None
                 raw, reward, terminated, truncated, info = self._venv.step(self._action)
@@ -191,6 +213,7 @@ class EnvBatch:
         # Taken before invalid rows are cleared: an episode that ends in its own first row is started once more.
         done = terminated | truncated
         valid = ~self._done if self._mode is AutoresetMode.NEXT_STEP else np.ones(self.num_envs, dtype=np.bool_)
+        infos = self._infos(info, valid, done)
         if self._any_done:
             reward = np.where(valid, reward, 0.0)
             terminated &= valid
@@ -211,14 +234,14 @@ class EnvBatch:
                 obs, mask = self._final(obs, mask, info)
             elif self._mode is AutoresetMode.DISABLED:
                 self._shown = {key: value.copy() for key, value in obs.items()}
-        return StepResult(obs, reward, terminated, truncated, valid, mask)
+        return StepResult(obs, reward, terminated, truncated, valid, mask, infos)
 
     def _pause(self) -> StepResult:
         """The row on which finished environments restart and all others wait."""
         obs, mask = self._shown, self._mask
         if self._mode is AutoresetMode.DISABLED:
             try:
-                raw, info = self._venv.reset(options={"reset_mask": self._done.copy()})
+                raw, info = self._reset(options={"reset_mask": self._done.copy()})
             except BaseException as error:
                 raise self._raised("reset", error) from error
             first = self._convert(raw)
@@ -231,7 +254,9 @@ class EnvBatch:
         self._any_done = False
         self._shown, self._mask = {}, mask
         terminated, truncated, valid = np.zeros((3, self.num_envs), dtype=np.bool_)
-        return StepResult(obs, np.zeros(self.num_envs), terminated, truncated, valid, mask)
+        return StepResult(
+            obs, np.zeros(self.num_envs), terminated, truncated, valid, mask, self._infos({}, valid, valid)
+        )
 
     def _final(self, first: Obs, first_mask: Bools | None, info: dict[str, Any]) -> tuple[Obs, Bools | None]:
         """SAME_STEP: observations and masks with the true final ones put in the place of the next episode's first."""
@@ -239,18 +264,18 @@ class EnvBatch:
         mask = None if first_mask is None else first_mask.copy()
         final = info.get("final_obs")
         for i in np.flatnonzero(self._done):
-            raw = None if final is None else _row(final, i)
+            raw = None if final is None else row_of(final, i)
             if raw is None:
                 raise self._failure(
                     i, "ended its episode but gave no info['final_obs'], which SAME_STEP autoreset requires"
                 )
-            one = self._convert(_as_batch(raw), index=int(i))
+            one = self._convert(as_batch(raw), index=int(i))
             for key, value in one.items():
                 obs[key][i] = value[0]
             if mask is not None:
                 mask[i] = True
                 if self._mask_from == "obs":
-                    source: Any = _as_batch(raw)[MASK]
+                    source: Any = as_batch(raw)[MASK]
                 else:
                     final_info = info.get("final_info", {})
                     source = final_info.get(MASK)
@@ -278,6 +303,11 @@ class EnvBatch:
         """Pictures per second at which a recording plays in real time."""
         return float(self._venv.metadata.get("render_fps") or 30)
 
+    @property
+    def inner_statistics(self) -> tuple[str, ...]:
+        """The options in whose place the environments normalise themselves."""
+        return inner_statistics(self._venv)
+
     def close(self) -> None:
         """Release processes, windows and memory. Further calls do nothing, and none raises."""
         close(self._venv, self.name, failed=self._failed)
@@ -292,10 +322,10 @@ class EnvBatch:
             raise self._failure(index, f"returned a wrong observation: {error}") from error
         for key in self._float_fields:
             value = obs[key]
-            if not _all_finite(value):
-                row = _first_bad(value)
+            if not all_finite(value):
+                row = first_bad(value)
                 field = f" (field {key!r})" if self.obs_spec.is_dict else ""
-                what = f"returned an observation{field} that is not finite: {_text(value[row])}"
+                what = f"returned an observation{field} that is not finite: {text_of(value[row])}"
                 raise self._failure(row if index is None else index, what)
         return obs
 
@@ -303,12 +333,16 @@ class EnvBatch:
         try:
             reward = np.asarray(raw, dtype=np.float64)
         except (ValueError, TypeError) as error:
-            raise self._failure(None, f"returned a reward that is not a number: {_text(raw)}") from error
+            raise self._failure(None, f"returned a reward that is not a number: {text_of(raw)}") from error
         if reward.shape != (self.num_envs,):
             raise self._failure(None, f"returned rewards of shape {reward.shape}, not {(self.num_envs,)}")
-        if not _all_finite(reward):
-            row = _first_bad(reward)
-            raise self._failure(row, f"returned the reward {reward[row]}")
+        # A sum of squares costs a tenth of the elementwise test on short arrays.
+        if not math.fabs(np.vdot(reward, reward)) < LARGEST_REWARD:
+            bad = ~(np.abs(reward) <= LARGEST_REWARD)
+            if bad.any():
+                row = int(np.flatnonzero(bad)[0])
+                why = ", which is more than float32 holds" if math.isfinite(reward[row]) else ""
+                raise self._failure(row, f"returned the reward {reward[row]}{why}")
         return reward
 
     def _check_flags(self, what: str, raw: Any) -> Bools:
@@ -317,6 +351,19 @@ class EnvBatch:
         if flags.shape != (self.num_envs,):
             raise self._failure(None, f"returned {what} of shape {flags.shape}, not {(self.num_envs,)}")
         return flags
+
+    def _infos(self, info: dict[str, Any], valid: Bools, done: Bools) -> dict[str, NDArray[np.float64]]:
+        """The numbers that ``info_keys`` names, NaN where there are none."""
+        found: dict[str, NDArray[np.float64]] = {}
+        for key in self.info_keys:
+            try:
+                values = numbers(info, key, self.num_envs)
+                if self._mode is AutoresetMode.SAME_STEP:  # where an episode ended they are of the next one
+                    values = np.where(done, numbers(info.get("final_info", {}), key, self.num_envs), values)
+            except WrongReturn as error:
+                raise self._failure(None, str(error)) from error
+            found[key] = np.where(valid, values, np.nan)
+        return found
 
     def _read_mask(self, raw: Any, info: dict[str, Any], optional: Bools | None) -> Bools | None:
         """The action masks; rows in ``optional`` may lack one, or have an empty one, and are then all True."""
@@ -360,14 +407,14 @@ class EnvBatch:
         if isinstance(error, KeyboardInterrupt):
             raise error
         self._failed = True  # unlike a wrong number, it may have left processes that no longer answer
-        index, what = what_happened(self._venv.unwrapped, call, error)
+        index, what = what_happened(self._venv.unwrapped, call, error, self._step_timeout)
         sync = self._venv.unwrapped
-        if isinstance(sync, SyncVectorEnv) and what.startswith("returned"):
+        if isinstance(sync, SyncVectorEnv) and what.startswith("returned a wrong observation"):
             # Joining the observations failed: one of them does not fit the space.
             for i, raw in enumerate(sync._env_obs):  # pyright: ignore[reportPrivateUsage]
                 try:
                     check_shape(sync.single_observation_space, raw)
-                    convert_obs(self.obs_spec, _as_batch(raw), 1)
+                    convert_obs(self.obs_spec, as_batch(raw), 1)
                 except Exception as misfit:
                     index, what = i, f"returned a wrong observation: {misfit}"
                     break
@@ -397,37 +444,3 @@ def derive_seeds(seed: int, count: int) -> list[int]:
     30 bits each: vector environments that count on from one seed, in 32 signed bits, then cannot overflow.
     """
     return [int(x) >> 2 for x in np.random.SeedSequence(seed).generate_state(count, np.uint32)]
-
-
-def _all_finite(x: Array) -> bool:
-    # A sum of squares is finite only if every term is, and costs half of the elementwise test on short arrays. It may
-    # overflow on finite values, hence the second look. On long ones BLAS would start threads.
-    if x.size <= 10_000 and math.isfinite(np.vdot(x, x)):
-        return True
-    return bool(np.isfinite(x).all())
-
-
-def _first_bad(x: Array) -> int:
-    return int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])
-
-
-def _text(value: Any) -> str:
-    return " ".join(np.array2string(np.asarray(value), threshold=12, precision=4).split())
-
-
-def _row(batched: Any, i: int | np.integer[Any]) -> Any:
-    """Environment ``i``'s part of a batch: an array (an object array too), or a dict or tuple of arrays."""
-    if isinstance(batched, dict):
-        return {key: _row(value, i) for key, value in batched.items()}
-    if isinstance(batched, tuple):
-        return tuple(_row(value, i) for value in batched)
-    return batched[i]
-
-
-def _as_batch(raw: Any) -> Any:
-    """One environment's observation or mask as a batch of one."""
-    if isinstance(raw, dict):
-        return {key: _as_batch(value) for key, value in raw.items()}
-    if isinstance(raw, tuple):
-        return tuple(_as_batch(value) for value in raw)
-    return np.asarray(raw)[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from steepest.environments.batch import EnvBatch, derive_seeds
@@ -22,11 +22,18 @@ class EnvPoolBatch(EnvBatch):
     - An episode that terminates on the very step of its time limit is truncated only.
 
     Args: num_threads: default as many as there are cores to run on, at most ``num_envs``. wrap: put around every pool.
-          options: go to ``envpool.make_gymnasium``.
+          info_keys: see ``EnvBatch``. options: go to ``envpool.make_gymnasium``.
     """
 
     def __init__(
-        self, env_id: str, num_envs: int, *, seed: int = 0, wrap: Callable[[Any], Any] | None = None, **options: Any
+        self,
+        env_id: str,
+        num_envs: int,
+        *,
+        seed: int = 0,
+        wrap: Callable[[Any], Any] | None = None,
+        info_keys: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         self._wrap = wrap
         options.setdefault("num_threads", min(num_envs, available_cores()))
@@ -34,7 +41,8 @@ class EnvPoolBatch(EnvBatch):
         self._options = {**options, "num_envs": num_envs}
         self._unused_seed: int | None = seed  # of a pool that has not played yet
         # The pool's arrays are never used twice, so they need no copy.
-        super().__init__(self._make_pool(seed), name=env_id, backend="envpool", seed=seed, shares_memory=False)
+        pool = self._make_pool(seed)
+        super().__init__(pool, name=env_id, backend="envpool", seed=seed, shares_memory=False, info_keys=info_keys)
 
     def _make_pool(self, seed: int) -> Any:
         envpool = import_envpool()

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
+
+from steepest.environments.reading import (
+    WrongObservation,
+    WrongReturn,
+    check_shape,
+    misread,
+    of_interest,
+    read_reset,
+    read_step,
+    taken_apart,
+)
 
 AnyVector = VectorEnv[Any, Any, Any]
 PATIENCE = 2.0
-"""Seconds that a process has to end, before it is killed."""
-
-
-class WrongObservation(ValueError):
-    """An observation whose shape is not its space's."""
+"""Seconds that a process has to end what it was asked for, and to end itself, before it is killed."""
 
 
 class Guarded(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment in a process of its own: wrong shapes are refused, which shared memory would stretch to fit.
+    """An environment in a process of its own: wrong returns are refused, and shapes that shared memory would stretch.
 
     What closing raises is a warning there.
 
+    Args:      infos: entries of info that are sent on
     Verified:  tests/unit/test_environment_failures.py::test_a_wrong_shape_is_not_stretched
     """
+
+    def __init__(self, env: gym.Env[Any, Any], infos: Sequence[str]) -> None:
+        super().__init__(env)
+        self.infos = infos
 
     def close(self) -> None:
         try:
@@ -38,38 +51,35 @@ class Guarded(gym.Wrapper[Any, Any, Any, Any]):
             _warn(type(self.env.unwrapped).__name__, error)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed, options=options)
+        with taken_apart("reset"):
+            obs, info = read_reset(self.env.reset(seed=seed, options=options))
         check_shape(self.observation_space, obs)
-        return obs, info
+        return obs, of_interest(info, self.infos)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        with taken_apart("step"):
+            obs, reward, terminated, truncated, info = read_step(self.env.step(action))
         check_shape(self.observation_space, obs)
-        return obs, reward, terminated, truncated, info
+        return obs, reward, terminated, truncated, of_interest(info, self.infos)
 
 
-def check_shape(space: spaces.Space[Any], obs: Any, name: str = "") -> None:
-    """Raise WrongObservation where an observation, or a part of it, has another shape than its space."""
-    if isinstance(space, spaces.Dict) and isinstance(obs, dict):
-        for key, part in space.items():
-            if key in obs:
-                check_shape(part, obs[key], f"{name}.{key}" if name else key)
-    elif isinstance(space, spaces.Tuple) and isinstance(obs, tuple):
-        for i, (part, one) in enumerate(zip(space, obs, strict=False)):
-            check_shape(part, one, f"{name}.{i}" if name else str(i))
-    elif isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete) and np.shape(obs) != space.shape:
-        what = f"the field {name!r}" if name else "it"
-        raise WrongObservation(f"{what} has the shape {np.shape(obs)}, its space {space.shape}")
-
-
-def what_happened(venv: AnyVector, call: str, error: BaseException) -> tuple[int | None, str]:
+def what_happened(
+    venv: AnyVector, call: str, error: BaseException, step_timeout: float | None = None
+) -> tuple[int | None, str]:
     """Return which sub-environment failed in ``call``, where that can be told, and what it did, for people.
 
-    Verified:  tests/unit/test_environment_failures.py::test_a_dead_process_is_named
+    Verified:  tests/unit/test_environment_failures.py::test_a_dead_process_is_named,
+               tests/unit/test_environment_failures.py::test_a_step_that_does_not_end_is_named
     """
     index = culprit(venv, error)
+    error = misread(call, error) or error
     if isinstance(error, WrongObservation):
         return index, f"returned a wrong observation: {error}"
+    if isinstance(error, WrongReturn):
+        return index, str(error)
+    if isinstance(venv, AsyncVectorEnv) and isinstance(error, multiprocessing.TimeoutError) and index is None:
+        late = [i for i, pipe in enumerate(venv.parent_pipes) if not pipe.poll()]
+        return late[0] if late else None, f"had not returned from {call}() after {step_timeout:g} s, the step_timeout"
     if isinstance(venv, AsyncVectorEnv) and isinstance(error, (EOFError, ConnectionError, BrokenPipeError)):
         dead = ended(venv)
         if dead is not None:
@@ -110,17 +120,26 @@ def close(venv: AnyVector, name: str, *, failed: bool) -> None:
     """Close environments; what goes wrong is a warning, and their processes end whatever they do.
 
     Args:      failed: something went wrong before: processes are not asked any more
-    Verified:  tests/unit/test_environment_failures.py::test_closing_never_raises
+    Verified:  tests/unit/test_environment_failures.py::test_closing_never_raises,
+               tests/unit/test_environment_failures.py::test_closing_does_not_wait_for_a_step_that_does_not_end
     """
     unwrapped = venv.unwrapped
     try:
-        if not (failed and isinstance(unwrapped, AsyncVectorEnv)):
+        if not (isinstance(unwrapped, AsyncVectorEnv) and (failed or not _answers(unwrapped))):
             venv.close()
             return
     except BaseException as error:
         _warn(name, error)
     if isinstance(unwrapped, AsyncVectorEnv):
         _end_processes(unwrapped)
+
+
+def _answers(venv: AsyncVectorEnv) -> bool:
+    """Return whether all processes have done what they were last asked, of which Ctrl-C may have hidden the answer."""
+    if venv.closed or venv._state is AsyncState.DEFAULT:  # pyright: ignore[reportPrivateUsage]
+        return True
+    give_up = time.monotonic() + PATIENCE
+    return all(pipe.poll(max(0.0, give_up - time.monotonic())) for pipe in venv.parent_pipes)
 
 
 def _warn(name: str, error: BaseException) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
@@ -49,6 +49,13 @@ class _Asked(NamedTuple):
     render_mode: str | None
     max_episode_steps: int | None
     on_game: OnGame | None
+    step_timeout: float | None
+    info_keys: tuple[str, ...]
+
+    @property
+    def of_batch(self) -> dict[str, Any]:
+        """What goes to the batch as it is."""
+        return {"seed": self.seed, "step_timeout": self.step_timeout, "info_keys": self.info_keys}
 
 
 def make_env(
@@ -62,6 +69,8 @@ def make_env(
     render_mode: str | None = None,
     max_episode_steps: int | None = None,
     on_game: OnGame | None = None,
+    step_timeout: float | None = None,
+    info_keys: Sequence[str] = (),
 ) -> EnvBatch:
     """``num_envs`` environments of one kind, behind one face and one autoreset convention (see ``EnvBatch``).
 
@@ -85,6 +94,9 @@ def make_env(
         render_mode: as Gymnasium has it, usually "rgb_array".
         max_episode_steps: replaces the registered limit, in the agent's steps; a limit is ``truncated``.
         on_game: called with every finished Atari game's own score, where ``atari`` has the agent see something else.
+        step_timeout: seconds that one step or reset may take; with "async" only, since a process can be stopped, and a
+            call in this one cannot.
+        info_keys: names of numbers in the environments' infos, given with every step.
 
     Raises: UnknownEnvironment with the nearest names; MissingExtra with the line that installs it;
             UnsupportedSpaceError; UsageError for other misuse; EnvFailure if the environment's constructor raises.
@@ -97,7 +109,9 @@ def make_env(
         raise UsageError(f"max_episode_steps is {max_episode_steps}; it must be at least 1.")
     check_seed(seed)
     kwargs = dict(env_kwargs or {})
-    asked = _Asked(num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps, on_game)
+    _check_timeout(env, vectorization, step_timeout)
+    names = tuple(info_keys)
+    asked = _Asked(num_envs, seed, vectorization, kwargs, render_mode, max_episode_steps, on_game, step_timeout, names)
 
     if isinstance(env, str):
         if vectorization == "envpool":
@@ -121,8 +135,8 @@ def make_env(
         if num_envs == 1 and vectorization != "async":
             limited = env if max_episode_steps is None else TimeLimit(env, max_episode_steps)
             name = env.spec.id if env.spec else type(env.unwrapped).__name__
-            venv = _construct(name, lambda: SerialVectorEnv([lambda: limited]))
-            return _batch(venv, name=name, backend="sync", seed=seed)
+            venv = _construct(name, lambda: SerialVectorEnv([lambda: limited], names))
+            return _batch(venv, name=name, backend="sync", **asked.of_batch)
         env, name = _factory_from(env, num_envs)
     elif callable(env):
         name = getattr(env, "__name__", type(env).__name__)
@@ -145,6 +159,16 @@ def make_env(
     return _loop(name, one, asked)
 
 
+def _check_timeout(env: object, vectorization: str, step_timeout: float | None) -> None:
+    """Refuse a time limit where no step can be stopped; a ready vector environment is asked later."""
+    if step_timeout is None or vectorization == "async" or isinstance(env, VectorEnv):
+        return
+    raise UsageError(
+        f"step_timeout is {step_timeout:g}, but vectorization is {vectorization!r}: a step in this process cannot be "
+        'stopped. Use vectorization="async", a process for each environment.'
+    )
+
+
 def _registered(spec: EnvSpec, asked: _Asked) -> EnvBatch:
     more = {"render_mode": asked.render_mode, "max_episode_steps": asked.max_episode_steps}
     options: dict[str, Any] = {**asked.kwargs, **more}
@@ -160,7 +184,7 @@ def _registered(spec: EnvSpec, asked: _Asked) -> EnvBatch:
         venv = _construct(
             spec.id, lambda: gym.make_vec(spec, asked.num_envs, vectorization_mode="vector_entry_point", **options)
         )
-        return _batch(venv, name=spec.id, backend="native", seed=asked.seed)
+        return _batch(venv, name=spec.id, backend="native", **asked.of_batch)
     # Observations are checked at every step here, which Gymnasium's own checker does only at the first.
     return _loop(spec.id, lambda: _make_one(spec, options), asked)
 
@@ -209,7 +233,7 @@ def _atari(spec: EnvSpec, options: AtariOptions, asked: _Asked) -> EnvBatch:
         threads = available_cores()
         venv = _construct(spec.id, lambda: watch(atari_games.vector_env(spec, asked.num_envs, options, threads, limit)))
         # ale_py's arrays are never used twice, so they need no copy.
-        return _batch(venv, name=spec.id, backend="native", seed=asked.seed, shares_memory=False)
+        return _batch(venv, name=spec.id, backend="native", shares_memory=False, **asked.of_batch)
     return _loop(
         spec.id, lambda: atari_games.scalar_env(spec, options, asked.render_mode, limit, asked.kwargs), asked, watch
     )
@@ -239,7 +263,10 @@ def _envpool(env_id: str, atari: AtariOptions | None, asked: _Asked) -> EnvBatch
         options["max_episode_steps"] = asked.max_episode_steps
     if asked.render_mode is not None:
         options["render_mode"] = asked.render_mode
-    return _construct(env_id, lambda: EnvPoolBatch(env_id, asked.num_envs, seed=asked.seed, wrap=watch, **options))
+    return _construct(
+        env_id,
+        lambda: EnvPoolBatch(env_id, asked.num_envs, seed=asked.seed, wrap=watch, info_keys=asked.info_keys, **options),
+    )
 
 
 def _ready(env: AnyVectorEnv, asked: _Asked) -> EnvBatch:
@@ -253,7 +280,7 @@ def _ready(env: AnyVectorEnv, asked: _Asked) -> EnvBatch:
     ):
         _refuse(given, f"{what} was given, but the vector environment is already made.")
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
-    return _batch(env, name=name, backend="user", seed=asked.seed)
+    return _batch(env, name=name, backend="user", **asked.of_batch)
 
 
 def _factory_from(env: AnyEnv, num_envs: int) -> tuple[Callable[[], AnyEnv], str]:
@@ -284,18 +311,18 @@ def _loop(
             # Ctrl-C reaches the whole process group; what it means is for the process that owns the workers to decide.
             if os.getpid() != owner:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return Guarded(one())
+            return Guarded(one(), asked.info_keys)
 
         def build() -> AnyVectorEnv:
             return wrap(AsyncVectorEnv([worker] * asked.num_envs, copy=False))
     else:
 
         def build() -> AnyVectorEnv:
-            return wrap(SerialVectorEnv([one] * asked.num_envs))
+            return wrap(SerialVectorEnv([one] * asked.num_envs, asked.info_keys))
 
     venv = _construct(name, build)
     backend = "async" if asked.vectorization == "async" else "sync"
-    return _batch(venv, name=name, backend=backend, seed=asked.seed, rebuild=lambda: _construct(name, build))
+    return _batch(venv, name=name, backend=backend, rebuild=lambda: _construct(name, build), **asked.of_batch)
 
 
 def _batch(venv: AnyVectorEnv, **options: Any) -> EnvBatch:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -30,9 +33,12 @@ def find_spec(env_id: str) -> EnvSpec:
     module, _, name = env_id.rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            _import_module(module)
         except ImportError as error:
             raise UnknownEnvironment(f"The module of {env_id!r} cannot be imported: {error}.") from error
+        except (Exception, SystemExit) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UnknownEnvironment(f"The module of {env_id!r} cannot be imported: it raised {what}.") from error
     if name not in gym.registry:
         if name.startswith("ALE/"):
             atari.require_registered(name)
@@ -42,6 +48,28 @@ def find_spec(env_id: str) -> EnvSpec:
         hint = 'Those of a package need its name, "package:Id-v0", those of EnvPool vectorization="envpool".'
         raise UnknownEnvironment(f"{_unknown(name, gym.registry)} {hint}")
     return gym.registry[name]
+
+
+def _import_module(module: str) -> None:
+    """Import a module that an id names. One that is found nowhere else may lie in the working folder.
+
+    The folder comes last in the path, so that nothing in it stands in for what is installed. It stays there:
+    environments may import from it when they are made, and their processes do.
+    """
+    try:
+        importlib.import_module(module)
+        return
+    except ModuleNotFoundError as error:
+        top, here = module.partition(".")[0], os.path.realpath(os.curdir)
+        there = Path(here, f"{top}.py").is_file() or Path(here, top).is_dir()
+        if error.name != top or not there or here in sys.path:
+            raise
+    sys.path.append(here)
+    try:
+        importlib.import_module(module)
+    except BaseException:
+        sys.path.remove(here)
+        raise
 
 
 def find_in_envpool(env_id: str) -> tuple[Any, ...]:
