@@ -100,7 +100,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         return _checked_part(name, value, cast(type[Any], hint))
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{name} is {value!r}; expected a list, such as [64, 64]")
+            example = ["success"] if get_args(hint)[0] is str else [64, 64]
+            raise UsageError(f"{name} is {value!r}; expected a list, such as {example}")
         return tuple(_checked(name, item, get_args(hint)[0]) for item in value)
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars
         value = value.item()

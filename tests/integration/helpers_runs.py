@@ -43,7 +43,7 @@ def steepest_command(*arguments: object, timeout: float = 240, **options: Any) -
     )
 
 
-def start_command(*arguments: object, log: Path | None = None) -> subprocess.Popen[bytes]:
+def start_command(*arguments: object, log: Path | None = None, **options: Any) -> subprocess.Popen[bytes]:
     """Start `steepest` in a session of its own, so that a signal to the test's group does not reach it."""
     with (log or Path(os.devnull)).open("ab") as stream:
         return subprocess.Popen(
@@ -52,6 +52,7 @@ def start_command(*arguments: object, log: Path | None = None) -> subprocess.Pop
             stdout=stream,
             stderr=stream,
             start_new_session=True,
+            **options,
         )
 
 

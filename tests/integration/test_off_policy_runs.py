@@ -197,3 +197,45 @@ def test_an_algorithm_says_which_actions_it_takes() -> None:
         Run("td3", "Pendulum-v1", updates_per_call=3)
     with pytest.raises(UsageError, match="at most num_critics"):
         Run("sac", "Pendulum-v1", target_critics=3)
+
+
+@pytest.mark.parametrize(
+    ("total", "options"),
+    [
+        (100, {}),
+        (1_003, {}),
+        (997, {"train_every": 7}),
+        (301, {"train_every": 4, "asynchronous": True, "vectorization": "sync"}),
+        (250, {"normalize_obs": True, "learning_starts": 1_000}),
+    ],
+)
+def test_a_run_ends_at_the_step_that_was_asked_for(total: int, options: dict[str, Any]) -> None:
+    """The last cycle is as long as what is left; it learns as the others do."""
+    with Run("sac", "Pendulum-v1", **{**SMALL, "total_steps": total, **options}) as run:
+        rows = list(run)
+    assert run.step == rows[-1]["step"] == total
+    buffer = cast(Any, run.training).loop.buffer
+    restarts = buffer.written - total
+    assert 0 <= restarts <= total // 200 + total // 50 + 1
+    learned = max(0, total - 200) if "learning_starts" not in options else 0
+    assert abs(int(run.agent.state["adam/step"].max() if "adam/step" in run.agent.state else learned) - learned) <= 8
+
+
+@pytest.mark.parametrize("num_envs", [2, 4])
+def test_several_environments_end_within_a_row(num_envs: int) -> None:
+    """Episodes of 200 steps end together, so rows are of all environments or of none."""
+    with Run("sac", "Pendulum-v1", **{**SMALL, "num_envs": num_envs, "total_steps": 1_000}) as run:
+        list(run)
+    assert run.step == 1_000
+    with Run("dqn", "CartPole-v1", **{**SMALL, "num_envs": num_envs, "total_steps": 501}) as run:
+        list(run)
+    assert 501 <= run.step < 501 + num_envs
+
+
+def test_a_run_that_is_extended_starts_from_its_exact_end(tmp_path: Path) -> None:
+    options = {**SMALL, "checkpoint_every": 100}
+    steepest.train("sac", "Pendulum-v1", out=tmp_path / "run", **options, total_steps=333)
+    with Run.resume(tmp_path / "run", total_steps=777) as run:
+        assert run.step == 333
+        list(run)
+    assert run.step == 777

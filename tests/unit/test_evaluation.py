@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from helpers import CountingEnvironments, box
 from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.errors import RunError
 from steepest.runs import evaluate
 from steepest.runs.evaluate import MAX_EVAL_ENVS, Evaluation, evaluate_members, make_evaluation_env
 
@@ -176,3 +177,57 @@ def test_an_evaluation_is_readable(returns: tuple[float, ...], words: str) -> No
     found = Evaluation(returns, (7,) * len(returns))
     assert repr(found) == f"Evaluation({words})"
     assert str(found) == f"{words}, min {min(returns):.2f}, max {max(returns):.2f}, mean length 7.0"
+
+
+@pytest.mark.parametrize("pause", [False, True])
+def test_an_episode_that_does_not_end_is_given_up(pause: bool) -> None:
+    """Of three environments the second never ends in time; the others' episodes are as ever."""
+    lengths = (3, 50, 4)
+    env = CountingEnvironments(lengths, pause=pause)
+    (found,) = evaluate_members(make(env), env, 7, seed=0, limit=20)
+    expected = [(0, e) for e in range(3)] + [(2, e) for e in range(2)]
+    assert found.returns == tuple(episode(i, e, lengths[i]) for i, e in expected)
+    assert found.unfinished == 2
+    assert len(env.received) <= 2 * 20
+
+
+def test_an_episode_as_long_as_the_limit_has_ended() -> None:
+    env = CountingEnvironments((20, 21))
+    (found,) = evaluate_members(make(env), env, 4, seed=0, limit=20)
+    assert found.lengths == (20, 20)
+    assert found.unfinished == 2
+
+
+def test_members_give_up_their_own_environments() -> None:
+    env = CountingEnvironments((2, 99, 3, 1))
+    found = evaluate_members(make(env, members=2), env, 4, seed=0, limit=10)
+    assert [x.unfinished for x in found] == [2, 0]
+    assert [len(x.returns) for x in found] == [2, 4]
+
+
+def test_what_nobody_finishes_has_no_figures() -> None:
+    env = CountingEnvironments((99, 99))
+    (found,) = evaluate_members(make(env), env, 2, seed=0, limit=10)
+    assert (found.returns, found.unfinished) == ((), 2)
+    assert np.isnan([found.mean, found.std, found.mean_length]).all()
+    assert found.summary() == {
+        "episodes": 0, "mean": None, "std": None, "min": None, "max": None, "mean_length": None, "unfinished": 2,
+    }  # fmt: skip
+
+
+def test_without_a_limit_an_episode_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "MAX_EPISODE_STEPS", 30)
+    env = CountingEnvironments((3, 31))
+    with pytest.raises(RunError, match="has not ended after 30 steps"):
+        evaluate_members(make(env), env, 2, seed=0)
+    env = CountingEnvironments((3, 30))
+    assert evaluate_members(make(env), env, 2, seed=0)[0].lengths == (3, 30)
+
+
+def test_a_time_limit_of_steps_keeps_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(evaluate, "available_cores", lambda: 1)
+    monkeypatch.setattr(evaluate, "make_env", lambda env, n, *, vectorization, **_: made.append(vectorization))
+    agent = make(CountingEnvironments((2,) * 4), members=2)
+    make_evaluation_env("CartPole-v1", agent, 10, vectorization="async", step_timeout=1.0)
+    assert made == ["async"]

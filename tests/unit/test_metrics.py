@@ -197,3 +197,32 @@ def test_weights_and_biases_that_does_not_start_leaves_room_for_another_try(
     with pytest.raises(RunError, match=r"did not start: api_key not configured \(no-tty\)\. .*WANDB_MODE=offline"):
         MetricsLog(tmp_path, wandb=True)
     MetricsLog(tmp_path).close()
+
+
+@pytest.mark.parametrize("fails", ["log", "finish"])
+def test_weights_and_biases_that_fails_ends_no_run(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a mirror: metrics.jsonl has all rows; and it is asked no more."""
+    calls: list[str] = []
+
+    def call(name: str) -> Any:
+        def do(*_: Any, **__: Any) -> None:
+            calls.append(name)
+            if name == fails:
+                raise BrokenPipeError("the service\nhas gone")
+
+        return do
+
+    run = SimpleNamespace(define_metric=lambda *a, **k: None, log=call("log"), finish=call("finish"))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    log = MetricsLog(tmp_path, wandb=True, tensorboard=False)
+
+    def to_the_end() -> None:
+        log.write(row(10))
+        log.write(row(20))
+        log.close()
+        log.close()
+
+    with pytest.warns(RuntimeWarning, match="Weights & Biases takes no more rows: the service has gone"):
+        to_the_end()
+    assert [r["step"] for r in read_metrics(tmp_path)] == [10, 20]
+    assert calls == (["log"] if fails == "log" else ["log", "log", "finish"])

@@ -276,3 +276,45 @@ def test_the_ratio_is_one_at_the_start_of_an_update() -> None:
             assert float(figures["clip_fraction"][0]) == 0.0
         assert agent.state["obs_count"] > 0
         assert agent.obs_spec == vector(3)
+
+
+@pytest.mark.parametrize("parts", [(3, 8, 1, 4), (8, 8), (1,) * 16, (5, 3, 8)])
+@pytest.mark.parametrize("pause", [False, True])
+def test_fewer_steps_continue_where_they_stopped(parts: tuple[int, ...], pause: bool) -> None:
+    """The rows are those of whole calls, whichever way they are cut."""
+
+    def play(parts: tuple[int, ...]) -> dict[str, Tensor]:
+        env = CountingEnvironments((2, 3, 5), pause=pause)
+        agent = make(env)
+        collector = Collector(env, agent, STEPS)
+        collector.reset(0)
+        noise = torch.zeros((16, 1, 3, 3))
+        found: dict[str, list[Tensor]] = {}
+        done = 0
+        for count in parts:
+            collector.play(agent.actor(), noise[done : done + count])
+            done += count
+            rows = collector.rows()
+            assert len(rows.reward) == count
+            assert rows.episode_step.shape[0] == rows.obs["obs"].shape[0] == count + 1
+            for name in ("action", "reward", "terminated", "truncated", "valid"):
+                found.setdefault(name, []).append(getattr(rows, name).clone())
+            found.setdefault("obs", []).append(rows.obs["obs"][:-1].clone())
+            found.setdefault("next_obs", []).append(rows.obs["obs"][1:].clone())
+            found.setdefault("episode_step", []).append(rows.episode_step[:-1].clone())
+        return {name: torch.cat(x) for name, x in found.items()}
+
+    cut, whole = play(parts), play((8, 8))
+    for name, expected in whole.items():
+        assert torch.equal(cut[name], expected), name
+
+
+def test_a_reset_after_fewer_steps_is_seen() -> None:
+    env = CountingEnvironments((4, 4))
+    agent = make(env)
+    collector = Collector(env, agent, STEPS)
+    collector.reset(0)
+    collector.play(agent.actor(), torch.zeros((3, 1, 2, 3)))
+    collector.reset(0)
+    collector.play(agent.actor(), torch.zeros((2, 1, 2, 3)))
+    assert collector.rows().obs["obs"][:, 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2]]

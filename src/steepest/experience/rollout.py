@@ -37,6 +37,8 @@ class Episode(NamedTuple):
     member: int
     episode_return: float
     length: int
+    infos: tuple[float | None, ...] = ()
+    """Of every name in ``info_keys``, the number that its last step gave."""
 
 
 def step_bytes(obs_spec: ObsSpec, action_spec: ActionSpec) -> int:
@@ -96,10 +98,14 @@ class Collector:
         self.returns = np.zeros(total)
         self.counters = np.zeros(total, dtype=np.int64)
         self.waiting: NDArray[np.bool_] | None = None
+        self.played = steps  # rows of the latest ``play``
+        self.info_keys: tuple[str, ...] = getattr(env, "info_keys", ())
+        self.info_sums, self.info_counts = np.zeros((2, len(self.info_keys), m))
 
     def reset(self, seed: int) -> None:
         """Restart every environment from the seed. Unfinished episodes are dropped from the statistics."""
         obs, mask = self.env.reset(seed)
+        self.played = self.steps
         for name, value in obs.items():
             self.obs[name][self.steps] = torch.as_tensor(value)
         if mask is not None:
@@ -119,17 +125,19 @@ class Collector:
         return self._rollout(), episodes
 
     def play(self, act: Actor, noise: Tensor, meanwhile: Callable[[int], None] | None = None) -> list[Episode]:
-        """Fill the buffers with ``steps`` steps of any policy; noise (T, M, N, ...) is what it draws from.
+        """Fill the buffers with steps of any policy; noise (T, M, N, ...), T <= ``steps``, is what it draws from.
 
         ``meanwhile(t)`` is called between the beginning and the end of every step t. If it raises, the step is ended
         first: the environments can then be reset or closed like any others.
 
-        Verified:  tests/unit/test_rollout.py::test_what_fails_meanwhile_leaves_no_step_under_way
+        Verified:  tests/unit/test_rollout.py::test_what_fails_meanwhile_leaves_no_step_under_way,
+                   tests/unit/test_rollout.py::test_fewer_steps_continue_where_they_stopped
         """
-        agent, env, steps = self.agent, self.env, self.steps
+        agent, env, steps = self.agent, self.env, len(noise)
         for x in (*self.obs.values(), self.mask):
             if x is not None:
-                x[0] = x[steps]
+                x[0] = x[self.played]
+        self.played = steps
         mask_rows = None if self.mask is None else self.mask.numpy()
         draws = noise.unbind(0)
         episodes: list[Episode] = []
@@ -182,13 +190,28 @@ class Collector:
 
     def rows(self) -> Rollout:
         """Return the rows just played, on the host, with axes (T, M N) and without a recurrent policy's memories."""
-        flags = (self.terminated, self.truncated, self.valid, self.episode_step, self.mask)
-        return Rollout(self.obs, self.action, self.reward, *flags, None)
+        t = self.played
+        obs = {name: x[: t + 1] for name, x in self.obs.items()}
+        mask = None if self.mask is None else self.mask[: t + 1]
+        flags = (self.terminated[:t], self.truncated[:t], self.valid[:t], self.episode_step[: t + 1], mask)
+        return Rollout(obs, self.action[:t], self.reward[:t], *flags, None)
+
+    def info_means(self) -> dict[str, NDArray[np.float64]]:
+        """Return the mean of every named info over the steps since the last call, (M,), NaN where none gave it."""
+        means = np.full(self.info_sums.shape, np.nan)
+        np.divide(self.info_sums, self.info_counts, out=means, where=self.info_counts > 0)
+        self.info_sums[:] = 0.0
+        self.info_counts[:] = 0.0
+        return dict(zip(self.info_keys, means, strict=True))
 
     def _account(self, result: Any, episodes: list[Episode]) -> None:
         """Episode statistics and step counters; the row after an episode's end is its restart."""
         self.returns += result.reward
         self.counters += result.valid
+        for k, key in enumerate(self.info_keys):
+            values = result.infos[key].reshape(self.shape)
+            self.info_sums[k] += np.nansum(values, axis=1)
+            self.info_counts[k] += np.isfinite(values).sum(axis=1)
         if self.waiting is not None:
             self.returns[self.waiting] = 0.0
             self.counters[self.waiting] = 0
@@ -197,7 +220,9 @@ class Collector:
         if np.count_nonzero(done):
             self.waiting = done.copy()
             for i in np.flatnonzero(done):
-                episodes.append(Episode(int(i) // self.shape[1], float(self.returns[i]), int(self.counters[i])))
+                last = [float(result.infos[key][i]) for key in self.info_keys]
+                infos = tuple(x if np.isfinite(x) else None for x in last)
+                episodes.append(Episode(int(i) // self.shape[1], float(self.returns[i]), int(self.counters[i]), infos))
 
     def _members(self, x: Tensor) -> Tensor:
         """(T, M N, ...) -> (T, M, N, ...)."""

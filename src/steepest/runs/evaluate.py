@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from steepest.runs.view.progress import counted
 MAX_EPISODE_STEPS = 200_000
 """Longer than any episode in use (Atari's are cut at 27,000 decisions): whoever waits longer waits for ever."""
 
+GIVEN_UP_AFTER = 30_000
+"""Steps after which an evaluation beside training gives an episode up by default: a quarter of a minute."""
+
 MAX_EVAL_ENVS = 100
 """Evaluation plays at most this many environments at once, per member."""
 
@@ -29,44 +33,58 @@ MAX_EVAL_ENVS = 100
 class Evaluation:
     """Returns and lengths of evaluation episodes, in the order in which environments were started.
 
+    Figures are of the episodes that ended, and NaN where none did.
+
     Verified:  tests/unit/test_evaluation.py::test_an_evaluation_is_readable
     """
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    unfinished: int = 0
+    """Episodes that were given up before they ended, or could not be played."""
+    infos: dict[str, float] = field(default_factory=dict[str, float])
+    """Of every name in ``info_keys``, NAME_mean over steps and NAME_last over episodes; see ``RunConfig.info_keys``."""
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.returns))
+        return float(np.mean(self.returns)) if self.returns else math.nan
 
     @property
     def std(self) -> float:
         """Population standard deviation over episodes."""
-        return float(np.std(self.returns))
+        return float(np.std(self.returns)) if self.returns else math.nan
 
     @property
     def mean_length(self) -> float:
-        return float(np.mean(self.lengths))
+        return float(np.mean(self.lengths)) if self.lengths else math.nan
 
     def __repr__(self) -> str:
-        return f"Evaluation(return {self.mean:.2f} ± {self.std:.2f} over {counted(len(self.returns), 'episode')})"
+        return f"Evaluation({self._returns()})"
 
     def __str__(self) -> str:
-        s = self.summary()
-        return (
-            f"return {s['mean']:.2f} ± {s['std']:.2f} over {counted(len(self.returns), 'episode')}, "
-            f"min {s['min']:.2f}, max {s['max']:.2f}, mean length {s['mean_length']:.1f}"
-        )
+        if not self.returns:
+            return self._returns()
+        rest = f"min {min(self.returns):.2f}, max {max(self.returns):.2f}, mean length {self.mean_length:.1f}"
+        return f"{self._returns()}, {rest}"
 
-    def summary(self) -> dict[str, float | int]:
-        return {
-            "episodes": len(self.returns),
-            "mean": self.mean,
-            "std": self.std,
-            "min": min(self.returns),
-            "max": max(self.returns),
-            "mean_length": self.mean_length,
+    def _returns(self) -> str:
+        lacking = f", {counted(self.unfinished, 'other')} unfinished" if self.unfinished else ""
+        episodes = counted(len(self.returns), "episode")
+        return f"return {self.mean:.2f} ± {self.std:.2f} over {episodes}{lacking}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures as JSON has them; None for those of no episode."""
+        figures: dict[str, Any] = {"episodes": len(self.returns)}
+        known = bool(self.returns)
+        figures |= {
+            "mean": self.mean if known else None,
+            "std": self.std if known else None,
+            "min": min(self.returns, default=None),
+            "max": max(self.returns, default=None),
+            "mean_length": self.mean_length if known else None,
         }
+        figures |= {"unfinished": self.unfinished} if self.unfinished else {}
+        return figures | ({"infos": self.infos} if self.infos else {})
 
 
 def make_evaluation_env(
@@ -79,12 +97,14 @@ def make_evaluation_env(
     max_episode_steps: int | None = None,
     atari: AtariOptions | Mapping[str, Any] | None = None,
     render_mode: str | None = None,
+    step_timeout: float | None = None,
+    info_keys: Sequence[str] = (),
 ) -> EnvBatch:
     """Environments in which to evaluate every member of an agent: as many at once as its episodes can use.
 
     The number does not depend on the machine, since the episodes played depend on it. With "async" it is at most that
     of training; where that is more processes than there are cores, they run one after another in this process, to the
-    same results.
+    same results, unless ``step_timeout`` asks for processes.
 
     Args:      atari: what the agent was trained with, as options or their fields; whole games are played, for their
                own score. The others: see ``make_env``
@@ -94,7 +114,7 @@ def make_evaluation_env(
     each = min(episodes, MAX_EVAL_ENVS)
     if vectorization == "async":
         each = min(each, agent.num_envs)
-        if each * agent.members > available_cores():
+        if each * agent.members > available_cores() and step_timeout is None:
             vectorization = "sync"
     options = None
     if atari is not None and is_atari(env):
@@ -107,6 +127,8 @@ def make_evaluation_env(
         atari=options,
         render_mode=render_mode,
         max_episode_steps=max_episode_steps,
+        step_timeout=step_timeout,
+        info_keys=info_keys,
     )
 
 
@@ -118,6 +140,7 @@ def evaluate_members(
     seed: int,
     deterministic: bool = True,
     on_step: Callable[[], None] | None = None,
+    limit: int | None = None,
 ) -> list[Evaluation]:
     """Play whole episodes with every member of a population.
 
@@ -126,9 +149,11 @@ def evaluate_members(
     generator of the evaluation's own, so that training continues as if nothing had happened.
 
     Args:      env: members x n environments, n <= episodes; seed: of environments and noise; on_step: called after the
-               reset and after every step (video)
+               reset and after every step (video); limit: an environment is given up in an episode of so many steps
     Returns:   one Evaluation per member
-    Verified:  tests/unit/test_evaluation.py::test_each_environment_contributes_its_first_episodes
+    Raises:    RunError where there is no limit, and an episode does not end
+    Verified:  tests/unit/test_evaluation.py::test_each_environment_contributes_its_first_episodes,
+               tests/unit/test_evaluation.py::test_an_episode_that_does_not_end_is_given_up
     """
     members = agent.members
     n = env.num_envs // members
@@ -144,6 +169,9 @@ def evaluate_members(
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(env.num_envs)]
     waiting = np.zeros(env.num_envs, dtype=np.bool_)
+    left, given_up = quota.copy(), np.zeros(env.num_envs, dtype=np.bool_)
+    longest = MAX_EPISODE_STEPS if limit is None else limit
+    infos = _Infos(env)
     act = agent.actor(deterministic=deterministic)
 
     def tensor(x: NDArray[Any]) -> torch.Tensor:
@@ -153,14 +181,16 @@ def evaluate_members(
         on_step()
     with torch.no_grad():
         for step in itertools.count():
-            if all(len(done) >= q for done, q in zip(finished, quota, strict=True)):
-                break
-            if step >= MAX_EPISODE_STEPS * int(quota.max()):
+            # At most every other row restarts environments.
+            endless = (lengths >= longest) & ~waiting | (step >= 2 * longest * int(quota.max()))
+            given_up |= (left > 0) & endless
+            if limit is None and given_up.any():
                 raise RunError(
-                    f"evaluation: after {step:,} steps some environments have not finished their {quota.max()} "
-                    "episodes. Does this environment ever end? Give it a time limit (max_episode_steps), or switch "
-                    "evaluation off (eval_episodes=0)."
+                    f"evaluation: an episode has not ended after {longest:,} steps. Does this environment ever end? "
+                    "Give it a time limit (max_episode_steps), or switch evaluation off (eval_episodes=0)."
                 )
+            if not (plays := (left > 0) & ~given_up).any():
+                break
             noise = None
             if not deterministic:
                 noise = action_noise(agent.action_spec, (members, n), generator).to(agent.device)
@@ -175,6 +205,7 @@ def evaluate_members(
             obs, mask = result.obs, result.action_mask
             if memory is not None and new_memory is not None:
                 memory = torch.where(tensor(result.valid).unsqueeze(-1), new_memory, memory)
+            infos.add(result, counted=plays)
             returns += result.reward
             lengths += result.valid
             returns[waiting] = 0.0
@@ -183,12 +214,44 @@ def evaluate_members(
             start = waiting | (start & ~result.valid)
             waiting = result.terminated | result.truncated
             for i in np.flatnonzero(waiting):
-                finished[i].append((float(returns[i]), int(lengths[i])))
+                if plays[i]:
+                    finished[i].append((float(returns[i]), int(lengths[i])))
+                    left[i] -= 1
             if on_step is not None:
                 on_step()
     out: list[Evaluation] = []
     for m in range(members):
-        rows = [finished[m * n + i][: quota[m * n + i]] for i in range(n)]
-        flat = [episode for row in rows for episode in row]
-        out.append(Evaluation(tuple(r for r, _ in flat), tuple(k for _, k in flat)))
+        mine = slice(m * n, (m + 1) * n)
+        flat = [episode for row in finished[mine] for episode in row]
+        unfinished = int(left[mine].sum())
+        out.append(Evaluation(tuple(r for r, _ in flat), tuple(k for _, k in flat), unfinished, infos.of(mine)))
     return out
+
+
+class _Infos:
+    """Means of the named numbers in the infos of every environment: over steps, and over the last steps of episodes."""
+
+    def __init__(self, env: Environments) -> None:
+        self.keys: tuple[str, ...] = getattr(env, "info_keys", ())
+        self.sums, self.counts, self.last_sums, self.last_counts = np.zeros((4, len(self.keys), env.num_envs))
+
+    def add(self, result: Any, counted: NDArray[np.bool_]) -> None:
+        """Take in a step, of the environments that count."""
+        ended = result.terminated | result.truncated
+        for k, key in enumerate(self.keys):
+            value = result.infos[key]
+            there = np.isfinite(value) & counted
+            self.sums[k] += np.where(there, value, 0.0)
+            self.counts[k] += there
+            self.last_sums[k] += np.where(there & ended, value, 0.0)
+            self.last_counts[k] += there & ended
+
+    def of(self, which: slice) -> dict[str, float]:
+        """The means over some environments, of the numbers that were there."""
+        found: dict[str, float] = {}
+        for k, key in enumerate(self.keys):
+            pairs = (("mean", self.sums, self.counts), ("last", self.last_sums, self.last_counts))
+            for name, total, count in pairs:
+                if count[k, which].sum():
+                    found[f"{key}_{name}"] = float(total[k, which].sum() / count[k, which].sum())
+        return found

@@ -3,6 +3,9 @@
 The order of one iteration is the whole contract of resuming: play and learn (``runs.loops``), evaluate if due, write
 the metrics, save a checkpoint if due and then restart the environments from a seed derived from the step. Every run
 restarts them, also one that is never interrupted, so a run that resumes from a checkpoint continues with the same bits.
+
+A checkpoint that is due is saved before the evaluation too, since that may not return, with the metrics so far: a run
+that resumes from it begins with the evaluation.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
-import numpy as np
 import torch
 
 from steepest.agents.agent import Agent
@@ -26,7 +28,7 @@ from steepest.learner.memory import keep_freed_memory
 from steepest.networks.config import NetworkFactory
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.agents import AgentTraining
-from steepest.runs.loops.training import Row, Training, ignore
+from steepest.runs.loops.training import Row, Training, crosses, ignore, mean_row
 from steepest.runs.options.config import SharedConfig
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.descriptions import kind_of_run
@@ -69,6 +71,8 @@ class Run:
     log: MetricsLog | None = None
     wall_seconds: float = 0.0
     evaluated_at: int = -1
+    pending: list[Row] | None = None
+    """Metrics of an iteration whose evaluation was not seen to end, of a run that resumed from before it."""
 
     def __init__(
         self,
@@ -197,13 +201,15 @@ class Run:
         checkpoint = self._load_latest(saved)
         extended = training.extend()
         if self.directory is not None:
-            self._open_log(training.steps_by_seed)
+            written = {row["seed"]: row["step"] - 1 for row in self.pending or ()}  # what is pending is written again
+            self._open_log(written or training.steps_by_seed)
             if extended:  # for good: the next resume must know it too
                 self.directory.write_json("config.json", {**saved, "run": dataclasses.asdict(training.settings)})
         if self.done:
             training.note(f"{directory.path} is finished, at step {self.step:,}{training.extends}")
             return
-        training.restart()
+        if self.pending is None:
+            training.restart()
         if checkpoint is not None:
             training.note(f"resuming from {checkpoint.name}")
         for text in notes:
@@ -242,15 +248,17 @@ class Run:
         try:
             self.training.load(tensors, metadata)
             self.wall_seconds, self.evaluated_at = float(metadata["wall_seconds"]), int(metadata["evaluated_at"])
+            self.pending = metadata.get("pending")
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path} was not saved by a run that can be resumed: {error!r}") from error
         return path
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, pending: list[Row] | None = None) -> None:
         if self.store is None and self.training.alone:
             return
         tensors, more = self.training.state()
         if self.store is not None:
+            more = more if pending is None else {**more, "pending": finite_json(pending)}
             self.store.save(self.training.last_step, tensors, {**self._metadata(), **more})
 
     def _metadata(self) -> dict[str, Any]:
@@ -319,7 +327,7 @@ class Run:
 
     @property
     def done(self) -> bool:
-        return self.training.done
+        return self.training.done and self.pending is None
 
     def __iter__(self) -> Iterator[Row]:
         """Train; yields the metrics of every iteration (means over members). Leaving early is fine: iterate again."""
@@ -345,23 +353,31 @@ class Run:
     def _iterate(self) -> Row:
         training, settings, before = self.training, self.settings, self.step
         clock = _Clock()
-        training.iterate()
-        seconds = clock.seconds()
-        self.wall_seconds += seconds
-        rows = training.rows(self.wall_seconds, seconds)
-        if self.done or _crosses(before, self.step, settings.eval_every):
+        if self.pending is not None:
+            rows, self.pending = self.pending, None
+            evaluates = saves = True
+        else:
+            training.iterate()
+            seconds = clock.seconds()
+            self.wall_seconds += seconds
+            rows = training.rows(self.wall_seconds, seconds)
+            evaluates = training.done or crosses(before, self.step, settings.eval_every)
+            saves = training.done or training.checkpoint_due or crosses(before, self.step, settings.checkpoint_every)
+            if evaluates and saves and training.evaluation_may_hang:
+                self._save_checkpoint(pending=rows)
+        if evaluates:
             self._evaluate(rows)
-        ended = self.done  # an evaluation may have reached the target
+        ended = training.done  # an evaluation may have reached the target
         if self.log is not None:
             for row in rows:
                 self.log.write(row)
         self.wall_seconds += clock.seconds()
-        if ended or training.checkpoint_due or _crosses(before, self.step, settings.checkpoint_every):
+        if ended or saves:
             self._save_checkpoint()
             if not ended:
                 training.restart()
         self.wall_seconds += clock.seconds()
-        return _mean_row(rows)
+        return mean_row(rows)
 
     def _evaluate(self, rows: list[Row]) -> None:
         """Evaluate every member unless that was just done, and act on the evaluation."""
@@ -397,7 +413,7 @@ class Run:
 
             try:
                 plot_curve(self.directory.path)
-            except SteepestError as error:  # nothing to draw, such as a run in which no episode ended
+            except Exception as error:  # nothing to draw, or whatever goes wrong with a picture: the run has ended well
                 self.training.note(f"no curve was drawn: {error}")
             self.directory.write_json("summary.json", self.summary())
 
@@ -433,18 +449,3 @@ class _Clock:
     def seconds(self) -> float:
         before, self.last = self.last, time.perf_counter()
         return self.last - before
-
-
-def _crosses(before: int, after: int, every: int | None) -> bool:
-    return every is not None and every > 0 and after // every > before // every
-
-
-def _mean_row(rows: list[Row]) -> Row:
-    """Means over members, of the metrics that all of them have, and the deviation of evaluations over members."""
-    if len(rows) == 1:
-        return rows[0]
-    shared = [k for k in rows[0] if all(k in row for row in rows) and k != "seed"]
-    mean = {k: float(np.mean([row[k] for row in rows])) for k in shared}
-    if "eval/return_mean" in mean:
-        mean["eval/return_std_over_seeds"] = float(np.std([row["eval/return_mean"] for row in rows]))
-    return {**mean, "step": int(mean["step"])}

@@ -31,7 +31,8 @@ from steepest.preferences.learned import check_reward, learned_reward
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.evaluations import Evaluator
 from steepest.runs.loops.logs import LogLoop
-from steepest.runs.loops.loop import Iteration, Loop, Watch, unwatched
+from steepest.runs.loops.loop import Iteration, Loop, Watch, last_means, unwatched
+from steepest.runs.loops.notes import surprises
 from steepest.runs.loops.off_policy import OffPolicyLoop
 from steepest.runs.loops.offline import OfflineLoop, check_data
 from steepest.runs.loops.on_policy import OnPolicyLoop
@@ -71,7 +72,7 @@ class AgentTraining(Training[RunConfig]):
         *,
         resuming: bool = False,
     ) -> None:
-        self.note = note
+        self.note = self.warn = note
         self.watch: Watch = unwatched
         self.data = source_of(data)
         self.reward = source_of(reward)
@@ -95,6 +96,8 @@ class AgentTraining(Training[RunConfig]):
             atari=settings.atari,
             max_episode_steps=settings.max_episode_steps,
             on_game=self._note_game,
+            step_timeout=settings.step_timeout,
+            info_keys=settings.info_keys,
         )
         try:
             self.settings = resolve_settings(settings, agent_class, config, self.env, note, plays=not alone)
@@ -133,7 +136,7 @@ class AgentTraining(Training[RunConfig]):
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
         if alone and isinstance(self.agent, ReplayAgent):
-            self.loop: Loop = OfflineLoop(read_dataset(data), self.agent, settings.total_steps)
+            self.loop: Loop = OfflineLoop(read_dataset(data), self.agent)
         elif alone:
             self.loop = LogLoop(read_log(data), self.agent)
         elif isinstance(self.agent, ReplayAgent):
@@ -143,14 +146,15 @@ class AgentTraining(Training[RunConfig]):
             self.loop = OnPolicyLoop(self.env, self.agent, learned)
         self.steps = np.zeros(len(self.seeds), dtype=np.int64)
         self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
-        self.recent = [deque[tuple[float, int]](maxlen=WINDOW) for _ in self.seeds]
+        self.recent = [deque[tuple[Any, ...]](maxlen=WINDOW) for _ in self.seeds]  # return, length and infos
+        self.unseen = set(self.settings.info_keys)
         self.latest: Iteration
         self.stopped = False
         self.extended = False
         self.render = False
         self._earlier_modes: dict[str, str] = {}
         evaluated_in = env if eval_env is None else eval_env
-        self.evaluator = Evaluator(evaluated_in, env, self.agent, self.settings, env_kwargs, self._say)
+        self.evaluator = Evaluator(evaluated_in, env, self.agent, self.settings, env_kwargs, self._say, self._warn)
 
     @classmethod
     def start(
@@ -183,6 +187,8 @@ class AgentTraining(Training[RunConfig]):
         settings, config = resolve_options(algorithm, env, options, start)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data, reward)
         try:
+            for text in surprises(made.agent, made.env, settings):
+                note(text)
             made.render = render
             if agent is not None:
                 made.agent.take_over(agent)
@@ -240,8 +246,11 @@ class AgentTraining(Training[RunConfig]):
     def _say(self, text: str) -> None:
         self.note(text)  # whoever takes notes may change
 
+    def _warn(self, text: str) -> None:
+        self.warn(text)
+
     def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
-        self.note = note
+        self.note, self.warn = note, warn
         self.agent.learner.say = warn
         self.watch = watch
 
@@ -297,17 +306,26 @@ class AgentTraining(Training[RunConfig]):
     def iterate(self) -> None:
         progress = min(1.0, self.step / self.total_steps)
         before = self.step
-        self.latest = self.loop.iterate(progress, lambda steps: self.watch(before + steps))
+        left = self.total_steps - before
+        self.latest = self.loop.iterate(progress, left, lambda steps: self.watch(before + steps))
         episodes = self.latest.episodes
         if self.settings.atari is not None and self.settings.atari.changes_episodes:
             episodes, self.games = self.games, []
         for episode in episodes:
-            self.recent[episode.member].append((episode.episode_return, episode.length))
+            self.recent[episode.member].append(episode[1:] if episode.infos else episode[1:3])
             self.episodes[episode.member] += 1
+        self._look_for_infos()
         self.steps = self.steps + self.latest.steps
         if self.step >= self.total_steps:
             self.loop.finish(progress)
         self._check_finite()
+
+    def _look_for_infos(self) -> None:
+        """Say which of the named infos no step has given, once an episode has ended: perhaps they are misspelt."""
+        self.unseen -= {key for key, values in self.latest.infos.items() if np.isfinite(values).any()}
+        if self.unseen and self.episodes.any():
+            self.warn(f"info_keys: no step has given info[{', '.join(map(repr, sorted(self.unseen)))}] so far")
+            self.unseen.clear()
 
     def _note_game(self, index: int, score: float, length: int) -> None:
         self.games.append(Episode(index // self.agent.num_envs, score, length))
@@ -336,9 +354,11 @@ class AgentTraining(Training[RunConfig]):
             "train/episodes": int(self.episodes[member]),
         }
         if self.recent[member]:
-            returns, lengths = zip(*self.recent[member], strict=True)
+            returns, lengths, *infos = zip(*self.recent[member], strict=True)
             row["train/return_mean"] = math.fsum(returns) / len(returns)
             row["train/episode_length_mean"] = sum(lengths) / len(lengths)
+            row |= last_means(self.settings.info_keys, *infos)
+        row |= {f"info/{k}_mean": float(v[member]) for k, v in self.latest.infos.items() if np.isfinite(v[member])}
         row |= {f"health/{k}": float(v[member]) for k, v in self.latest.health.items()}
         row["time/steps_per_second"] = int(self.latest.steps[member]) * self.agent.members / seconds
         return row
@@ -353,15 +373,24 @@ class AgentTraining(Training[RunConfig]):
 
     # Evaluation
 
+    @property
+    def evaluation_may_hang(self) -> bool:
+        return self.evaluator.on
+
     def evaluate(self) -> list[Row] | None:
-        return self.evaluator.evaluate()
+        return self.evaluator.evaluate(self.step)
 
     @property
     def evaluations(self) -> list[Evaluation]:
         return self.evaluator.latest
 
     def act_on_evaluation(self, metadata: dict[str, Any]) -> None:
-        """Keep the best agent, show an episode, and stop where every member reaches the target."""
+        """Keep the best agent, show an episode, and stop where every member reaches the target.
+
+        An evaluation that is unfinished is no best one and reaches no target: the episodes that it lacks are not any.
+        """
+        if not self.evaluator.complete:
+            return
         means = [found.mean for found in self.evaluations]
         if self.store is not None:
             self.store.save_best(self.last_step, self.agent.tensors(), metadata, float(np.mean(means)))
@@ -394,8 +423,11 @@ class AgentTraining(Training[RunConfig]):
         self.steps = np.array(metadata["steps"], dtype=np.int64)
         self.episodes = np.array(metadata["episodes"], dtype=np.int64)
         for window, saved in zip(self.recent, metadata["recent"], strict=True):
-            window.extend((float(r), int(n)) for r, n in saved)
-        self.evaluator.latest = [Evaluation(tuple(e["returns"]), tuple(e["lengths"])) for e in metadata["evaluations"]]
+            window.extend((float(r), int(n), *infos) for r, n, *infos in saved)
+        self.evaluator.latest = [
+            Evaluation(tuple(e["returns"]), tuple(e["lengths"]), e.get("unfinished", 0), e.get("infos", {}))
+            for e in metadata["evaluations"]
+        ]
         self.stopped = metadata["stopped"]
         self._earlier_modes = metadata["modes"]
 

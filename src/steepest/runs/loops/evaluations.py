@@ -14,12 +14,23 @@ from steepest.runs.loops.training import Row
 from steepest.runs.options.config import RunConfig
 from steepest.seeding import stream_seed
 
+FAILURES = (SteepestError, OSError, MemoryError)
+"""Raised by environments, or by a machine that has no room or no processes left for them."""
+
+SHOWN_STEPS = 3_000
+"""Steps of an episode that a window shows at most: at 30 pictures a second, 100 seconds."""
+
 
 class Evaluator:
     """Plays whole episodes with the agent as it is, in an environment apart from those of training.
 
+    Training goes on whatever happens here: an evaluation that fails, or whose episodes do not end, is one of fewer
+    episodes, and a warning.
+
     Args:      source: what evaluation environments are made from; train_source: what training plays in; note: takes
-               what a user should know
+               what a user should know; warn: what a user must not miss
+    Verified:  tests/integration/test_evaluations.py::test_an_evaluation_that_does_not_end_costs_nothing_else,
+               tests/integration/test_evaluations.py::test_an_evaluation_that_fails_costs_nothing_else
     """
 
     def __init__(
@@ -30,6 +41,7 @@ class Evaluator:
         settings: RunConfig,
         env_kwargs: dict[str, Any] | None,
         note: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self.source = source
         self.shared = source is train_source and isinstance(train_source, (gym.Env, gym.vector.VectorEnv))
@@ -37,6 +49,7 @@ class Evaluator:
         self.settings = settings
         self.env_kwargs = env_kwargs
         self.note = note
+        self.warn = warn
         self.latest: list[Evaluation] = []
         self._env: Any = None
         self._off = settings.eval_episodes == 0
@@ -45,22 +58,38 @@ class Evaluator:
     def seed(self) -> int:
         return stream_seed(self.settings.seed, "evaluation") % 2**31
 
-    def evaluate(self) -> list[Row] | None:
+    @property
+    def on(self) -> bool:
+        """Return whether there are evaluations at all."""
+        return not self._off
+
+    @property
+    def complete(self) -> bool:
+        """Return whether all episodes of the latest evaluation have ended: others compare with no evaluation."""
+        return not any(found.unfinished for found in self.latest)
+
+    def evaluate(self, step: int) -> list[Row] | None:
         """Play the episodes of every member; None where there is nowhere to play."""
-        if self._off or (self._env is None and not self._make()):
+        limit, episodes = cast(int, self.settings.eval_episode_steps), self.settings.eval_episodes
+        if self._off:
             return None
-        self.latest = evaluate_members(self.agent, cast(Any, self._env), self.settings.eval_episodes, seed=self.seed)
-        return [
-            {
-                "eval/return_mean": found.mean,
-                "eval/return_std": found.std,
-                "eval/return_min": min(found.returns),
-                "eval/return_max": max(found.returns),
-                "eval/episode_length_mean": found.mean_length,
-                "eval/episodes": len(found.returns),
-            }
-            for found in self.latest
-        ]
+        try:
+            if self._env is None and not self._make():
+                return None
+            self.latest = evaluate_members(self.agent, cast(Any, self._env), episodes, seed=self.seed, limit=limit)
+        except FAILURES as error:
+            self.close()
+            self._env = None  # to be made anew
+            self.latest = [Evaluation((), (), episodes) for _ in range(self.agent.members)]
+            self.warn(f"the evaluation at step {step:,} failed, and training goes on: {error}")
+            return [_row(found) for found in self.latest]
+        if not self.complete:
+            self.warn(
+                f"the evaluation at step {step:,} is unfinished: {sum(x.unfinished for x in self.latest)} of "
+                f"{episodes * self.agent.members} episodes had not ended after {limit:,} steps (eval_episode_steps). "
+                "Does this environment always end? Give it a time limit (max_episode_steps)"
+            )
+        return [_row(found) for found in self.latest]
 
     def show_episode(self) -> bool:
         """Play one episode of every member in a window; False, and a note, where that cannot be."""
@@ -69,10 +98,10 @@ class Evaluator:
         try:
             window = self._environments(1, render_mode="human")
             try:
-                evaluate_members(self.agent, window, 1, seed=self.seed)
+                evaluate_members(self.agent, window, 1, seed=self.seed, limit=SHOWN_STEPS)
             finally:
                 window.close()
-        except SteepestError as error:
+        except FAILURES as error:
             self.note(f"not rendering: {error}")
             return False
         return True
@@ -104,5 +133,24 @@ class Evaluator:
             env_kwargs=self.env_kwargs,
             max_episode_steps=self.settings.max_episode_steps,
             atari=self.settings.atari,
+            step_timeout=self.settings.step_timeout if options.get("vectorization") == "async" else None,
+            info_keys=self.settings.info_keys,
             **options,
         )
+
+
+def _row(found: Evaluation) -> Row:
+    """Return the metrics of an evaluation."""
+    row: Row = {}
+    if found.returns:
+        row |= {
+            "eval/return_mean": found.mean,
+            "eval/return_std": found.std,
+            "eval/return_min": min(found.returns),
+            "eval/return_max": max(found.returns),
+            "eval/episode_length_mean": found.mean_length,
+        }
+    row["eval/episodes"] = len(found.returns)
+    if found.unfinished:
+        row["eval/unfinished"] = found.unfinished
+    return row | {f"eval/info/{name}": value for name, value in found.infos.items()}

@@ -48,8 +48,8 @@ class LogLoop:
     def restart(self, seed: int) -> None:
         del seed  # there is nothing to restart
 
-    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
-        del watch  # an iteration is short
+    def iterate(self, progress: float, left: int, watch: Watch = unwatched) -> Iteration:
+        del left, watch  # an iteration is short, and the last one like the others
         number = self.done % len(self.rollouts)
         if number == 0:
             self.agent.begin_pass()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +28,14 @@ class Iteration(NamedTuple):
     episodes: list[Episode]
     steps: NDArray[np.int64]  # (M,) environment steps
     health: dict[str, NDArray[np.float64]]  # each (M,); empty where nothing was learned
+    infos: dict[str, NDArray[np.float64]] = {}  # noqa: RUF012  # of every name in info_keys the mean over steps (M,)
+
+
+def last_means(keys: tuple[str, ...], episodes: Iterable[Sequence[float | None]] = ()) -> dict[str, float]:
+    """Return the mean over episodes of what their last steps gave in the named infos, where any gave something."""
+    columns = zip(*episodes, strict=True)
+    found = {key: [x for x in column if x is not None] for key, column in zip(keys, columns, strict=False)}
+    return {f"info/{key}_last": math.fsum(values) / len(values) for key, values in found.items() if values}
 
 
 class Loop(Protocol):
@@ -45,8 +54,8 @@ class Loop(Protocol):
         """Restart all environments from the seed."""
         ...
 
-    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
-        """Play and learn; progress in [0, 1] drives schedules."""
+    def iterate(self, progress: float, left: int, watch: Watch = unwatched) -> Iteration:
+        """Play and learn; progress in [0, 1] drives schedules, and ``left`` steps per member are left of the run."""
         ...
 
     def finish(self, progress: float) -> None:

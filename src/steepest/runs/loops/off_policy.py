@@ -50,7 +50,11 @@ from steepest.types import Obs, Rollout
 class OffPolicyLoop:
     """An iteration is about ``steps_per_iteration`` environment steps; see ``loops.Loop``.
 
-    Verified:  tests/integration/test_off_policy_runs.py::test_gradient_steps_keep_their_ratio,
+    The last cycle of a run plays only the rows that are left of it: with one environment to the step, else to within
+    the steps of one row.
+
+    Verified:  tests/integration/test_off_policy_runs.py::test_a_run_ends_at_the_step_that_was_asked_for,
+               tests/integration/test_off_policy_runs.py::test_gradient_steps_keep_their_ratio,
                tests/integration/test_off_policy_runs.py::test_killed_runs_resume_to_the_same_bits,
                tests/integration/test_off_policy_runs.py::test_asynchronous_learning_lags_by_what_is_played
     """
@@ -103,37 +107,40 @@ class OffPolicyLoop:
         self.collector.reset(seed)
         self.noise = None
 
-    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
+    def iterate(self, progress: float, left: int, watch: Watch = unwatched) -> Iteration:
         agent, config = self.agent, self.config
         hyper = agent.hyperparameters(progress)
         episodes: list[Episode] = []
         steps = np.zeros(agent.members, np.int64)
         totals: list[Metrics] = []
-        calls = 0  # due when a cycle begins
+        calls, rows = 0, config.train_every  # due when a cycle begins, and played in it
 
         def learn(calls: int) -> None:
             totals.extend(self._learn(hyper, progress) for _ in range(calls))
 
         def meanwhile(t: int) -> None:
-            learn(calls * (t + 1) // config.train_every - calls * t // config.train_every)
+            learn(calls * (t + 1) // rows - calls * t // rows)
 
         for _ in range(self.cycles):
+            rows = min(config.train_every, math.ceil((left - steps.sum() // agent.members) / agent.num_envs))
+            if rows < 1:
+                break
             warming = self.buffer.written * agent.num_envs < config.learning_starts
             calls = self.calls_due
             between = meanwhile if config.asynchronous else None
-            episodes += self.collector.play(self._actor(warming), self._draw(), between)
-            rows = self.collector.rows()
-            steps += rows.valid.numpy().reshape(-1, *self.collector.shape).sum((0, 2))
-            self.buffer.append(rows)
+            episodes += self.collector.play(self._actor(warming), self._draw(rows), between)
+            played = self.collector.rows()
+            steps += played.valid.numpy().reshape(-1, *self.collector.shape).sum((0, 2))
+            self.buffer.append(played)
             if config.normalize_obs:
-                agent.state = self.merge(agent.state, _members(rows, self.collector.shape), {})
+                agent.state = self.merge(agent.state, _members(played, self.collector.shape), {})
             if not warming:
-                self.due += config.update_ratio * config.train_every * agent.num_envs
+                self.due += config.update_ratio * rows * agent.num_envs
                 if not config.asynchronous:
                     learn(self.calls_due)
             watch(int(steps.sum()) // agent.members)
         health = to_host({k: torch.stack([x[k] for x in totals]).mean(0) for k in totals[0]}) if totals else {}
-        return Iteration(episodes, steps, health)
+        return Iteration(episodes, steps, health, self.collector.info_means())
 
     def finish(self, progress: float) -> None:
         hyper = self.agent.hyperparameters(progress)
@@ -173,9 +180,9 @@ class OffPolicyLoop:
         uniform = warming and self.config.warm_up == "uniform"
         return uniform_actor(self.agent) if uniform else self.agent.actor(fused=self.agent.learner.compile)
 
-    def _draw(self) -> Tensor:
+    def _draw(self, rows: int) -> Tensor:
         """Exploration noise (T, M, N, ...) for the next steps."""
-        noise = self.agent.draw_noise((self.config.train_every, self.agent.num_envs))
+        noise = self.agent.draw_noise((rows, self.agent.num_envs))
         if self.agent.noise_correlation:
             noise = correlated(noise, self.noise, self.agent.noise_correlation)
             self.noise = noise[-1]

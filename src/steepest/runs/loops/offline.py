@@ -46,10 +46,8 @@ class OfflineLoop:
 
     restart_due = False
 
-    def __init__(self, dataset: Dataset, agent: ReplayAgent, total_steps: int) -> None:
+    def __init__(self, dataset: Dataset, agent: ReplayAgent) -> None:
         self.agent = agent
-        self.total_steps = total_steps
-        self.done = 0
         self.config = config = cast(OffPolicyConfig, agent.config)
         if config.prioritized:
             raise UsageError("prioritized is True; minibatches of a dataset are drawn uniformly")
@@ -64,13 +62,12 @@ class OfflineLoop:
     def restart(self, seed: int) -> None:
         del seed  # there is nothing to restart
 
-    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
+    def iterate(self, progress: float, left: int, watch: Watch = unwatched) -> Iteration:
         agent, config = self.agent, self.config
         hyper = agent.hyperparameters(progress)
         totals: list[Metrics] = []
-        wanted = min(config.steps_per_iteration, self.total_steps - self.done)
+        wanted = min(config.steps_per_iteration, left)
         calls = max(1, math.ceil(wanted / config.updates_per_call))
-        self.done += calls * config.updates_per_call
         for _ in range(calls):
             batch = self.rows.sample(
                 agent.generators, config.updates_per_call, config.batch_size, gamma=config.gamma, n_steps=config.n_steps
@@ -86,12 +83,11 @@ class OfflineLoop:
         del progress
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"fingerprint": self.fingerprint, "done": self.done}
+        return {}, {"fingerprint": self.fingerprint}
 
     def load_state(self, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
         del tensors
         check_same(figures["fingerprint"], self.fingerprint, self.rows)
-        self.done = int(figures["done"])
 
 
 def require_minibatches(agent: ReplayAgent) -> None:

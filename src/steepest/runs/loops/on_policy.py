@@ -35,15 +35,16 @@ class OnPolicyLoop:
         if "return_carry" in self.agent.state:
             self.agent.state["return_carry"].zero_()
 
-    def iterate(self, progress: float, watch: Watch = unwatched) -> Iteration:
-        del watch  # an iteration is short
+    def iterate(self, progress: float, left: int, watch: Watch = unwatched) -> Iteration:
+        del left, watch  # an iteration is short, and a rollout always whole
         rollout, episodes = self.collector.collect()
         steps = rollout.valid.sum((1, 2)).cpu().numpy()
         learned: dict[str, float] = {}
         if self.reward is not None:
             rollout, learned = self.reward.replace(rollout, self.agent.to_env, progress)
         health = self.agent.update(rollout, progress)
-        return Iteration(episodes, steps, health | {k: np.full(len(steps), x) for k, x in learned.items()})
+        health |= {k: np.full(len(steps), x) for k, x in learned.items()}
+        return Iteration(episodes, steps, health, self.collector.info_means())
 
     def finish(self, progress: float) -> None:
         del progress  # nothing is ever left over

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from steepest.runs.options.config import SharedConfig
@@ -22,6 +23,22 @@ IN_MEMORY = "(made in Python)"
 """Recorded instead of a path or an id."""
 
 S = TypeVar("S", bound=SharedConfig)
+
+
+def crosses(before: int, after: int, every: int | None) -> bool:
+    """Return whether the steps in between reach a multiple of an interval; 0 and None are never."""
+    return every is not None and every > 0 and after // every > before // every
+
+
+def mean_row(rows: list[Row]) -> Row:
+    """Return means over members, of the metrics that all have, and the deviation of evaluations over members."""
+    if len(rows) == 1:
+        return rows[0]
+    shared = [k for k in rows[0] if all(k in row for row in rows) and k != "seed"]
+    mean = {k: float(np.mean([row[k] for row in rows])) for k in shared}
+    if "eval/return_mean" in mean:
+        mean["eval/return_std_over_seeds"] = float(np.std([row["eval/return_mean"] for row in rows]))
+    return {**mean, "step": int(mean["step"])}
 
 
 def ignore(text: str) -> None:
@@ -157,6 +174,11 @@ class Training(ABC, Generic[S]):
     @abstractmethod
     def rows(self, wall_seconds: float, seconds: float) -> list[Row]:
         """Return the metrics of the latest iteration, which took ``seconds``, for every member."""
+
+    @property
+    def evaluation_may_hang(self) -> bool:
+        """True where an evaluation calls what others wrote: the checkpoint that is due is then saved before it, too."""
+        return False
 
     @abstractmethod
     def evaluate(self) -> list[Row] | None:

@@ -17,6 +17,7 @@ from steepest.algorithms import find
 from steepest.errors import RunError, UsageError
 from steepest.fields import checked_options
 from steepest.networks.config import NetworkConfig
+from steepest.runs.evaluate import GIVEN_UP_AFTER
 from steepest.runs.options.config import RunConfig
 from steepest.runs.store.descriptions import DescribedAgents, refuse_other_kind
 from steepest.runs.store.folder import RunDirectory
@@ -95,6 +96,7 @@ def resolve_settings(
         device=device,
         threads=threads,
         compile=choice,
+        eval_episode_steps=settings.eval_episode_steps or max(GIVEN_UP_AFTER, _time_limit(env.name, settings)),
         eval_every=tenth if settings.eval_every is None else settings.eval_every,
         checkpoint_every=max(written, episodes) if settings.checkpoint_every is None else settings.checkpoint_every,
     )

@@ -9,7 +9,7 @@ from typing import Literal
 
 from steepest.environments.config import AtariOptions, Vectorization
 from steepest.errors import UsageError
-from steepest.fields import Checked, Count, PartialShare, Whole
+from steepest.fields import Checked, Count, PartialShare, Positive, Whole
 from steepest.runs.options.aliases import called_here
 
 
@@ -55,6 +55,9 @@ class RunConfig(SharedConfig):
     """Stop as soon as an evaluation's mean return reaches this."""
     eval_episodes: Whole = 10
     """Episodes per evaluation and seed. 0 never evaluates."""
+    eval_episode_steps: Count | None = None
+    """Steps after which an evaluation gives up an episode that has not ended, and counts it as unfinished; by default
+    30,000, or the environment's own limit if that is longer."""
     checkpoint_every: Whole | None = None
     """Environment steps between checkpoints; by default a tenth of the run, or of a replay buffer that is smaller, or
     time for four full episodes in every environment if that is longer. Environments restart at each (see
@@ -64,6 +67,12 @@ class RunConfig(SharedConfig):
     from the data alone."""
     max_episode_steps: Count | None = None
     """Truncate episodes after this many steps, instead of where the environment says."""
+    step_timeout: Positive | None = None
+    """Seconds that one step or reset of an environment may take; longer is an error. Environments then have processes
+    of their own (vectorization async), since a step in this process cannot be stopped."""
+    info_keys: tuple[str, ...] = ()
+    """Numbers in the environment's infos to log: info/NAME_mean, their mean over steps, and info/NAME_last, the mean
+    over episodes of what the last step gave, such as a rate of success."""
     atari: AtariOptions | None = None
     """Preprocessing of Atari games, None for every other environment. Returns are whole games' own scores, whatever the
     agent is trained on."""

@@ -37,8 +37,9 @@ def resolve_options(
         given = {**(preprocessing or {}), **given}
     merged = {**tuned, **(dataclasses.asdict(base) if base else {}), **options, "atari": given}
     made = isinstance(env, VectorEnv)
-    if merged.get("asynchronous") and merged.get("vectorization", "auto") == "auto" and not made:
-        merged["vectorization"] = "async"  # only processes of their own take steps while this one learns
+    apart = merged.get("asynchronous") or merged.get("step_timeout") is not None
+    if apart and merged.get("vectorization", "auto") == "auto" and not made:
+        merged["vectorization"] = "async"  # only processes take steps while this one learns, and can be stopped
     settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
     config = checked_options(kind, {k: v for k, v in merged.items() if k in config_fields})
     return RunConfig(**settings), kind(**config)

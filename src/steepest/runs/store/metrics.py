@@ -7,7 +7,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -271,9 +272,20 @@ class _WeightsAndBiases:
     def write(self, row: Mapping[str, Any]) -> None:
         prefix = f"seed-{row['seed']}/" if self._several else ""
         values = {prefix + key: value for key, value in row.items() if key not in _NOT_METRICS and value is not None}
-        self._run.log({"step": row["step"], "wall_seconds": row["wall_seconds"], **values})
+        self._mirror(lambda: self._run.log({"step": row["step"], "wall_seconds": row["wall_seconds"], **values}))
 
     def close(self) -> None:
         if not self._finished:
+            self._mirror(self._run.finish)
             self._finished = True
-            self._run.finish()
+
+    def _mirror(self, call: Callable[[], Any]) -> None:
+        """Call something of theirs. What it raises ends no run: the mirror ends, and metrics.jsonl has all rows."""
+        if self._finished:
+            return
+        try:
+            call()
+        except Exception as error:
+            self._finished = True
+            text = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(f"Weights & Biases takes no more rows: {text}", RuntimeWarning, stacklevel=4)

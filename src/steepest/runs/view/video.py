@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -31,7 +33,10 @@ def check_video(path: Path) -> None:
 class Recorder:
     """Writes one frame per call into an .mp4 file, which appears under its name only when it is complete.
 
+    Where it stops halfway, such as on a full disk, that is a warning, and what is played goes on to its result.
+
     Raises:    UsageError if the video extra is not installed, the name does not end in .mp4, or nothing is rendered
+    Verified:  tests/integration/test_evaluations.py::test_a_video_that_fails_hides_no_result
     """
 
     def __init__(self, path: Path, env: Renders) -> None:
@@ -47,9 +52,12 @@ class Recorder:
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial.mp4")
         self.env = env
+        self.stopped = False
         self.writer: Any = imageio.get_writer(self.partial, fps=env.render_fps, macro_block_size=1, codec="libx264")
 
     def frame(self) -> None:
+        if self.stopped:
+            return
         frame = self.env.render()
         if frame is None:
             raise UsageError("this environment renders no pictures (render_mode 'rgb_array')")
@@ -58,7 +66,7 @@ class Recorder:
         try:
             self.writer.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         except OSError as error:
-            raise RunError(f"could not write {self.path}: the video encoder stopped ({error.strerror})") from error
+            self._stop(error)
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +74,15 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.writer.close()
-        if kind is None:
-            self.partial.replace(self.path)
-        else:
+        try:
+            self.writer.close()
+            if kind is None and not self.stopped:
+                self.partial.replace(self.path)
+        except OSError as problem:
+            self._stop(problem)
+        with suppress(OSError):
             self.partial.unlink(missing_ok=True)
+
+    def _stop(self, error: OSError) -> None:
+        self.stopped = True
+        warnings.warn(f"could not write {self.path}: {error.strerror or error}", RuntimeWarning, stacklevel=3)
