@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from steepest.cli.options import Usage, parse, print_line
+from steepest.cli.options import Usage, parse, print_line, read_pairs
 from steepest.fields import Checked, Count, Whole
 
 
@@ -26,6 +26,8 @@ class EvaluateOptions(Checked):
     """Which of the run's saved agents."""
     env: str | None = None
     """Another environment than the one it was trained on (default: that one)."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment's constructor, KEY=VALUE each (default: those it was trained with)."""
     json: bool = False
     """Print JSON."""
     video: Path | None = None
@@ -65,7 +67,7 @@ def evaluate(argv: list[str]) -> int:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
     from steepest.api.agents import evaluate, load
 
-    agent = load(words[0], which=options.which)
+    agent, before = load(words[0], which=options.which), _written_at(options.video)
     results = evaluate(
         agent,
         options.env,
@@ -73,6 +75,7 @@ def evaluate(argv: list[str]) -> int:
         seed=options.seed,
         deterministic=not options.stochastic,
         video=options.video,
+        env_kwargs=read_pairs(options.env_kwargs) or None,
     )
     summaries = [r.summary() for r in results]
     if options.json:
@@ -81,8 +84,14 @@ def evaluate(argv: list[str]) -> int:
     for seed, result in zip(agent.seeds, results, strict=True):
         print_line(f"seed {seed}: {result}")
     if options.video is not None:
+        if _written_at(options.video) == before:
+            return 1  # a warning has said why
         print_line(f"video: {options.video}")
     return 0
+
+
+def _written_at(path: Path | None) -> int | None:
+    return None if path is None or not path.is_file() else path.stat().st_mtime_ns
 
 
 def plot(argv: list[str]) -> int:

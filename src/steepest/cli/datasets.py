@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from steepest.cli.options import Usage, as_flag, asks_for_help, fields_of, parse, print_line
+from steepest.cli.options import Usage, as_flag, asks_for_help, fields_of, parse, print_line, read_pairs
 from steepest.errors import UsageError
 from steepest.fields import Checked, Count, Whole
 
@@ -35,6 +35,8 @@ class CollectOptions(Checked):
     """Seed of everything random."""
     num_envs: Count | None = None
     """Environments played at once; by default one for every 20,000 steps, at most 8."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment's constructor, KEY=VALUE each (default: those of the run)."""
     max_episode_steps: Count | None = None
     """Another time limit than that of the run, or of the environment (default: theirs)."""
     reference: tuple[float, float] | None = None
@@ -84,6 +86,7 @@ def collect(argv: list[str]) -> int:
     else:
         names = ("steps", "which", "deterministic", "seed", "num_envs", "max_episode_steps", "quiet")
         played = {name: getattr(options, name) for name in names}
+        played["env_kwargs"] = read_pairs(options.env_kwargs) or None
         dataset = datasets.collect(policy, env, mixture=shares, **common, **played)
     from steepest.runs.view.progress import counted
 
@@ -139,7 +142,7 @@ def _check_places(policies: Sequence[str], env: str | None) -> None:
 def _refuse_playing(options: CollectOptions) -> None:
     """With --replay nothing is played: refuse what says how to."""
     default = fields_of(CollectOptions(out=""))
-    playing = ("steps", "mixture", "which", "deterministic", "seed", "num_envs", "max_episode_steps")
+    playing = ("steps", "mixture", "which", "deterministic", "seed", "num_envs", "env_kwargs", "max_episode_steps")
     given = [as_flag(name) for name in playing if getattr(options, name) != default[name]]
     if given:
         raise UsageError(

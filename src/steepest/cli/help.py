@@ -24,7 +24,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("final_epsilon", "data", "data_share", "reward", "kl_coef", "loss", "group_size", "max_new_tokens"),
         *("lora_rank", "dtype", "device", "vectorization"),
     ),
-    "evaluation": (*("eval_every", "eval_episodes", "stop_at_return", "render", "eval_data", "eval_fraction"),),
+    "evaluation": (
+        *(
+            "eval_every",
+            "eval_episodes",
+            "eval_episode_steps",
+            "stop_at_return",
+            "render",
+            "eval_data",
+            "eval_fraction",
+        ),
+    ),
     "output": (
         *("out", "quiet", "show_batch", "checkpoint_every", "keep_checkpoints", "tensorboard", "wandb"),
         *("merge_adapters",),

@@ -7,6 +7,7 @@ them with nothing but the standard library, so that ``--help`` and whatever is w
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -255,11 +256,53 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} holds a {type(data).__name__}; expected options by name, such as 'seed: 1'")
     options = cast(dict[str, Any], data)
     if isinstance(options.get("run"), dict) and isinstance(options.get("config"), dict):
-        options = {**options["run"], **options["config"]}
+        arguments = {k: v for k, v in options.items() if k == "env_kwargs" and v is not None}
+        options = {**options["run"], **options["config"], **arguments}
+    # They are the environment's, whose names and lists stay as they are.
+    kept = {k: v for k, v in options.items() if str(k).replace("-", "_") == "env_kwargs"}
+    others = {k: v for k, v in options.items() if k not in kept}
     try:
-        return _yaml_value(options)
+        return {**_yaml_value(others), **{k.replace("-", "_"): _as_meant(v) for k, v in kept.items()}}
     except Unusable as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def as_pairs(arguments: Any) -> tuple[str, ...]:
+    """Arguments by name as a user types them, KEY=VALUE each; ``read_pairs`` reads them."""
+    if not isinstance(arguments, dict):
+        raise UsageError(f"env_kwargs is {arguments!r}; expected arguments by name, such as 'gravity: 5'")
+    return tuple(f"{key}={json.dumps(value)}" for key, value in cast(dict[Any, Any], arguments).items())
+
+
+def read_pairs(pairs: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:
+    """Arguments by name from KEY=VALUE each, where VALUE is YAML: a number, true, [1, 2], or text.
+
+    Raises:    UsageError where one is no such pair
+    Verified:  tests/unit/test_pairs.py::test_pairs_are_read_as_typed
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"{flag} has {pair!r}; expected KEY=VALUE, such as gravity=5")
+        if key in found:
+            raise UsageError(f"{flag} has {key} twice")
+        try:
+            found[key] = _as_meant(parse_yaml(text)) if text.strip() else text
+        except Unusable:  # no YAML: text as it stands
+            found[key] = text
+    return found
+
+
+def _as_meant(value: Any) -> Any:
+    """What YAML has read with its dates as text, and numbers such as 3e-4 as numbers."""
+    if isinstance(value, dict):
+        return {str(k): _as_meant(v) for k, v in cast(dict[Any, Any], value).items()}
+    if isinstance(value, list):
+        return [_as_meant(v) for v in cast(list[Any], value)]
+    if isinstance(value, str) and re.fullmatch(rf"[+-]?{_DECIMAL}[eE][+-]?[0-9]+", value):
+        return float(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _yaml_value(value: Any) -> Any:

@@ -17,6 +17,7 @@ from steepest.cli.options import (
     MODEL,
     Usage,
     as_flag,
+    as_pairs,
     asks_for_help,
     check_words,
     fields_of,
@@ -28,6 +29,7 @@ from steepest.cli.options import (
     printable,
     read_config,
     read_flags,
+    read_pairs,
     say,
 )
 from steepest.errors import UsageError
@@ -78,6 +80,8 @@ class OutputOptions:
 class AgentOutputOptions(OutputOptions):
     """Options of a run's data, folder and display."""
 
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment's constructor, KEY=VALUE each, such as gravity=5 natural=true (default: none)."""
     data: str | None = None
     """Dataset or log to learn from instead of playing (default: none); steps are gradient steps on a dataset."""
     reward: str | None = None
@@ -158,6 +162,7 @@ def agents(argv: list[str]) -> int:
         check_saved(Path(start))
     out = "" if output.out is None else str(output.out)
     given |= {"out": out, "data": output.data, "reward": output.reward, "render": output.render}
+    given["env_kwargs"] = read_pairs(output.env_kwargs) or None
     from steepest.api.drive import drive
     from steepest.runs.run import Run
 
@@ -270,6 +275,8 @@ def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[str | None, 
             raise UsageError(f"{config_file}: {field.name} is {given[field.name]!r}; expected true or false")
     if given.get("out") is not None:
         given["out"] = Path(str(given["out"]))
+    if "env_kwargs" in given:
+        given["env_kwargs"] = as_pairs(given["env_kwargs"] or {})
     return config_file, kind(**given), options
 
 
@@ -346,11 +353,15 @@ Report = tuple[list[str], list[tuple[str, Any]], list[tuple[str, str]]]
 def _of_agent(run: Any, summary: dict[str, Any]) -> Report:
     from steepest.runs.view.progress import counted
 
-    lines = [
-        f"seed {seed}: return {result['mean']:.1f} ± {result['std']:.1f} over "
-        f"{counted(result['episodes'], 'evaluation episode')}, after {max(summary['steps']):,} steps"
-        for seed, result in zip(summary["seeds"], summary["evaluation"], strict=False)
-    ]
+    def found(result: dict[str, Any]) -> str:
+        lacking = f", {result['unfinished']} unfinished" if result.get("unfinished") else ""
+        if not result["episodes"]:
+            return f"no evaluation episode ended{lacking}"
+        episodes = counted(result["episodes"], "evaluation episode")
+        return f"return {result['mean']:.1f} ± {result['std']:.1f} over {episodes}{lacking}"
+
+    results = zip(summary["seeds"], summary["evaluation"], strict=False)
+    lines = [f"seed {seed}: {found(result)}, after {max(summary['steps']):,} steps" for seed, result in results]
     lines.append(f"{summary['wall_seconds']:.1f} s, {summary['steps_per_second']:,.0f} steps/s")
     place = run.directory.path
     following = f"steepest evaluate {place} --video {place / 'episode.mp4'} --episodes 1"

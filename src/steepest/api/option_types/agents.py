@@ -38,8 +38,11 @@ class RunOptions(SharedOptions, total=False):
     compile: Literal["auto", "on", "off"]
     stop_at_return: float | None
     eval_episodes: int
+    eval_episode_steps: int | None
     data_share: float | None
     max_episode_steps: int | None
+    step_timeout: float | None
+    info_keys: tuple[str, ...] | list[str]
     atari: AtariOptions | Mapping[str, Any] | None
 
 class NetworkOptions(TypedDict, total=False):

@@ -69,10 +69,10 @@ class RunConfig(SharedConfig):
     """Truncate episodes after this many steps, instead of where the environment says."""
     step_timeout: Positive | None = None
     """Seconds that one step or reset of an environment may take; longer is an error. Environments then have processes
-    of their own (vectorization async), since a step in this process cannot be stopped."""
+    of their own (vectorization async), since a step in this process cannot be stopped (default: no limit)."""
     info_keys: tuple[str, ...] = ()
     """Numbers in the environment's infos to log: info/NAME_mean, their mean over steps, and info/NAME_last, the mean
-    over episodes of what the last step gave, such as a rate of success."""
+    over episodes of what the last step gave, such as a rate of success (default: none)."""
     atari: AtariOptions | None = None
     """Preprocessing of Atari games, None for every other environment. Returns are whole games' own scores, whatever the
     agent is trained on."""
