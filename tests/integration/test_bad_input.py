@@ -152,7 +152,7 @@ LINES: list[tuple[list[str], int, str]] = [
     ([*PPO, "--config", "dots.yaml"], 2, "dots.yaml: learning_rate is '1.2.3e-4'; expected a finite number"),
     ([*PPO, "--config", "half.yaml"], 2, "half.yaml cannot be read as YAML: out holds half a character"),
     ([*PPO, "--config", "twice.json"], 2, "twice.json cannot be read as JSON: it has 'seed' twice"),
-    ([*PPO, "--total-steps", "1.2.3e4"], 2, "--total-steps"),
+    ([*PPO, "--total-steps", "1.2.3e4"], 2, "total_steps is '1.2.3e4'; expected a whole number"),
     ([*PPO, "--seed", "9" * 400], 2, "seed is a whole number of 1,329 bits"),
     ([*PPO, "--config", "output.yaml"], 2, "output.yaml: quiet is 'loudly'"),
     # train: --out
