@@ -260,8 +260,8 @@ GREEDY: Mistakes = {
 LOOP: dict[str, tuple[str, str]] = {
     "learns before enough was played": ("self.buffer.written * agent.num_envs < config.learning_starts", "False"),
     "one environment's steps counted": (
-        "config.update_ratio * config.train_every * agent.num_envs",
-        "config.update_ratio * config.train_every",
+        "config.update_ratio * rows * agent.num_envs",
+        "config.update_ratio * rows",
     ),
     "a call counts as one gradient step": ("self.due -= config.updates_per_call", "self.due -= 1"),
     "steps still due are never taken": ("for _ in range(self.calls_due):", "for _ in range(0):"),
@@ -296,8 +296,8 @@ LOOP: dict[str, tuple[str, str]] = {
     ),
     "what is due is forgotten by a restart": ('self.due = float(figures["due"])', "self.due = 0.0"),
     "learns in the first half of every row alone": (
-        "learn(calls * (t + 1) // config.train_every - calls * t // config.train_every)",
-        "learn(calls * (t + 1) // config.train_every - calls)",
+        "learn(calls * (t + 1) // rows - calls * t // rows)",
+        "learn(calls * (t + 1) // rows - calls)",
     ),
     "a masked action in the warm-up": ("logits if mask is None else masked_logits(logits, mask)", "logits"),
     "the warm-up is normal": ("unit = torch.erf(noise / math.sqrt(2.0))", "unit = noise.clamp(-1.0, 1.0)"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from steepest.learner.memory import keep_freed_memory
 from steepest.networks.config import NetworkFactory
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.agents import AgentTraining
-from steepest.runs.loops.training import Row, Training, crosses, ignore, mean_row
+from steepest.runs.loops.training import Clock, Row, Training, crosses, ignore, mean_row
 from steepest.runs.options.config import SharedConfig
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.descriptions import kind_of_run
@@ -352,7 +351,7 @@ class Run:
 
     def _iterate(self) -> Row:
         training, settings, before = self.training, self.settings, self.step
-        clock = _Clock()
+        clock = Clock()
         if self.pending is not None:
             rows, self.pending = self.pending, None
             evaluates = saves = True
@@ -438,14 +437,3 @@ def class_of_run(path: Path) -> type[Run]:
     from steepest.runs.language_run import LanguageRun
 
     return LanguageRun
-
-
-class _Clock:
-    """Measures the seconds since it was last asked."""
-
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
-
-    def seconds(self) -> float:
-        before, self.last = self.last, time.perf_counter()
-        return self.last - before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import deque
 from collections.abc import Callable
@@ -20,22 +19,18 @@ from steepest.agents.config import config_from_json
 from steepest.agents.replay_updates import ReplayAgent
 from steepest.algorithms import find
 from steepest.environments import make_env
-from steepest.errors import RunError, UsageError
+from steepest.errors import UsageError
 from steepest.experience.datasets.read import env_of, read_dataset
-from steepest.experience.logs import read_log
 from steepest.experience.rollout import Episode
 from steepest.fields import checked_options
-from steepest.learner.trees import all_finite
 from steepest.networks.config import NetworkConfig, NetworkFactory
 from steepest.preferences.learned import check_reward, learned_reward
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.evaluations import Evaluator
-from steepest.runs.loops.logs import LogLoop
-from steepest.runs.loops.loop import Iteration, Loop, Watch, last_means, unwatched
+from steepest.runs.loops.loop import Iteration, Watch, last_means, unwatched
 from steepest.runs.loops.notes import surprises
-from steepest.runs.loops.off_policy import OffPolicyLoop
-from steepest.runs.loops.offline import OfflineLoop, check_data
-from steepest.runs.loops.on_policy import OnPolicyLoop
+from steepest.runs.loops.offline import check_data
+from steepest.runs.loops.regimes import check_finite, check_json, loop_of
 from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
 from steepest.runs.options.auto import read_description, resolve_settings
 from steepest.runs.options.config import RunConfig
@@ -135,15 +130,7 @@ class AgentTraining(Training[RunConfig]):
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        if alone and isinstance(self.agent, ReplayAgent):
-            self.loop: Loop = OfflineLoop(read_dataset(data), self.agent)
-        elif alone:
-            self.loop = LogLoop(read_log(data), self.agent)
-        elif isinstance(self.agent, ReplayAgent):
-            dataset = None if data is None else read_dataset(data)
-            self.loop = OffPolicyLoop(self.env, self.agent, self.settings, dataset)
-        else:
-            self.loop = OnPolicyLoop(self.env, self.agent, learned)
+        self.loop = loop_of(self.agent, self.env, self.settings, data, learned)
         self.steps = np.zeros(len(self.seeds), dtype=np.int64)
         self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
         self.recent = [deque[tuple[Any, ...]](maxlen=WINDOW) for _ in self.seeds]  # return, length and infos
@@ -194,7 +181,7 @@ class AgentTraining(Training[RunConfig]):
                 made.agent.take_over(agent)
                 made.begins_with_checkpoint = True
             if saved and env_kwargs is not None:
-                _check_json(env_kwargs)
+                check_json(env_kwargs)
         except BaseException:
             made.close()
             raise
@@ -331,17 +318,7 @@ class AgentTraining(Training[RunConfig]):
         self.games.append(Episode(index // self.agent.num_envs, score, length))
 
     def _check_finite(self) -> None:
-        # Where all targets are equal no share of their variance is explained: that is no number, and no failure.
-        health = {k: v for k, v in self.latest.health.items() if k != "explained_variance"}
-        bad = [k for k, v in health.items() if not np.isfinite(v).all()]
-        # A user's own buffers may hold infinities, such as a mask to add to logits.
-        own = {k: v for k, v in self.agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
-        bad += [k for k, v in own.items() if not all_finite(v)]
-        if bad:
-            raise RunError(
-                f"training stopped at step {self.step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
-                "or normalize_obs and normalize_reward, usually help."
-            )
+        check_finite(self.agent, self.latest.health, self.step)
 
     def rows(self, wall_seconds: float, seconds: float) -> list[Row]:
         return [self._row(member, wall_seconds, seconds) for member in range(self.agent.members)]
@@ -463,13 +440,3 @@ class AgentTraining(Training[RunConfig]):
         if self.store is None:
             return None
         return self.store.save_interrupted(self.last_step, self.agent.tensors(), metadata)
-
-
-def _check_json(env_kwargs: dict[str, Any]) -> None:
-    try:
-        json.dumps(env_kwargs)
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"env_kwargs cannot be saved with the run: {error}. Pass a factory of environments instead, such "
-            "as lambda: gym.make(...)"
-        ) from error

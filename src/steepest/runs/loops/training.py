@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -246,3 +247,14 @@ class Training(ABC, Generic[S]):
     def interrupts(self) -> AbstractContextManager[Callable[[], None]]:
         """Take signals together: the function it gives is called after every iteration and may interrupt all."""
         return nullcontext(lambda: None)
+
+
+class Clock:
+    """Measures the seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def seconds(self) -> float:
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before

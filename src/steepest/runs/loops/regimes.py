@@ -1,0 +1,61 @@
+"""The loop of an agent's data regime, and what every one of them checks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from steepest.agents.agent import Agent
+from steepest.agents.replay_updates import ReplayAgent
+from steepest.errors import RunError, UsageError
+from steepest.experience.datasets.read import read_dataset
+from steepest.experience.logs import read_log
+from steepest.experience.rollout import Environments
+from steepest.learner.trees import all_finite
+from steepest.preferences.learned import LearnedReward
+from steepest.runs.loops.logs import LogLoop
+from steepest.runs.loops.loop import Loop
+from steepest.runs.loops.off_policy import OffPolicyLoop
+from steepest.runs.loops.offline import OfflineLoop
+from steepest.runs.loops.on_policy import OnPolicyLoop
+from steepest.runs.options.config import RunConfig
+
+
+def loop_of(agent: Agent, env: Environments, settings: RunConfig, data: Any, learned: LearnedReward | None) -> Loop:
+    """Return the loop that trains an agent: from data alone, from a log, from play and a replay buffer, or on-policy.
+
+    Verified:  tests/integration/test_offline_runs.py::test_learns_from_a_dataset
+    """
+    alone = data is not None and settings.data_share is None  # nothing is played
+    if isinstance(agent, ReplayAgent):
+        if alone:
+            return OfflineLoop(read_dataset(data), agent)
+        return OffPolicyLoop(env, agent, settings, None if data is None else read_dataset(data))
+    return LogLoop(read_log(data), agent) if alone else OnPolicyLoop(env, agent, learned)
+
+
+def check_json(env_kwargs: dict[str, Any]) -> None:
+    """Raise UsageError for arguments of an environment that a run's folder cannot describe."""
+    try:
+        json.dumps(env_kwargs)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"env_kwargs cannot be saved with the run: {error}. Pass a factory of environments instead, such "
+            "as lambda: gym.make(...)"
+        ) from error
+
+
+def check_finite(agent: Agent, health: dict[str, Any], step: int) -> None:
+    """Raise RunError where a figure of the last iteration, or anything that the agent learns, is no finite number."""
+    # Where all targets are equal no share of their variance is explained: that is no number, and no failure.
+    bad = [k for k, v in health.items() if k != "explained_variance" and not np.isfinite(v).all()]
+    # A user's own buffers may hold infinities, such as a mask to add to logits.
+    own = {k: v for k, v in agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
+    bad += [k for k, v in own.items() if not all_finite(v)]
+    if bad:
+        raise RunError(
+            f"training stopped at step {step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
+            "or normalize_obs and normalize_reward, usually help."
+        )
