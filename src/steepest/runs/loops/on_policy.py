@@ -43,7 +43,7 @@ class OnPolicyLoop:
         if self.reward is not None:
             rollout, learned = self.reward.replace(rollout, self.agent.to_env, progress)
         health = self.agent.update(rollout, progress)
-        health |= {k: np.full(len(steps), x) for k, x in learned.items()}
+        health = health | {k: np.full(len(steps), x) for k, x in learned.items()}
         return Iteration(episodes, steps, health, self.collector.info_means())
 
     def finish(self, progress: float) -> None:
