@@ -175,6 +175,10 @@ CLIPS: Mistakes = {
         "torch.poisson(torch.ones((self.config.members, count)), generator=self.generator)",
         "torch.ones((self.config.members, count))",
     ),
+    "ties expected where there are none": (
+        "return self.log_tie.exp() if bool(said.tie.any()) else 0.0",
+        "return self.log_tie.exp()",
+    ),
     "the tie weight stays at one": ("return self.log_tie.exp() if bool(said.tie.any()) else 0.0", "return 1.0"),
     "ties right or wrong": (" & ~said.tie.view(-1, 1, 1)", ""),
     "draws not saved": ('self.generator.set_state(tensors["generator"].cpu())', "pass"),

@@ -241,6 +241,21 @@ def test_ties_draw_scores_together() -> None:
     assert abs(gap(said + ties)) < 0.6 * gap(said)
 
 
+def test_the_tie_weight_follows_the_share_of_ties() -> None:
+    """It rises where most answers are ties, falls where few are, and is not touched where none is."""
+    clips, worth = linear_clips(12)
+    said = labelled(clips, worth, 60)
+
+    def log_tie(ties: int) -> Tensor:
+        rewards = ClipRewards(vector(2), box(1), QUICK)
+        rewards.fit(clips, [*said[ties:], *(Said("tie", j.ranking) for j in said[:ties])])
+        return rewards.log_tie.detach()
+
+    assert float(log_tie(60).min()) > 0.01
+    assert float(log_tie(2).max()) < -0.01
+    assert not log_tie(0).any()
+
+
 def test_members_learn_from_draws_of_their_own() -> None:
     """Their weights begin apart, and comparisons count a Poisson number of times; they disagree most where none was."""
     rewards = ClipRewards(vector(2), box(1), RewardConfig(members=4, hidden_sizes=(16,), first_steps=100))
