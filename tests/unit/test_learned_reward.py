@@ -99,6 +99,9 @@ def test_clips_lie_within_episodes() -> None:
     assert len(set(episode.tolist())) == len(number)
     for (t, n), e in zip(windows.tolist(), episode.tolist(), strict=True):
         assert e == (t // 9) * 3 + n
+    single, episode_of = clip_windows(rollout, 1, torch.zeros(3, dtype=torch.int64))
+    assert len(single) == int(valid.sum())  # the last step of an episode is of that episode
+    assert episode_of.tolist() == [(t // 9) * 3 + n for t, n in single.tolist()]
     for steps in (9, 41):
         assert len(clip_windows(rollout, steps, torch.zeros(3, dtype=torch.int64))[0]) == 0
     later = clip_windows(rollout, 5, torch.tensor([7, 0, 2]))[1]
