@@ -57,6 +57,7 @@ class TrainArguments(TypedDict, total=False):
     eval_env: Any
     env_kwargs: dict[str, Any] | None
     data: Any
+    reward: Any
     quiet: bool
 """
 
@@ -177,7 +178,7 @@ def test_every_option_is_typed() -> None:
 
     kinds = [(agents, find_config(name), RunConfig) for name in ALGORITHMS]
     kinds += [(language, find_trainer_config(name), LanguageRunConfig) for name in TRAINERS]
-    arguments = {"out", "network", "agent", "eval_env", "env_kwargs", "data", "quiet", "eval_data"}
+    arguments = {"out", "network", "agent", "eval_env", "env_kwargs", "data", "reward", "quiet", "eval_data"}
     for module, config, run in kinds:
         fields = {f.name for kind in (config, run) for f in dataclasses.fields(kind)} - {"seeds", "reward"}
         typed = set(getattr(module, options_name(config)).__annotations__)

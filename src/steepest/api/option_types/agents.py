@@ -28,6 +28,7 @@ class TrainArguments(TypedDict, total=False):
     eval_env: Any
     env_kwargs: dict[str, Any] | None
     data: Any
+    reward: Any
     quiet: bool
 
 class RunOptions(SharedOptions, total=False):
