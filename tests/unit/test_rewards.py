@@ -212,7 +212,6 @@ def test_a_signature_that_cannot_be_filled_is_refused(reward: Any, message: str)
         ([0.5], "gave 1 numbers for 2 responses"),
         (object(), "returned an object"),
     ],
-    ids=str,
 )
 def test_what_a_reward_returned_is_said(returned: Any, message: str) -> None:
     lm = tiny()
@@ -231,7 +230,6 @@ def test_what_a_reward_returned_is_said(returned: Any, message: str) -> None:
         torch.tensor([1.0, 0.5], dtype=torch.float64),
         [torch.tensor(1.0), torch.tensor(0.5)],
     ],
-    ids=str,
 )
 def test_numbers_of_every_kind_are_taken(returned: Any) -> None:
     lm = tiny()
