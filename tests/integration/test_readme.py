@@ -92,7 +92,7 @@ def command_lines() -> Iterator[Any]:
 def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to where the work would begin: a misspelled option, value, algorithm or verb fails."""
     from steepest import estimators
-    from steepest.api import agents, datasets, drive, ope, selection
+    from steepest.api import agents, datasets, drive, ope, preferences, selection
     from steepest.api import language as language_api
     from steepest.cli import main
     from steepest.experience.datasets import places as data_places
@@ -111,6 +111,8 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     work = ((drive, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
     work = (*work, (ope, "ope"), (selection, "select_online"), (read, "read_dataset"))
     data = tuple((datasets, name) for name in ("collect", "collect_replay", "dataset_summary"))
+    people = ("sample", "sample_clips", "label", "project_summary", "export_preferences", "import_preferences")
+    data = (*data, *((preferences, name) for name in people))
     language = (
         (language_api, "compare"),
         (language_run, "LanguageRun"),

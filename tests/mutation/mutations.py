@@ -32,6 +32,7 @@ import evaluation_mistakes as em
 import language_mistakes as lm
 import off_policy_mistakes as replay
 import offline_mistakes as offline
+import people_mistakes as people
 import pytest
 import ranking_mistakes as ranking
 
@@ -1430,6 +1431,13 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "losses/policy_gradient.py": Suspect(POLICY_GRADIENT, ("exact/test_policy_gradient.py",)),
     "losses/preference.py": Suspect(PREFERENCE, ("exact/test_preference.py",)),
+    "preferences/schema.py": Suspect(people.SCHEMA, ("unit/test_preference_store.py",)),
+    "preferences/store.py": Suspect(
+        people.STORE, ("unit/test_preference_store.py", "unit/test_preference_labelling.py")
+    ),
+    "preferences/labelling.py": Suspect(people.LABELLING, ("unit/test_preference_labelling.py",)),
+    "preferences/exchange.py": Suspect(people.EXCHANGE, ("unit/test_preference_exchange.py",)),
+    "preferences/progress.py": Suspect(people.PROGRESS, ("unit/test_preference_labelling.py",)),
     "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
     "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),
     "losses/q_learning.py": Suspect(Q_LEARNING, ("exact/test_q_learning.py",)),

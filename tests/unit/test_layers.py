@@ -128,6 +128,7 @@ LIGHT = [
     *("steepest.runs.options.config", "steepest.runs.options.language", "steepest.environments.config"),
     *("steepest.experience.datasets.places", "steepest.language.models.places", "steepest.runs.store.folder"),
     *(m for m in MODULES if m.startswith(("steepest.algorithms.configs", "steepest.language.training.configs"))),
+    *("steepest.preferences.serving", "steepest.api.preferences"),
 ]
 
 

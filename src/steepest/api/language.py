@@ -224,7 +224,7 @@ def answer_prompts(
 ) -> list[dict[str, Any]]:
     """Rows of ``prompt`` and ``completion``. A text is asked in the chat template, if there is one, unless ``raw``."""
     refuse_system(lm, raw, system)
-    asked = _asked(lm, prompts, raw, system)
+    asked = as_asked(lm, prompts, raw, system)
     drawn = draw_responses(lm, asked, sampling, seed=seed, micro_batch_size=micro_batch_size)
     return [
         {"prompt": prompt, "completion": response_text(lm, response), "ended": response.ended}
@@ -232,7 +232,7 @@ def answer_prompts(
     ]
 
 
-def _asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | None) -> list[str | list[Message]]:
+def as_asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | None) -> list[str | list[Message]]:
     """Prompts as they are put to the model: a text in the chat template, if there is one, unless ``raw``."""
     if raw or not lm.tokenizer.chat_template:
         return list(prompts)
@@ -243,7 +243,7 @@ def _asked(lm: LanguageModel, prompts: Sequence[Any], raw: bool, system: str | N
 def refuse_system(lm: LanguageModel, raw: bool, system: str | None) -> None:
     """UsageError where there is no conversation that ``system`` could begin."""
     if system is not None and (raw or not lm.tokenizer.chat_template):
-        why = "raw leaves out the chat template" if raw else f"{_name_of(lm)} has no chat template"
+        why = "raw leaves out the chat template" if raw else f"{name_of(lm)} has no chat template"
         raise UsageError(f"system is given, but {why}, and so there is no conversation that it could begin")
 
 
@@ -283,17 +283,17 @@ def compare(
     """
     settings = Sampling(**sampling)
     place = None if out is None else checked_out(Path(out))
-    rows = _prompt_rows(prompts)
+    rows = prompt_rows(prompts)
     given = [row["prompt"] for row in rows]
-    named_judge = None if judge is None else (_name_of(judge), load_reward(judge))
+    named_judge = None if judge is None else (name_of(judge), load_reward(judge))
 
     def load(source: LanguageModel | PathLike) -> tuple[str, LanguageModel]:
         lm = source if isinstance(source, LanguageModel) else load_model(source, dtype=dtype, device=device)
         refuse_system(lm, raw, system)
-        return _name_of(source), lm
+        return name_of(source), lm
 
     def render(lm: LanguageModel) -> list[Prompt]:
-        tokens = _prompt_tokens(lm, _asked(lm, given, raw, system))
+        tokens = _prompt_tokens(lm, as_asked(lm, given, raw, system))
         return [Prompt(t, row) for t, row in zip(tokens, rows, strict=True)]
 
     found = compare_models(
@@ -313,7 +313,7 @@ def compare(
     return found
 
 
-def _prompt_rows(prompts: Any) -> list[dict[str, Any]]:
+def prompt_rows(prompts: Any) -> list[dict[str, Any]]:
     """Prompts, however they were given, as rows with a prompt."""
     if isinstance(prompts, (str, Path)):
         return read_prompts(prompts)
@@ -323,7 +323,7 @@ def _prompt_rows(prompts: Any) -> list[dict[str, Any]]:
     return read_prompts(rows)
 
 
-def _name_of(source: Any) -> str:
+def name_of(source: Any) -> str:
     """Return the name of a model or a judge in a comparison."""
     if isinstance(source, (LanguageModel, RewardModel)):
         lm = source.lm if isinstance(source, RewardModel) else source

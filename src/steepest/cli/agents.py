@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
-from steepest.cli.options import Usage, parse, print_line, read_pairs
+from steepest.cli.options import Usage, draw_without_screen, parse, print_line, read_pairs
 from steepest.fields import Checked, Count, Whole
 
 
@@ -63,8 +62,8 @@ def evaluate(argv: list[str]) -> int:
         check_video(options.video)
     if options.env is not None:
         check_name(options.env)
-    if options.video is not None and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # it complains about the missing screen otherwise
+    if options.video is not None:
+        draw_without_screen()
     from steepest.api.agents import evaluate, load
 
     agent, before = load(words[0], which=options.which), _written_at(options.video)

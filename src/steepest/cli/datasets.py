@@ -77,7 +77,7 @@ def collect(argv: list[str]) -> int:
     if options.steps is None and not options.replay:
         raise UsageError("how many steps? Give --steps N (or --replay, for the replay buffer of a run)")
     shares = [_share(text) for text in options.mixture]
-    _check_places([policy] if policy is not None else [source for source, _ in shares], env)
+    check_places([policy] if policy is not None else [source for source, _ in shares], env)
     from steepest.api import datasets
 
     common = {name: getattr(options, name) for name in ("out", "member", "reference", "reference_episodes")}
@@ -127,7 +127,7 @@ def show(argv: list[str]) -> int:
     return 0
 
 
-def _check_places(policies: Sequence[str], env: str | None) -> None:
+def check_places(policies: Sequence[str], env: str | None) -> None:
     """Raise UsageError where no policy is at a place, or no environment has the name."""
     from steepest.environments.names import check_name
     from steepest.runs.store.folder import check_saved

@@ -94,7 +94,7 @@ def generate(argv: list[str]) -> int:
     options, (model, *_) = parse(GenerateOptions, argv, usage)
     if options.prompt and options.file is not None:
         raise UsageError("give prompts or a file of them, not both")
-    _check_places(options.file, model)
+    check_places(options.file, model)
     from steepest.api.chat import converse
     from steepest.api.language import answer_prompts
     from steepest.language.compare.report import refuse_folder
@@ -140,7 +140,7 @@ def compare(argv: list[str]) -> int:
     """steepest compare MODEL_A MODEL_B"""
     usage = Usage("steepest compare", "MODEL_A MODEL_B", f"Each {MODEL}", least=2, most=2)
     options, (model_a, model_b) = parse(CompareOptions, argv, usage)
-    _check_places(options.file, model_a, model_b)
+    check_places(options.file, model_a, model_b)
     if bool(options.prompt) == (options.file is not None):
         raise UsageError("which prompts? Give --prompt or --file, and not both")
     from steepest.api.language import compare as compare_two
@@ -165,7 +165,7 @@ def _show_piece(text: str) -> None:
     print(printable(text), end="", flush=True)
 
 
-def _check_places(prompts: Path | None, *models: str) -> None:
+def check_places(prompts: Path | str | None, *models: str) -> None:
     """Raise UsageError where the packages are missing, or no model or no prompts are at a place."""
     from steepest.language.data.rows import check_source
     from steepest.language.models.packages import require_language

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -323,6 +324,12 @@ def _yaml_value(value: Any) -> Any:
 
 
 # Output
+
+
+def draw_without_screen() -> None:
+    """Keep pygame from complaining of a missing screen, where there is none."""
+    if not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def say(text: str) -> None:

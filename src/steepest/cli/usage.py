@@ -17,6 +17,9 @@ usage: steepest VERB ...
   rlhf ALGORITHM MODEL DATA       train a language model on prompts with a reward, by ppo, rloo or grpo
   generate MODEL [options]        answers of a language model: to a prompt, to a file of them, or in a conversation
   compare MODEL_A MODEL_B         compare language models on the same prompts: answers, reward, win rate, KL, length
+  sample MODEL PROMPTS [options]  responses for people to compare; or clips of what an agent does: sample RUN --clips N
+  label FILE [options]            a page in the browser on which people compare them; reward and dpo learn from FILE
+  labels show|export|import FILE  what people said, as a table and as data, also of other tools
   plot RUN... [options]           learning curves of several runs and seeds in one picture
   verify [--section 1.9]          check every formula of the deep RL notes against exact solutions
   estimators [--problem NAME]     bias and variance of policy-gradient estimators against the exact gradient

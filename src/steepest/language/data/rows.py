@@ -1,4 +1,4 @@
-"""Rows of a dataset, wherever they are: JSON lines, JSON, Parquet, a folder, the hub, or in memory."""
+"""Rows of a dataset, wherever they are: JSON lines, JSON, Parquet, a folder, a preference project, the hub, memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import numpy as np
 
 from steepest.errors import UsageError
 from steepest.files.reading import Unusable, parse_json, read_text
+from steepest.preferences.exchange import preference_rows
+from steepest.preferences.schema import is_database
+from steepest.preferences.store import Project
 
 Row = dict[str, Any]
 Columns = Sequence[str] | Mapping[str, str]
@@ -52,11 +55,13 @@ def read_rows(source: Any) -> list[Row]:
 def read_table(source: Any) -> Table:
     """The rows of a dataset, and where they are from.
 
-    Args:      source: a file ending in .jsonl, .json or .parquet; a folder of such files, or one that
-               ``datasets.save_to_disk`` wrote; the id of a dataset on the Hugging Face hub, its ``train`` split or
-               ``id:split``; a ``datasets.Dataset``; or dicts, one after the other
+    Args:      source: a file ending in .jsonl, .json or .parquet; a preference project, whose rows are its preferences
+               about texts; a folder of such files, or one that ``datasets.save_to_disk`` wrote; the id of a dataset on
+               the Hugging Face hub, its ``train`` split or ``id:split``; a ``datasets.Dataset``; or dicts, one after
+               the other
     Raises:    UsageError where there is no such thing, or a row is no object
-    Verified:  tests/unit/test_language_data.py::test_one_dataset_in_every_container
+    Verified:  tests/unit/test_language_data.py::test_one_dataset_in_every_container,
+               tests/unit/test_preference_exchange.py::test_a_project_is_read_where_data_is_expected
     """
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
@@ -91,6 +96,10 @@ def check_source(source: Any) -> None:
 def _read_file(path: Path) -> Table:
     if path.suffix == ".parquet":
         rows = _read_parquet(path)
+        return Table(rows, ((str(path), len(rows)),))
+    if is_database(path):
+        with Project.open(path) as project:
+            rows = preference_rows(project)
         return Table(rows, ((str(path), len(rows)),))
     if path.suffix not in ENDINGS:
         raise UsageError(f"{path} has an unknown ending; expected {', '.join(ENDINGS)}")
