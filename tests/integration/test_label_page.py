@@ -218,6 +218,8 @@ def test_two_windows_are_two_labellers(browser: Any, tmp_path: Path) -> None:
         ana.page.click("#open-progress")
         ana.page.wait_for_selector("#progress-dialog[open]")
         assert "Ben Ōkami" in ana.page.inner_text("#progress-rows")
+        ana.until("document.querySelectorAll('#progress-agreement li').length > 0")
+        assert "Krippendorff" in ana.page.inner_text("#progress-agreement")
         ana.shot("progress")
         accessible(ana)
         ana.page.keyboard.press("Escape")

@@ -111,7 +111,15 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     work = ((drive, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
     work = (*work, (ope, "ope"), (selection, "select_online"), (read, "read_dataset"))
     data = tuple((datasets, name) for name in ("collect", "collect_replay", "dataset_summary"))
-    people = ("sample", "sample_clips", "label", "project_summary", "export_preferences", "import_preferences")
+    people = (
+        "sample",
+        "sample_clips",
+        "label",
+        "project_summary",
+        "project_measures",
+        "export_preferences",
+        "import_preferences",
+    )
     data = (*data, *((preferences, name) for name in people))
     language = (
         (language_api, "compare"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from helpers_preferences import NOW, clip, new_uuid, say, take, text_project
 from steepest.errors import UsageError
 from steepest.preferences.labelling import REPEAT_AFTER, Conflict, judge, next_assignment, undo
+from steepest.preferences.measures import labeller_measures, model_measures
 from steepest.preferences.progress import described, summarised
 from steepest.preferences.records import Judgement, Settings
 from steepest.preferences.store import LABELS_OF_ITEM, Project
@@ -274,3 +276,37 @@ def test_a_project_is_summarised(tmp_path: Path) -> None:
         found = summarised(project)
         assert (found.items, found.complete, found.judged) == (3, 1, 2)
         assert [(x.name, x.judged, x.skips) for x in found.labellers] == [("ana", 1, 1), ("ben", 1, 0)]
+
+
+def test_agreement_is_put_into_words(tmp_path: Path) -> None:
+    with text_project(tmp_path / "p.db", prompts=6, labels_per_item=2) as project:
+        assert labeller_measures(project) == []
+        for number in range(6):
+            for place, (name, others) in enumerate((("ana", 1), ("ben", 2))):
+                found = take(project, name)
+                better = max(found.shown) if number < others else min(found.shown)
+                say(project, found, 2 * number + place, best=found.shown.index(better))
+        alpha, kappa, left = labeller_measures(project)
+        assert "alpha" in alpha
+        assert kappa == "ana and ben agree to 0.57 (Cohen's kappa)."  # (30 - 22) / (36 - 22), of 36ths
+        assert re.search(r"^Of preferences, \d+% of 12 \(95%: ", left)
+
+
+def test_models_are_scored_from_labels(tmp_path: Path) -> None:
+    with Project.create(tmp_path / "p.db") as project:
+        project.change_settings(Settings(repeat_share=0.0))
+        assert model_measures(project) == []
+        for number in range(12):
+            prompt = project.add_prompt(f"Question {number}?")
+            ids = [
+                project.add_responses(prompt, [f"{name} says {number}"], source=name, settings=[{}])[0]
+                for name in ("good", "poor")
+            ]
+            project.add_items([ids], kind="text")
+        for number in range(12):
+            found = take(project)
+            best = found.shown.index(min(found.shown) if number % 4 else max(found.shown))
+            say(project, found, number, best=best)
+        good, poor, *_ = model_measures(project)
+        assert good.startswith("good: score +0.55")  # half of log(9 / 3)
+        assert poor.startswith("poor: score -0.55")

@@ -305,6 +305,14 @@ def import_preferences(source: Any, project: PathLike, *, items: Any = None, lab
         )
 
 
+def project_measures(project: PathLike) -> list[str]:
+    """Return what the judgements of a project say of its labellers and models, a line each."""
+    from steepest.preferences.measures import labeller_measures, model_measures
+
+    with Project.open(Path(project)) as store:
+        return [*labeller_measures(store), *model_measures(store)]
+
+
 def project_summary(project: PathLike) -> Summary:
     """Return how far a project has come."""
     with Project.open(Path(project)) as store:

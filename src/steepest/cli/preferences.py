@@ -251,11 +251,12 @@ def labels(argv: list[str]) -> int:
 
 def _show(argv: list[str]) -> int:
     options, (project, *_) = parse(ShowOptions, argv, Usage("steepest labels show", "FILE", PROJECT, least=1, most=1))
-    from steepest.api.preferences import project_summary
+    from steepest.api.preferences import project_measures, project_summary
 
     found = project_summary(project)
     if options.json:
-        print(json.dumps({**found._asdict(), "labellers": [row._asdict() for row in found.labellers]}))
+        rows = [row._asdict() for row in found.labellers]
+        print(json.dumps({**found._asdict(), "labellers": rows, "measures": project_measures(project)}))
         return 0
     print_line(f"{found.judged:,} judgements; {found.complete:,} of {found.items:,} comparisons have all their labels")
     for row in found.labellers:
@@ -263,6 +264,8 @@ def _show(argv: list[str]) -> int:
         same = f", {row.consistent:.0%} of {row.repeats} repeats judged the same" if row.consistent is not None else ""
         median = "" if row.seconds is None else f", {row.seconds:.1f} s each"
         print_line(f"{row.name}: {row.judged:,} judged, {row.ties:,} equal, {row.skips:,} skipped{left}{same}{median}")
+    for line in project_measures(project):
+        print_line(line)
     return 0
 
 

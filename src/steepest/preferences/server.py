@@ -118,7 +118,7 @@ def build_app(
         return Response(content, media_type=kind, headers={"cache-control": "no-cache"})
 
     posts = {"session": desk.session, "next": desk.next, "judge": desk.judge, "undo": desk.undo}
-    posts["progress"] = desk.progress
+    posts |= {"progress": desk.progress, "agreement": desk.agreement}
     routes = [
         *(Route(path, asset, methods=["GET"]) for path in page),
         *(Route(f"/api/{name}", reader(answer), methods=["POST"]) for name, answer in posts.items()),
@@ -210,7 +210,16 @@ class _Desk:
         bound = self._session_of(request)
         found = summarised(self.project)
         rows = [row._asdict() for row in found.labellers if bound is None or row.name == bound]
-        return JSONResponse({"summary": {**found._asdict(), "labellers": rows, "agreement": []}})
+        return JSONResponse({"summary": {**found._asdict(), "labellers": rows}})
+
+    def agreement(self, request: Request, body: dict[str, Any]) -> Response:
+        """Say how far labellers agree; a link that is one labeller's learns nothing of the others."""
+        self._labeller(request, body)
+        if self._session_of(request) is not None:
+            return JSONResponse({"lines": []})
+        from steepest.preferences.measures import labeller_measures  # loads torch, which nothing else here needs
+
+        return JSONResponse({"lines": labeller_measures(self.project)})
 
     def clip(self, request: Request) -> Response:
         """Give a clip's video, or the part of it that is asked for."""

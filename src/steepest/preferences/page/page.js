@@ -412,12 +412,14 @@ by("open-progress").addEventListener("click", async () => {
       line.append(cell("th", row.name), ...[row.judged, row.ties, row.skips].map((n) => cell("td", n.toLocaleString("en"))), cell("td", percent(row.left)), cell("td", repeated), cell("td", time));
       return line;
     }));
-    by("progress-agreement").replaceChildren(...summary.agreement.map((text) => {
+    by("progress-agreement").replaceChildren();
+    by("progress-dialog").showModal();
+    const { lines } = await post("/api/agreement", { labeller }); // takes seconds, the first time
+    by("progress-agreement").replaceChildren(...lines.map((text) => {
       const line = document.createElement("li");
       line.textContent = text;
       return line;
     }));
-    by("progress-dialog").showModal();
   } catch (error) {
     if (error instanceof Refused) failed(error); else say("The server does not answer.", "warn");
   }
