@@ -168,12 +168,12 @@ def test_a_run_of_either_kind_resumes_by_either_call(tmp_path: Path, capsys: pyt
         Run.resume(of_agent, data=rows)
     with pytest.raises(UsageError, match=r"a language model; resume it with steepest\.resume_language"):
         steepest.resume(of_text)
-    with pytest.raises(UsageError, match="no run of a language model; continue it with steepest train --resume"):
+    with pytest.raises(UsageError, match="is a run of agents, by ppo: steepest train --resume"):
         steepest.resume_language(of_agent)
     assert main(["train", "--resume", str(of_text)]) == 0
     assert f"model:          {of_text / 'model'}" in capsys.readouterr().out
     assert main(["sft", "--resume", str(of_agent)]) == 2
-    assert "no run of a language model" in capsys.readouterr().err
+    assert "is a run of agents, by ppo: steepest train --resume" in capsys.readouterr().err
     with Run.resume(of_text) as run:
         assert run.done
 

@@ -81,9 +81,6 @@ def resolve_settings(
             "compile: off, since no C++ compiler with Python's headers was found (Debian: apt install g++ python3-dev)"
         )
         choice = "off"
-    cycle = getattr(config, "steps_per_iteration", 0) or getattr(config, "rollout_steps", 0) * settings.num_envs
-    if plays and cycle * 20 > settings.total_steps and settings.total_steps % cycle:
-        note(f"steps come in cycles of {cycle:,}: the first that reaches {settings.total_steps:,} ends the run")
     # Restarts at checkpoints cut episodes short, so there must be room for several whole ones in between.
     tenth = max(1, settings.total_steps // 10)
     # A replay buffer keeps what is written between two checkpoints beside its own rows.
