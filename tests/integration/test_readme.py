@@ -137,6 +137,8 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
             name = re.match(r"# (\S+\.yaml)\n", text)
             assert name, f"{page_id(page)}: a YAML block begins with the name of its file, as a comment"
             Path(name[1]).write_text(text)
+    register = "import gymnasium\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    Path("my_module.py").write_text(register)  # the module that docs/environments.md names
     assert words[0] in ("steepest", "pip", "make"), words
     if words[0] != "steepest":
         return
