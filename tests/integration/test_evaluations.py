@@ -24,8 +24,6 @@ from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.metrics import read_metrics
 from steepest.runs.view import plots
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(Worker-|Traceback|Raising the last)[\\s\\S]*:UserWarning")
-
 EVERY = 64
 SMALL: dict[str, Any] = {
     "total_steps": 4 * EVERY, "num_envs": 1, "rollout_steps": 16, "minibatches": 1, "hidden_sizes": (8,),

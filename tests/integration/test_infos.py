@@ -17,8 +17,6 @@ from steepest import Run, UsageError
 from steepest.environments import EnvFailure, make_env
 from steepest.runs.store.metrics import read_metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(Worker-|Traceback|Raising the last)[\\s\\S]*:UserWarning")
-
 SMALL: dict[str, Any] = {
     "total_steps": 120, "num_envs": 2, "rollout_steps": 15, "minibatches": 1, "hidden_sizes": (8,), "eval_every": 60,
     "eval_episodes": 4, "tensorboard": False, "vectorization": "sync", "checkpoint_every": 0, "sequence_length": 5,

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,6 @@ from gymnasium import spaces
 from steepest.environments import make_env
 from steepest.environments.errors import EnvFailure
 from steepest.errors import RunError, UsageError
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*(Worker-|Traceback|Raising the last)[\\s\\S]*:UserWarning")
 
 BAD_STEP = 3
 
@@ -58,6 +57,21 @@ def raising(error: BaseException) -> Callable[[], Any]:
 
 class OfItsOwn(BaseException):
     pass
+
+
+@pytest.mark.parametrize("act", [raising(ValueError("boom")), lambda: "observation", lambda: np.zeros(2, np.float32)])
+def test_a_worker_s_failure_is_said_once(act: Callable[[], Any]) -> None:
+    """As the error that names the environment: no warning beside it, with a traceback of another process."""
+    env = make_env(lambda: Bad(act), 2, vectorization="async")
+    env.reset(0)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(BAD_STEP - 1):
+            env.step(np.zeros(2, np.int64))
+        with pytest.raises(EnvFailure, match=f"at step {BAD_STEP} after reset"):
+            env.step(np.zeros(2, np.int64))
+        env.close()
+    assert [str(w.message) for w in warned] == []
 
 
 def play(step: Callable[[], Any], vectorization: str, envs: int = 2) -> str:

@@ -97,7 +97,6 @@ class Fails(Counting):
         return super().step(action)
 
 
-@pytest.mark.filterwarnings("ignore:.*(Worker-|Traceback|Raising the last)[\\s\\S]*:UserWarning")
 @pytest.mark.parametrize(("kind", "when"), [(Counting, 0), (Counting, 1), (Fails, 1)])
 def test_what_fails_meanwhile_leaves_no_step_under_way(kind: type[Counting], when: int) -> None:
     """Environments in processes of their own can be reset and closed, and what failed first is what is heard of."""

@@ -7,7 +7,7 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -90,6 +90,21 @@ def what_happened(
     if isinstance(venv, SyncVectorEnv) and any("concatenate" in frame.name for frame in frames):
         return index, f"returned a wrong observation: {error}"
     return index, f"raised {type(error).__name__} in {call}(): {error}"
+
+
+class Workers(AsyncVectorEnv):
+    """Environments in processes of their own; what one of them raises is raised here, and nothing is logged of it.
+
+    Verified:  tests/unit/test_environment_failures.py::test_a_worker_s_failure_is_said_once
+    """
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        successes = list(successes)
+        if all(successes):
+            return
+        with warnings.catch_warnings():  # Gymnasium warns of the error with its traceback, then raises it
+            warnings.simplefilter("ignore")
+            super()._raise_if_errors(successes)
 
 
 def culprit(venv: AnyVector, error: BaseException) -> int | None:

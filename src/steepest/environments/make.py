@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AsyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from steepest.environments import atari as atari_games
@@ -22,7 +22,7 @@ from steepest.environments.batch import EnvBatch, check_seed
 from steepest.environments.config import VECTORIZATIONS, AtariOptions, Vectorization
 from steepest.environments.envpool import EnvPoolBatch, available_cores
 from steepest.environments.errors import EnvFailure, missing_extra
-from steepest.environments.failures import Guarded
+from steepest.environments.failures import Guarded, Workers
 from steepest.environments.names import ENVPOOL_ATARI, find_in_envpool, find_spec
 from steepest.environments.sync import SerialVectorEnv
 from steepest.errors import SteepestError, UsageError
@@ -314,7 +314,7 @@ def _loop(
             return Guarded(one(), asked.info_keys)
 
         def build() -> AnyVectorEnv:
-            return wrap(AsyncVectorEnv([worker] * asked.num_envs, copy=False))
+            return wrap(Workers([worker] * asked.num_envs, copy=False))
     else:
 
         def build() -> AnyVectorEnv:
