@@ -1,3 +1,4 @@
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -126,6 +127,22 @@ def test_async_gives_the_same_rows(mode):
     for stream, factory in zip(streams, factories, strict=True):
         assert len(stream) > 5
         assert stream == scalar_stream(factory, len(stream))
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/MsPacman-v5"])
+def test_workers_are_sent_nothing_of_who_listens(env_id, tmp_path, request):
+    """``on_game`` is usually a method of a training, with its agent and the terminal that it writes to. Where processes
+    are not forked, as on macOS, all that a worker's function names is sent to it."""
+    request.addfinalizer(partial(multiprocessing.set_start_method, multiprocessing.get_start_method(), force=True))
+    multiprocessing.set_start_method("spawn", force=True)
+    with (tmp_path / "terminal").open("w") as terminal:  # what cannot be sent
+
+        def on_game(*game):
+            terminal.write(repr(game))
+
+        batch = make_env(env_id, 1, vectorization="async", on_game=on_game)
+        batch.reset(0)
+        batch.close()
 
 
 @pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])

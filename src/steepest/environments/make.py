@@ -234,9 +234,8 @@ def _atari(spec: EnvSpec, options: AtariOptions, asked: _Asked) -> EnvBatch:
         venv = _construct(spec.id, lambda: watch(atari_games.vector_env(spec, asked.num_envs, options, threads, limit)))
         # ale_py's arrays are never used twice, so they need no copy.
         return _batch(venv, name=spec.id, backend="native", shares_memory=False, **asked.of_batch)
-    return _loop(
-        spec.id, lambda: atari_games.scalar_env(spec, options, asked.render_mode, limit, asked.kwargs), asked, watch
-    )
+    render_mode, kwargs = asked.render_mode, asked.kwargs
+    return _loop(spec.id, lambda: atari_games.scalar_env(spec, options, render_mode, limit, kwargs), asked, watch)
 
 
 def _score_watch(
@@ -305,13 +304,14 @@ def _loop(
     each = BYTES_OF_A_PROCESS if asked.vectorization == "async" else BYTES_OF_AN_ENVIRONMENT
     require_space(asked.num_envs * each, f"a batch of {asked.num_envs:,} environments", "give fewer (num_envs, seeds)")
     if asked.vectorization == "async":
-        owner = os.getpid()
+        # A worker is sent all that its function names: never ``asked``, whose ``on_game`` may know the whole training.
+        owner, info_keys = os.getpid(), asked.info_keys
 
         def worker() -> AnyEnv:
             # Ctrl-C reaches the whole process group; what it means is for the process that owns the workers to decide.
             if os.getpid() != owner:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-            return Guarded(one(), asked.info_keys)
+            return Guarded(one(), info_keys)
 
         def build() -> AnyVectorEnv:
             return wrap(Workers([worker] * asked.num_envs, copy=False))
