@@ -34,6 +34,7 @@ HELP = [
     ["train", "sac", "HalfCheetah-v5", "-h"],
     ["train", "cql", "missing.npz", "--help"],
     ["sft", "MODEL", "DATA", "--help"],
+    ["train", "--resume", "--help"],
 ]
 
 PPO = ["train", "ppo", "CartPole-v1"]

@@ -11,7 +11,7 @@ import pytest
 from steepest.algorithms import ALGORITHMS, find_config
 from steepest.cli import agents, checks, datasets, language, ope, train
 from steepest.cli.help import GROUPS, documented, grouped
-from steepest.cli.options import Usage, options_of, parse
+from steepest.cli.options import Usage, options_of, parse, pop_flag
 from steepest.environments.config import AtariOptions
 from steepest.errors import UsageError
 from steepest.fields import Checked, Count, Positive
@@ -93,6 +93,24 @@ def test_flags_say_yes_and_no(argv: tuple[str, ...], fast: bool, log: bool) -> N
 def test_wrong_flags_are_told(argv: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("[", r"\[")):
         read(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "value", "rest"),
+    [
+        (["a", "--from", "run", "--fast"], "run", ["a", "--fast"]),
+        (["--from=run=2", "b"], "run=2", ["b"]),
+        (["a", "--from", "--help"], "", ["a", "--help"]),
+        (["--fromage", "run"], None, ["--fromage", "run"]),
+        (["a", "--from", "-1"], "-1", ["a"]),
+    ],
+)
+def test_a_flag_is_no_value_of_another(argv: list[str], value: str | None, rest: list[str]) -> None:
+    assert pop_flag(argv, "--from") == value
+    assert argv == rest
+    for missing in (["--from"], ["--from", "--fast"], ["--from=", "--fast"]):
+        with pytest.raises(UsageError, match="--from needs a value"):
+            pop_flag(missing, "--from")
 
 
 def test_an_option_without_a_default_must_be_given() -> None:

@@ -214,17 +214,21 @@ def _by_name(part: Any) -> dict[str, Any]:
 
 
 def pop_flag(argv: list[str], flag: str) -> str | None:
-    """Take ``flag VALUE`` or ``flag=VALUE`` out of the arguments."""
+    """Take ``flag VALUE`` or ``flag=VALUE`` out of the arguments; "" where help is asked for instead of a value.
+
+    Raises:    UsageError where another flag, or nothing, stands in the place of the value
+    Verified:  tests/unit/test_options.py::test_a_flag_is_no_value_of_another
+    """
     for i, argument in enumerate(argv):
-        if argument == flag:
-            if i + 1 >= len(argv):
-                raise UsageError(f"{flag} needs a value")
-            value = argv[i + 1]
-            del argv[i : i + 2]
-            return value
-        if argument.startswith(f"{flag}="):
-            del argv[i]
-            return argument.split("=", 1)[1]
+        name, equals, value = argument.partition("=")
+        if name != flag:
+            continue
+        del argv[i]
+        if not equals and i < len(argv) and not _FLAG.fullmatch(argv[i]):
+            value = argv.pop(i)
+        if not value and not asks_for_help(argv):
+            raise UsageError(f"{flag} needs a value")
+        return value
     return None
 
 

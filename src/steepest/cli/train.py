@@ -120,7 +120,7 @@ def agents(argv: list[str]) -> int:
     """steepest train ALGORITHM ENV, or ALGORITHM DATA"""
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
-        return _resume("train", Path(resumed), argv)
+        return _resume("train", resumed, argv)
     start = pop_flag(argv, "--from")
     wants_help, words = asks_for_help(argv), _leading(argv, 2)
     if wants_help and not words:
@@ -195,7 +195,7 @@ def rlhf(argv: list[str]) -> int:
     """steepest rlhf ALGORITHM MODEL PROMPTS --reward REWARD"""
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
-        return _resume("rlhf", Path(resumed), argv)
+        return _resume("rlhf", resumed, argv)
     if (not argv or argv[0] not in RLHF) and asks_for_help(argv):
         print(RLHF_HELP, end="")
         return 0
@@ -214,7 +214,7 @@ def language(algorithm: str, what: str, argv: list[str], *, verb: str | None = N
     verb = verb or algorithm
     resumed = pop_flag(argv, "--resume")
     if resumed is not None:
-        return _resume(verb, Path(resumed), argv)
+        return _resume(verb, resumed, argv)
     wants_help, words = asks_for_help(argv), _leading(argv, 2)
     if len(words) < 2 and not wants_help:
         raise UsageError(f"{verb} takes a model and {what}, then options: steepest {verb} MODEL DATA.jsonl --epochs 3")
@@ -268,7 +268,7 @@ def _naming(file: str | None) -> Generator[None]:
 def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[str | None, Any, dict[str, Any]]:
     """Take ``--config FILE`` out of the arguments; return it, its options of the command itself, and its others."""
     config_file = pop_flag(argv, "--config")
-    options = {} if config_file is None else read_config(Path(config_file))
+    options = read_config(Path(config_file)) if config_file else {}
     given = {f.name: options.pop(f.name) for f in dataclasses.fields(kind) if f.name in options}
     for field in dataclasses.fields(kind):
         if isinstance(field.default, bool) and not isinstance(given.get(field.name, False), bool):
@@ -298,7 +298,7 @@ def _parsed(defaults: Sequence[Any], argv: Sequence[str], usage: Usage) -> tuple
     return output, {name: value for part in others for name, value in fields_of(part).items()}
 
 
-def _resume(verb: str, path: Path, argv: list[str]) -> int:
+def _resume(verb: str, run: str, argv: list[str]) -> int:
     """Resume a run: of any kind under ``train``, of a language model under its verbs."""
     kind = ResumeOptions if verb == "train" else ResumeLanguageOptions
     if argv and not argv[0].startswith("-"):
@@ -307,8 +307,9 @@ def _resume(verb: str, path: Path, argv: list[str]) -> int:
             "--resume takes the algorithm, environment and settings from the run itself; leave out "
             f"{' '.join(argv)} (only {flags} can be given)"
         )
-    usage = Usage(f"steepest {verb} --resume {path}")
+    usage = Usage(f"steepest {verb} --resume {run or 'RUN'}")
     options, _ = parse(kind, argv, usage)
+    path = Path(run)
     given = fields_of(options)
     quiet = given.pop("quiet")
     from steepest.runs.store.folder import RunDirectory
@@ -318,10 +319,10 @@ def _resume(verb: str, path: Path, argv: list[str]) -> int:
     from steepest.runs.options.language import TRAINERS
     from steepest.runs.store.descriptions import kind_of_run
 
-    run = kind_of_run(path)
-    known = run is not None and (run.what == "agent" or run.algorithm in TRAINERS)  # else its file is damaged
-    if verb != "train" and run is not None and known and verb not in (run.verb, f"{run.verb} {run.algorithm}"):
-        raise UsageError(run.said(path))
+    found = kind_of_run(path)
+    known = found is not None and (found.what == "agent" or found.algorithm in TRAINERS)  # else its file is damaged
+    if verb != "train" and found is not None and known and verb not in (found.verb, f"{found.verb} {found.algorithm}"):
+        raise UsageError(found.said(path))
     if verb == "train":
         from steepest.runs.run import Run as Resumed
     else:
