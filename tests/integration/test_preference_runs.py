@@ -310,3 +310,37 @@ def test_misuse_is_said_in_a_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+class Stop(BaseException):
+    """As if the process ended here."""
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_run_that_ends_in_an_evaluation_by_a_program_resumes_with_it(
+    at: int, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, options = given("rloo", data)
+    options |= {"eval_every": 1, "checkpoint_every": 1}
+    with LanguageRun("rloo", str(model), prompts, out=tmp_path / "whole", **options) as run:
+        list(run)
+    made = 0
+    broken = LanguageRun("rloo", str(model), prompts, out=tmp_path / "broken", **options)
+    evaluate = broken.training.evaluate
+
+    def evaluate_or_end() -> Any:
+        nonlocal made
+        made += 1
+        if made == at:
+            raise Stop
+        return evaluate()
+
+    monkeypatch.setattr(broken.training, "evaluate", evaluate_or_end)
+    with broken, pytest.raises(Stop):
+        list(broken)
+    with LanguageRun.resume(tmp_path / "broken") as resumed:
+        assert resumed.step == at
+        assert resumed.iterate()["step"] == at
+        assert resumed.evaluation
+        list(resumed)
+    assert differences(tmp_path / "whole", tmp_path / "broken") == []

@@ -113,6 +113,7 @@ class RLHF(Trainer[Experience], Generic[C]):
         if not isinstance(self.reward, RewardModel) and self.data:  # refused now, and not after the first responses
             first = self.data[0]
             arguments_of(self.reward, [first.row.get("prompt")], [""], [first.row])
+        self.evaluation_may_hang = bool(self.eval_data) and not isinstance(self.reward, RewardModel)
         self.score = make_scorer(self.lm, self.reward, micro_batch_size=config.micro_batch_size)
         self.reference = reference or Reference(self.lm, adapters_are_fresh=self.adapters_are_fresh)
         self.sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)

@@ -128,6 +128,8 @@ class Trainer(ABC, Generic[B]):
     """Whether ``from_data`` takes a reward."""
     can_be_sharded: ClassVar[bool] = False
     """Whether it can train with its model spread over processes."""
+    evaluation_may_hang: bool = False
+    """Whether ``evaluate`` calls what others wrote."""
 
     def __init__(
         self,

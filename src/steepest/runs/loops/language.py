@@ -52,8 +52,8 @@ from steepest.runs.loops.training import IN_MEMORY, Row, Training, ignore, sourc
 from steepest.runs.options.language import (
     TRAINERS,
     LanguageRunConfig,
+    config_types,
     find_trainer,
-    find_trainer_config,
     resolve_language_options,
 )
 from steepest.runs.store.checkpoints import CheckpointStore
@@ -203,7 +203,7 @@ class LanguageTraining(Training[LanguageRunConfig]):
         saved = directory.read_json("config.json", DescribedModel)
         try:
             require(saved["algorithm"] in TRAINERS, "algorithm", saved["algorithm"], f"one of {', '.join(TRAINERS)}")
-            for kind, options in zip(_kinds(saved["algorithm"]), (saved["run"], saved["config"]), strict=True):
+            for kind, options in zip(config_types(saved["algorithm"]), (saved["run"], saved["config"]), strict=True):
                 kind(**checked_options(kind, options))
         except UsageError as error:
             raise RunError(f"{path}: {error}") from error
@@ -221,7 +221,7 @@ class LanguageTraining(Training[LanguageRunConfig]):
             if saved.get(name) == IN_MEMORY and name not in given:
                 what = "with a reward" if name == "reward" else "on data"
                 raise UsageError(f"{directory.path} was trained {what} made in Python; pass it again: {name}=...")
-        of_run, of_trainer = _kinds(saved["algorithm"])
+        of_run, of_trainer = config_types(saved["algorithm"])
         return cls(
             saved["algorithm"],
             str(directory.path / "base") if saved["model"] == IN_MEMORY else saved["model"],
@@ -324,6 +324,10 @@ class LanguageTraining(Training[LanguageRunConfig]):
                 f"time/{terms}_per_second": self.latest[f"train/{terms}"] / seconds,
             }
         ]
+
+    @property
+    def evaluation_may_hang(self) -> bool:
+        return self.trainer.evaluation_may_hang
 
     def evaluate(self) -> list[Row] | None:
         self.evaluation = self.trainer.evaluate()
@@ -443,8 +447,3 @@ class LanguageTraining(Training[LanguageRunConfig]):
 
     def interrupts(self) -> AbstractContextManager[Callable[[], None]]:
         return processes.interrupts_together()
-
-
-def _kinds(algorithm: str) -> tuple[type[Any], type[Any]]:
-    """Return the types of a run's settings and of its trainer's."""
-    return LanguageRunConfig, find_trainer_config(algorithm)

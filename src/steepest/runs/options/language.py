@@ -58,6 +58,11 @@ def find_trainer_config(algorithm: str) -> type[TrainingConfig]:
     return getattr(importlib.import_module(f"steepest.language.training.configs.{module}"), name)
 
 
+def config_types(algorithm: str) -> tuple[type[LanguageRunConfig], type[TrainingConfig]]:
+    """Return the types of a run's settings and of its trainer's."""
+    return LanguageRunConfig, find_trainer_config(algorithm)
+
+
 def resolve_language_options(algorithm: str, options: dict[str, Any]) -> tuple[LanguageRunConfig, TrainingConfig]:
     """Split options into run settings and the trainer's config, both checked."""
     kind = find_trainer_config(algorithm)
