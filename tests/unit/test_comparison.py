@@ -30,6 +30,7 @@ from steepest.language.compare.intervals import (
 from steepest.language.compare.report import as_json, escaped, markdown, side_by_side, terminal_lines
 from steepest.language.data.batching import pad, responses
 from steepest.language.models.language_model import LanguageModel, language_model
+from steepest.language.models.saving import save_model
 from steepest.language.scoring.generation import response_text
 from steepest.language.training.reward_model import RewardModel, reward_head
 
@@ -225,6 +226,21 @@ def test_conversations() -> None:
     assert [a.text for a in found.a.answers] == plain
     raw = steepest.compare(lm, lm, ["Is it dull?"], raw=True, **SHORT)
     assert raw.a.answers[0].text == steepest.respond(lm, ["Is it dull?"], **SHORT)[0]
+
+
+def test_arguments_of_templates_are_those_of_both_models(tmp_path: Path) -> None:
+    lm = tiny(chat=True)
+    template = lm.tokenizer.chat_template
+    lm.tokenizer.chat_template = "{% if calm is defined and calm %}{{ 'Calmly. ' }}{% endif %}" + template
+    try:
+        model = save_model(lm, tmp_path / "model")
+    finally:
+        lm.tokenizer.chat_template = template
+    plain = steepest.compare(model, model, ["Is it dull?"], **SHORT)
+    calm = steepest.compare(model, model, ["Is it dull?"], template_kwargs={"calm": True}, **SHORT)
+    assert calm.a.answers[0].text == calm.b.answers[0].text != plain.a.answers[0].text
+    with pytest.raises(UsageError, match="knows no argument 'clam'"):
+        steepest.compare(model, model, ["Is it dull?"], template_kwargs='{"clam": true}', **SHORT)
 
 
 def test_other_tokenizers_are_compared_by_their_texts() -> None:

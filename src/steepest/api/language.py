@@ -261,6 +261,7 @@ def compare(
     system: str | None = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
+    template_kwargs: str | Mapping[str, Any] | None = None,
     note: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Comparison:
@@ -275,7 +276,7 @@ def compare(
         out: a .json file for all metrics and answers; the same with the ending .md, for reading, is written beside it.
         seed: of the answers, which are those of ``respond`` and ``steepest generate`` at this seed.
         raw, system: whether to leave out the chat template, and what conversations begin with.
-        dtype, device: of the models that are loaded here.
+        dtype, device, template_kwargs: of the models that are loaded here.
         note: takes lines of text about what is being done.
         sampling: fields of ``language.scoring.generation.Sampling``.
     Raises:
@@ -288,7 +289,8 @@ def compare(
     named_judge = None if judge is None else (name_of(judge), load_reward(judge))
 
     def load(source: LanguageModel | PathLike) -> tuple[str, LanguageModel]:
-        lm = source if isinstance(source, LanguageModel) else load_model(source, dtype=dtype, device=device)
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "template_kwargs": template_kwargs}
+        lm = source if isinstance(source, LanguageModel) else load_model(source, **options)
         refuse_system(lm, raw, system)
         return name_of(source), lm
 

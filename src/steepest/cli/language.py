@@ -86,6 +86,8 @@ class CompareOptions(Checked):
     """Device of the models; auto takes a GPU if there is one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number type of the weights."""
+    template_kwargs: str | None = None
+    """Values of the chat templates' arguments, as JSON: '{"enable_thinking": false}'."""
 
 
 def generate(argv: list[str]) -> int:
