@@ -44,7 +44,9 @@ HEAVY = ("torch", "torch.func", "torch.distributions", "gymnasium")
 ROOT = Path(__file__).resolve().parents[2]
 THRESHOLD = 0.95
 SECONDS = 180
-"""A run of the tests that takes more processor time than this hangs, and the mistake is noticed."""
+"""A run of a file's own tests that takes more processor time than this hangs, and the mistake is noticed."""
+TIMES = 3
+"""So many times what all tests take without a mistake, and a run of all tests hangs."""
 
 Mistakes = dict[str, tuple[str, str]]
 """What went wrong -> (the text as it is, the text with the mistake)."""
@@ -1618,11 +1620,12 @@ class Watch:
             self.failed = report.nodeid
 
 
-def run_tests(copy: Path, files: list[str], result: Any, log: Path) -> None:
+def run_tests(copy: Path, files: list[str], seconds: int, result: Any, log: Path) -> None:
     """Run pytest over these files of a copy, in a process of its own, and send (exit code, first failure)."""
     if "steepest" in sys.modules:
         raise RuntimeError("steepest was imported before the copy could be")
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    if seconds:  # at the hard limit comes SIGKILL, which does not say why
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 60))
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
@@ -1640,12 +1643,15 @@ def run_tests(copy: Path, files: list[str], result: Any, log: Path) -> None:
     result.close()
 
 
-def caught_by(copy: Path, stages: list[list[str]]) -> str:
-    """The first test that fails, or nothing. RuntimeError where the tests do not even start."""
+def caught_by(copy: Path, stages: list[tuple[list[str], int]]) -> str:
+    """The first test that fails, or nothing. RuntimeError where the tests do not even start.
+
+    Each stage is files and how many seconds of processor time they may take; 0: any number.
+    """
     log = copy / "log"
-    for files in stages:
+    for files, seconds in stages:
         receiver, sender = CONTEXT.Pipe(duplex=False)
-        child = CONTEXT.Process(target=run_tests, args=(copy, files, sender, log))
+        child = CONTEXT.Process(target=run_tests, args=(copy, files, seconds, sender, log))
         child.start()
         sender.close()
         try:
@@ -1693,32 +1699,35 @@ def main() -> int:
     for name in HEAVY:
         importlib.import_module(name)
     found: list[Found] = []
+    caught = 0
     with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
         copy = make_copy(Path(temporary).resolve())
         suspects = sorted({file for file, *_ in chosen})
         used = sorted({f for file in suspects for stage in stages_of(file, copy) for f in stage})
-        failing = caught_by(copy, [used])
+        failing = caught_by(copy, [(used, 0)])
         if failing:
             raise RuntimeError(f"{failing} fails without any mutation, so it can catch none")
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        limits = SECONDS, max(SECONDS, round(TIMES * (usage.ru_utime + usage.ru_stime)))
         for file, mistake, old, new in chosen:
             began = time.monotonic()
             path = copy / "src" / "steepest" / file
             source = path.read_text()
             try:
                 path.write_text(mutate(source, old, new))
-                test = caught_by(copy, stages_of(file, copy))
+                test = caught_by(copy, list(zip(stages_of(file, copy), limits, strict=True)))
             except (RuntimeError, ValueError) as error:
                 raise type(error)(f"{file}, {mistake}: {error}") from error
             finally:
                 path.write_text(source)
             found.append(Found(file, mistake, test, round(time.monotonic() - began, 1)))
             print(f"{file:27} {mistake:55} {test or 'SURVIVED'}", flush=True)
-    caught = sum(bool(f.caught_by) for f in found)
+            caught = sum(bool(f.caught_by) for f in found)
+            if arguments.json:  # after each, since all of them take hours
+                summary = {"caught": caught, "mutations": len(found), "found": [f._asdict() for f in found]}
+                arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
     rate = caught / len(found)
     print(f"{caught} of {len(found)} caught ({rate:.1%}); at least {THRESHOLD:.0%} are wanted")
-    if arguments.json:
-        summary = {"caught": caught, "mutations": len(found), "found": [f._asdict() for f in found]}
-        arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
     return 0 if rate >= THRESHOLD else 1
 
 
