@@ -106,6 +106,15 @@ def test_so_are_minibatches(options: dict[str, Any], message: str, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("one_gigabyte")
+def test_so_are_checkpoints_of_agents(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**QUICK, "num_envs": 1, "rollout_steps": 8, "hidden_sizes": (512, 512)}
+    with pytest.raises(UsageError, match=r"the run \(6401 checkpoints of \d\.\d+ MB\) needs .* keep_checkpoints"):
+        steepest.train("ppo", "CartPole-v1", out=tmp_path / "run", keep_checkpoints=10**6, checkpoint_every=1,
+                       **{**options, "total_steps": 6400})  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_gigabyte")
 def test_so_are_recordings(tmp_path: Path) -> None:
     """In memory, and on the disk that they are to be written to."""
     for steps, message in ((10**12, "a recording|a dataset of"), (10**7, "a recording of 10,000,000 steps needs")):

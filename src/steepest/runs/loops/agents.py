@@ -229,6 +229,9 @@ class AgentTraining(Training[RunConfig]):
     def open(self, directory: RunDirectory | None, store: CheckpointStore | None, *, resuming: bool) -> None:
         super().open(directory, store, resuming=resuming)
         self.loop.open(None if directory is None else directory.path / "replay", resuming=resuming)
+        if store is not None:
+            scheduled = math.ceil(self.total_steps / (self.settings.checkpoint_every or self.total_steps))
+            store.require_room(sum(x.nbytes for x in self.agent.tensors().values()), scheduled)
 
     def _say(self, text: str) -> None:
         self.note(text)  # whoever takes notes may change

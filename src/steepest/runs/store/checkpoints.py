@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from steepest.files.atomic import remove_stray_files
+from steepest.files.space import in_bytes, require_space
 from steepest.files.tensors import CheckpointError, NewerSchemaError, load_metadata, load_tensors, save_tensors
 
 _STEP_FILE = re.compile(r"^step-(\d{12,})\.safetensors$")
@@ -37,6 +38,22 @@ class CheckpointStore:
     @property
     def interrupted_path(self) -> Path:
         return self.directory / "interrupted.safetensors"
+
+    def require_room(self, each: int, scheduled: int) -> None:
+        """Refuse a run whose checkpoints the disk cannot hold; those that are there already are replaced.
+
+        Args:      each: bytes of one; scheduled: how many the run saves in all
+        Raises:    UsageError, before anything is taken
+        Verified:  tests/unit/test_space.py::test_so_are_checkpoints_of_agents
+        """
+        count = min(self.keep + 1, scheduled) + 1  # an old one goes after a new one has come; and the best one
+        held = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
+        require_space(
+            max(each * count - held, each),
+            f"the run ({count} checkpoints of {in_bytes(each)})",
+            "free some, or give a smaller keep_checkpoints or another --out",
+            self.directory,
+        )
 
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Save a checkpoint to resume from; older ones go only when this one is safely on disk.
