@@ -3,6 +3,7 @@
     python tests/mutation/mutations.py                     all of them (minutes), exit code 1 below 95 %
     python tests/mutation/mutations.py --only returns      those whose file or name contains the text
     python tests/mutation/mutations.py --json found.json   what caught each, for a machine to read
+    python tests/mutation/mutations.py --part 2/3          every third one, from the second: three processes share the list
 
 A mutation replaces a text that occurs exactly once in a copy of the sources; the working tree is never touched. One
 that no longer applies, or that does not even import, is an error: mend the list when the code changes, and never drop
@@ -39,7 +40,10 @@ import ranking_mistakes as ranking
 CONTEXT = multiprocessing.get_context("fork")
 """Every run of the tests is a fork of this process, which has the heavy packages loaded but nothing of this one."""
 
-HEAVY = ("torch", "torch.func", "torch.distributions", "gymnasium")
+HEAVY = (
+    *("torch", "torch.func", "torch.distributions", "gymnasium", "sympy", "beartype", "hypothesis", "jaxtyping"),
+    *("accelerate", "transformers", "transformers.models.llama.modeling_llama", "tokenizers"),
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 THRESHOLD = 0.95
@@ -1688,9 +1692,11 @@ def stages_of(file: str, copy: Path) -> list[list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutations whose file or name contains this")
+    parser.add_argument("--part", default="1/1", help="I/N: every N-th mutation, from the I-th")
     parser.add_argument("--json", type=Path, help="write the summary here")
     arguments = parser.parse_args()
-    chosen = list(mutations(arguments.only))
+    first, _, step = arguments.part.partition("/")
+    chosen = list(mutations(arguments.only))[int(first) - 1 :: int(step)]
     if not chosen:
         parser.error(f"no mutation's file or name contains {arguments.only!r}")
     os.environ["OMP_NUM_THREADS"] = "1"
