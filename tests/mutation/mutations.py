@@ -3,7 +3,7 @@
     python tests/mutation/mutations.py                     all of them (minutes), exit code 1 below 95 %
     python tests/mutation/mutations.py --only returns      those whose file or name contains the text
     python tests/mutation/mutations.py --json found.json   what caught each, for a machine to read
-    python tests/mutation/mutations.py --part 2/3          every third one, from the second: three processes share the list
+    python tests/mutation/mutations.py --part 2/3          every third one, from the second: to share the list
 
 A mutation replaces a text that occurs exactly once in a copy of the sources; the working tree is never touched. One
 that no longer applies, or that does not even import, is an error: mend the list when the code changes, and never drop
