@@ -41,7 +41,7 @@ CONTEXT = multiprocessing.get_context("fork")
 """Every run of the tests is a fork of this process, which has the heavy packages loaded but nothing of this one."""
 
 HEAVY = (
-    *("torch", "torch.func", "torch.distributions", "gymnasium", "sympy", "beartype", "hypothesis", "jaxtyping"),
+    *("torch", "torch.func", "torch.distributions", "gymnasium", "sympy", "beartype", "jaxtyping"),
     *("accelerate", "transformers", "transformers.models.llama.modeling_llama", "tokenizers"),
 )
 
@@ -1639,6 +1639,7 @@ def run_tests(copy: Path, files: list[str], seconds: int, result: Any, log: Path
     watch = Watch()
     marks = "not slow and not compiles and not learning"
     arguments = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "timeout=0", "--tb=no", "-m", marks]
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that HEAVY has brought in
     code = int(pytest.main([*arguments, *(f"tests/{file}" for file in files)], plugins=[watch]))
     where = Path(sys.modules["steepest"].__file__ or "") if "steepest" in sys.modules else copy
     if copy not in (where, *where.parents):
