@@ -617,14 +617,15 @@ def test_a_population_trains_together(algorithm: str, options: dict[str, Any], t
 
 
 def population_and_data(
-    algorithm: str, seeds: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any]
+    algorithm: str, seeds: tuple[int, ...], dtype: torch.dtype, options: dict[str, Any], varied: Any = None
 ) -> tuple[Any, Any]:
     """A population before its first update, and what it learns from: a rollout, or minibatches of replay and noise."""
     agent_class = find(algorithm)
     config = agent_class.Config(**{k: v for k, v in tiny(algorithm, **options).items() if k in fields(algorithm)})
     masks = "info" if usual(algorithm) is FOUR else "none"
     env = make_env(lambda: AnySpace(VECTOR, usual(algorithm), masks), 2 * len(seeds))
-    agent = agent_class(config, env.obs_spec, env.action_spec, num_envs=2, seeds=seeds, note=no_falling_back)
+    given: dict[str, Any] = {"num_envs": 2, "seeds": seeds, "varied": varied, "note": no_falling_back}
+    agent = agent_class(config, env.obs_spec, env.action_spec, **given)
     collector = Collector(env, agent, getattr(config, "rollout_steps", 8))
     collector.reset(0)
     rollout, _ = collector.collect()
@@ -712,6 +713,53 @@ def test_vmapped_members_learn_as_if_alone(algorithm: str, options: dict[str, An
         other = population.state["params"][(i + 1) % 3]
         # A wide tolerance asks for more here: members differ by more than 1e-2, a hundred times what rounding does.
         assert not torch.allclose(mine["params"][0], other, rtol=1e-2, atol=1e-2)
+
+
+def three_values(value: Any) -> tuple[Any, ...]:
+    """Values near a setting's own that its field accepts, too."""
+    return (
+        (value, value + 1, value + 2) if isinstance(value, int) else tuple(x * (value or 0.05) for x in (1, 0.9, 0.6))
+    )
+
+
+SET: dict[str, dict[str, Any]] = {
+    "cql": {"gap_threshold": 1.0},
+    "discrete_cql": {"gap_threshold": 1.0},
+    "ppo": {"target_kl": 0.05},
+    "dqn": {"huber_threshold": 1.0},
+}
+"""What is off by default, and can only differ between members where it is on."""
+
+
+@pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+def test_members_with_settings_of_their_own_learn_as_if_alone(algorithm: str) -> None:
+    """All settings that an update takes as tensors differ at once, and the members are alike but for them."""
+    config = find(algorithm).Config(**SET.get(algorithm, {}))
+    own = {name: getattr(config, name) for name in find(algorithm).hyper_fields}
+    varied = {name: three_values(value) for name, value in own.items() if value is not None}
+    population, data = population_and_data(algorithm, (0, 0, 0), F64, SET.get(algorithm, {}), varied)
+    data = tree_map(lambda x: x[:1].expand_as(x).clone(), data)
+    members = [with_state(to_float64(population.member(i)), population, i) for i in range(3)]
+    together = learn_once(population, data, 0.25)
+    for i, member in enumerate(members):
+        assert all(getattr(member.config, name) == values[i] for name, values in varied.items())
+        figures = learn_once(member, tree_map(lambda x, i=i: x[i : i + 1], data), 0.25)
+        assert_close_states({k: v[i : i + 1] for k, v in population.state.items()}, member.state, F64)
+        assert_close_figures({k: v[i : i + 1] for k, v in together.items()}, figures, F64)
+    params = population.state["params"]
+    assert min(float((params[i] - params[j]).abs().max()) for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-6
+
+
+def test_what_cannot_differ_between_members_is_refused() -> None:
+    for varied, message in (
+        ({"rollout_steps": (8, 16)}, "rollout_steps cannot differ .*; of PPO these can: clip_epsilon, entropy_coef"),
+        ({"learning_rate": (0.1,)}, "learning_rate has 1 values for 2 members; give one for each"),
+        ({"learning_rate": (0.1, -1.0)}, "learning_rate is -1.0; expected a positive number"),
+        ({"target_kl": (0.1, 0.2)}, "target_kl cannot differ between members where it is off for one"),
+        ({"clip_epsilon": (0.1, None)}, "clip_epsilon cannot differ between members where it is off for one"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            population_and_data("ppo", (0, 1), F64, {}, varied)
 
 
 def with_state(agent: Any, population: Any, i: int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steepest.agents.acting import Actor, act_once, first_member, read_observation
-from steepest.agents.config import config_from_json, scheduled
+from steepest.agents.config import config_from_json
 from steepest.agents.initial import build, check_start, described_agent, initial_parameters, refusal
+from steepest.agents.population import Population, Value
 from steepest.agents.statistics import initial_observation_statistics, initial_return_statistics
 from steepest.distributions import action_noise
 from steepest.environments.spaces import ActionMap, Squash
@@ -86,6 +87,7 @@ class Agent(ABC):
         *,
         num_envs: int = 1,
         seeds: tuple[int, ...] = (0,),
+        varied: Mapping[str, Sequence[float]] | None = None,
         network: NetworkFactory | None = None,
         compile: bool = False,
         device: torch.device | str = "cpu",
@@ -93,7 +95,7 @@ class Agent(ABC):
     ) -> None:
         """Build the networks and their state.
 
-        Args:      num_envs: environments per member; seeds: one per member;
+        Args:      num_envs: environments per member; seeds: one per member; varied: see ``population.Population``;
                    network: see ``networks.config.NetworkFactory``;
                    compile, device, note: see ``learner.lifting.Learner``
         """
@@ -110,6 +112,7 @@ class Agent(ABC):
         self.members = len(seeds)
         self.custom_network = network is not None
         self.device = torch.device(device)
+        self.population = Population(config, self.members, self.hyper_fields, varied or {}, self.device)
         self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
         modules = [build(lambda: self.networks(network), seed, self.device) for seed in seeds]
         self.modules = modules[0]
@@ -119,7 +122,6 @@ class Agent(ABC):
         self.generators = [torch.Generator().manual_seed(stream_seed(seed, "noise")) for seed in seeds]
         self.acting_generator = torch.Generator().manual_seed(stream_seed(seeds[0], "acting"))
         self.state = self._initial_state(modules)
-        self._hyper: dict[str, tuple[float, Tensor]] = {}
         self.over_members = {name: self._lift(lift) for name, lift in self.lifts.items()}
         self._act = {
             (fused, deterministic): self.learner.lift(self._act_function(deterministic), compile=fused)
@@ -168,19 +170,13 @@ class Agent(ABC):
         """Steps per training sequence of a recurrent policy, 0 for a feed-forward one."""
         return cast(PolicyConfig, self.config).sequence_length if self.memory_size else 0
 
-    def hyper(self, **values: float) -> Hyper:
-        """Hyper-parameters as 0-d tensors on the device, so that a schedule never recompiles.
-
-        Those that do not change are made once: with rollouts of a few steps, making them anew shows.
-        """
-        for name, value in values.items():
-            if name not in self._hyper or self._hyper[name][0] != value:
-                self._hyper[name] = value, torch.tensor(value, dtype=torch.float32, device=self.device)
-        return {name: self._hyper[name][1] for name in values}
+    def hyper(self, **values: Value) -> Hyper:
+        """Return hyper-parameters as tensors; see ``Population.tensors``."""
+        return self.population.tensors(values)
 
     def hyperparameters(self, progress: float) -> Hyper:
         """Return everything of an update that a schedule may change, at a progress in [0, 1]."""
-        return self.hyper(**{name: scheduled(self.config, name, progress) for name in self.hyper_fields})
+        return self.hyper(**{name: self.population.value(name, progress) for name in self.hyper_fields})
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -405,6 +401,7 @@ class Agent(ABC):
             "seeds": list(self.seeds),
             "custom_network": self.custom_network,
             "trained_on": self.trained_on,
+            "varied": self.population.varied,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -432,6 +429,7 @@ class Agent(ABC):
             action_spec_from_json(metadata["action_spec"]),
             num_envs=metadata["num_envs"],
             seeds=tuple(metadata["seeds"]),
+            varied=metadata.get("varied"),
             network=network,
             device=device,
         )
@@ -445,6 +443,5 @@ class Agent(ABC):
             raise UsageError(f"member {index} of a population of {self.members}; count from 0")
         tensors = {k: v[index : index + 1] for k, v in self.tensors().items() if not k.startswith("generator/")}
         tensors["generator/0"] = self.generators[index].get_state()
-        return type(self).from_saved(
-            tensors, {**self.metadata(), "seeds": [self.seeds[index]]}, network=network, device=self.device
-        )
+        own = {"config": asdict(self.population.configs[index]), "seeds": [self.seeds[index]], "varied": {}}
+        return type(self).from_saved(tensors, {**self.metadata(), **own}, network=network, device=self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -55,11 +55,14 @@ def own_pushed_down(regulariser: Regulariser, q_value: Tensor, log_ratio: Tensor
     return best_response_value(q_value, regulariser(q_value.detach(), log_ratio))
 
 
-def initial_weight(config: ConservativeConfig, members: int, device: torch.device) -> State:
-    """Return the state of a learned weight: its logarithm, and Adam's moments; nothing where it is given."""
-    if config.gap_threshold is None:
+def initial_weight(configs: Sequence[ConservativeConfig], device: torch.device) -> State:
+    """Return the state of a learned weight: its logarithm, and Adam's moments; nothing where it is given.
+
+    Args:      configs: of every member
+    """
+    if configs[0].gap_threshold is None:
         return {}
-    start = torch.full((members, 1), max(config.conservative_weight, 1e-3), device=device).log()
+    start = torch.tensor([[max(config.conservative_weight, 1e-3)] for config in configs], device=device).log()
     return {f"conservative/{k}": v for k, v in adam_state(start).items()}
 
 

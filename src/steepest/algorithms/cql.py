@@ -85,7 +85,7 @@ class CQL(SoftAgent):
         return found
 
     def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
-        return super()._initial_state(modules) | initial_weight(self.config, self.members, self.device)
+        return super()._initial_state(modules) | initial_weight(self.population.configs, self.device)
 
     def prepare_data(self, rows: Any) -> None:
         if self.config.calibrated:

@@ -65,7 +65,7 @@ class DiscreteCQL(GreedyAgent):
         return found
 
     def _initial_state(self, modules: list[dict[str, nn.Module]]) -> State:
-        return super()._initial_state(modules) | initial_weight(self.config, self.members, self.device)
+        return super()._initial_state(modules) | initial_weight(self.population.configs, self.device)
 
     def gradient_step(
         self, gradient: Gradient, hyper: Hyper, state: State, batch: Batch, noise: Noise, with_policy: bool

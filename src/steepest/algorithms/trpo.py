@@ -99,7 +99,7 @@ class TRPO(RolloutAgent):
 
     def hyperparameters(self, progress: float) -> Hyper:
         checked = self.config.line_search_steps > 0
-        bounds = (0.0, self.config.max_kl) if checked else (-math.inf, math.inf)
+        bounds = (0.0, self.population.value("max_kl", progress)) if checked else (-math.inf, math.inf)
         search = dict(zip(("least_improvement", "kl_limit"), bounds, strict=True))
         own = self.hyper(backtrack=self.config.line_search_backtrack, unlimited=math.inf, **search)
         return super().hyperparameters(progress) | own

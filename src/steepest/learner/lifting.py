@@ -1,7 +1,7 @@
 """Pure functions of one member, run over the member axis: eagerly, compiled, as a CUDA graph, or vmapped.
 
-The Learner turns a function of one member into one that carries a leading member axis on everything but ``hyper``, by
-vmap where there are several members, and compiles it whole where asked.
+The Learner turns a function of one member into one that carries a leading member axis, by vmap where there are several
+members, and compiles it whole where asked. Of the last argument, ``hyper``, only what differs between members has one.
 """
 
 from __future__ import annotations
@@ -48,10 +48,16 @@ class Learner:
     def lift(self, function: Callable[..., Any], *, differentiates: bool = False, compile: bool = True) -> Lifted:
         """A function of member-stacked trees from a function of one member's trees.
 
-        Every argument and result gains a leading member axis, but for the last argument (``hyper``), which is shared.
+        Every argument and result gains a leading member axis, but for the last argument (``hyper``): its 0-d tensors
+        are shared, and each of its vectors (M,) holds one value per member.
         ``differentiates``: the function's first parameter is a ``Gradient``, which the learner fills in.
         """
         return Lifted(self, function, differentiates, compile=compile and self.compile)
+
+
+def _of_member(hyper: Any, member: int) -> Any:
+    """The hyper-parameters of one member."""
+    return tree_map(lambda x: x[member] if x.ndim else x, hyper)
 
 
 class Lifted:
@@ -82,19 +88,20 @@ class Lifted:
 
     def _single(self, function: Callable[..., Any], *args: Any) -> Any:
         stripped = [tree_map(lambda x: x.squeeze(0), a) for a in args[:-1]]
-        return tree_map(lambda x: x.unsqueeze(0), function(*stripped, args[-1]))
+        return tree_map(lambda x: x.unsqueeze(0), function(*stripped, _of_member(args[-1], 0)))
 
     def _vmapped(self, function: Callable[..., Any], *args: Any) -> Any:
         # What is None (no mask, no memory) has no axis to map over.
         axes = tree_map(lambda _: 0, args[:-1])
-        return vmap(function, in_dims=(*axes, None))(*args)
+        shared_or_not = tree_map(lambda x: 0 if x.ndim else None, args[-1])
+        return vmap(function, in_dims=(*axes, shared_or_not))(*args)
 
     def _looped(self, *args: Any) -> Any:
         function = self._with(autograd_gradient)
         members: list[Any] = []
         for m in range(self.learner.members):
             one = [tree_map(lambda x, m=m: x[m], a) for a in args[:-1]]
-            members.append(function(*one, args[-1]))
+            members.append(function(*one, _of_member(args[-1], m)))
         return tree_map(lambda *xs: torch.stack(xs), *members)
 
     def __call__(self, *args: Any) -> Any:
