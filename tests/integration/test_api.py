@@ -79,6 +79,24 @@ def test_seeds_trained_together_are_agents_apart(tmp_path: Path) -> None:
         assert agent.act(np.zeros(4, np.float32))[0] in (0, 1)
 
 
+def test_seeds_with_settings_of_their_own(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SHORT, "seeds": 2, "vary": {"learning_rate": [1e-3, 1e-2], "gamma": [0.9, 0.8]}}
+    with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **options) as run:
+        list(run)
+    assert [m.config.learning_rate for m in map(run.agent.member, (0, 1))] == [1e-3, 1e-2]
+    assert run.summary()["varied"] == {"learning_rate": [1e-3, 1e-2], "gamma": [0.9, 0.8]}
+    with Run("ppo", "CartPole-v1", out=tmp_path / "left", **options) as run:
+        for _ in zip(run, range(3), strict=False):
+            pass
+    with Run.resume(tmp_path / "left") as run:
+        list(run)
+    assert differences(tmp_path / "alone", tmp_path / "left") == []
+    agent = steepest.load(tmp_path / "left")
+    assert agent.population.varied == {"learning_rate": (1e-3, 1e-2), "gamma": (0.9, 0.8)}
+    with pytest.raises(UsageError, match="rollout_steps cannot differ between the members"):
+        Run("ppo", "CartPole-v1", **{**options, "vary": ["rollout_steps=8,16"]})
+
+
 def test_a_run_is_left_and_taken_up_again(tmp_path: Path) -> None:
     with Run("ppo", "CartPole-v1", out=tmp_path / "alone", **SHORT) as run:
         expected = [row["step"] for row in run]

@@ -19,6 +19,7 @@ from steepest.runs.options.aliases import ALIASES, MEANINGS, called_here
 from steepest.runs.options.config import RunConfig, refuse_unknown
 from steepest.runs.options.language import TRAINERS, LanguageRunConfig, find_trainer_config
 from steepest.runs.options.resolve import resolve_options
+from steepest.runs.options.varied import named_members, read_varied, varied_as_texts
 
 VERB = Usage("steepest verb", "WORD", least=1, most=2)
 
@@ -203,3 +204,21 @@ def test_aliases_lead_to_options() -> None:
 
 def test_an_option_that_exists_is_not_taken_for_another() -> None:
     refuse_unknown({"batch_size": 64, "n_steps": 3}, ["batch_size", "n_steps", "minibatches", "rollout_steps"], "sac")
+
+
+def test_settings_that_differ_are_read() -> None:
+    varied = read_varied(["learning_rate=1e-4, 3e-4", "target_update_every=1,2"])
+    assert varied == {"learning_rate": (1e-4, 3e-4), "target_update_every": (1, 2)}
+    assert [type(x) for x in varied["target_update_every"]] == [int, int]
+    assert read_varied(varied_as_texts(varied)) == varied
+    assert varied_as_texts(["gamma=0.9"]) == ["gamma=0.9"]
+    assert named_members((3, 4), {}) == ["seed 3", "seed 4"]
+    assert named_members((3, 4), varied)[1] == "seed 4 (learning_rate 0.0003, target_update_every 2)"
+    for texts, message in (
+        (["learning_rate"], "expected NAME=VALUE,VALUE,..., such as"),
+        (["gamma=0.9,high"], "vary has 'high' for gamma; expected numbers"),
+        (["gamma="], "vary has '' for gamma"),
+        (["gamma=0.9,0.8", "gamma=0.7,0.6"], "vary has gamma twice"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            read_varied(texts)

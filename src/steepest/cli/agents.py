@@ -65,6 +65,7 @@ def evaluate(argv: list[str]) -> int:
     if options.video is not None:
         draw_without_screen()
     from steepest.api.agents import evaluate, load
+    from steepest.runs.options.varied import named_members
 
     agent, before = load(words[0], which=options.which), _written_at(options.video)
     results = evaluate(
@@ -80,8 +81,8 @@ def evaluate(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(summaries[0] if len(summaries) == 1 else summaries))
         return 0
-    for seed, result in zip(agent.seeds, results, strict=True):
-        print_line(f"seed {seed}: {result}")
+    for name, result in zip(named_members(agent.seeds, agent.population.varied), results, strict=True):
+        print_line(f"{name}: {result}")
     if options.video is not None:
         if _written_at(options.video) == before:
             return 1  # a warning has said why

@@ -361,8 +361,11 @@ def _of_agent(run: Any, summary: dict[str, Any]) -> Report:
         episodes = counted(result["episodes"], "evaluation episode")
         return f"return {result['mean']:.1f} ± {result['std']:.1f} over {episodes}{lacking}"
 
-    results = zip(summary["seeds"], summary["evaluation"], strict=False)
-    lines = [f"seed {seed}: {found(result)}, after {max(summary['steps']):,} steps" for seed, result in results]
+    from steepest.runs.options.varied import named_members
+
+    named = named_members(summary["seeds"], summary.get("varied", {}))
+    results = zip(named, summary["evaluation"], strict=False)
+    lines = [f"{name}: {found(result)}, after {max(summary['steps']):,} steps" for name, result in results]
     lines.append(f"{summary['wall_seconds']:.1f} s, {summary['steps_per_second']:,.0f} steps/s")
     place = run.directory.path
     following = f"steepest evaluate {place} --video {place / 'episode.mp4'} --episodes 1"

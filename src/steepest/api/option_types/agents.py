@@ -34,6 +34,7 @@ class TrainArguments(TypedDict, total=False):
 class RunOptions(SharedOptions, total=False):
     total_steps: int
     num_envs: int
+    vary: tuple[str, ...] | list[str]
     vectorization: Literal["auto", "native", "sync", "async", "envpool"]
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto", "on", "off"]

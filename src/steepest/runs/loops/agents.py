@@ -35,6 +35,7 @@ from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
 from steepest.runs.options.auto import read_description, resolve_settings
 from steepest.runs.options.config import RunConfig
 from steepest.runs.options.resolve import name_of, resolve_options
+from steepest.runs.options.varied import read_varied, varied_as_texts
 from steepest.runs.store.agents import read_agent
 from steepest.runs.store.checkpoints import CheckpointStore
 from steepest.runs.store.folder import RunDirectory
@@ -102,6 +103,7 @@ class AgentTraining(Training[RunConfig]):
                 self.env.action_spec,
                 num_envs=settings.num_envs,
                 seeds=self.seeds,
+                varied=read_varied(settings.vary),
                 network=network,
                 compile=self.settings.compile == "on",
                 device=self.settings.device,
@@ -171,6 +173,7 @@ class AgentTraining(Training[RunConfig]):
                 if options.get("max_episode_steps") is None and known.max_episode_steps is not None:
                     options = {**options, "max_episode_steps": known.max_episode_steps}
         start = getattr(agent, "config", None)  # what is no agent is refused below, in words
+        options = options | ({"vary": varied_as_texts(options["vary"])} if "vary" in options else {})
         settings, config = resolve_options(algorithm, env, options, start)
         made = cls(agent_class, env, name_of(env), settings, config, network, eval_env, env_kwargs, note, data, reward)
         try:
@@ -426,6 +429,7 @@ class AgentTraining(Training[RunConfig]):
 
     def summary(self, wall_seconds: float, evaluated_at: int) -> dict[str, Any]:
         """Return steps, time, speed, and the last evaluation of every seed."""
+        varied = {name: list(values) for name, values in self.agent.population.varied.items()}
         return {
             "algorithm": self.algorithm,
             "env": self.name,
@@ -437,6 +441,7 @@ class AgentTraining(Training[RunConfig]):
             "modes": self.modes,
             "evaluation_step": evaluated_at if self.evaluations else None,
             "evaluation": [e.summary() for e in self.evaluations],
+            **({"varied": varied} if varied else {}),
         }
 
     def save_interrupted(self, metadata: dict[str, Any]) -> Path | None:

@@ -44,6 +44,9 @@ class RunConfig(SharedConfig):
     """Environments per seed, stepped together."""
     seeds: Count = 1
     """Train this many seeds (seed, seed + 1, ...) together, in one fused update."""
+    vary: tuple[str, ...] = ()
+    """Settings that differ between the seeds, still in one fused update: NAME=VALUE,VALUE,..., one for each seed, as
+    learning_rate=1e-4,3e-4,1e-3 for three (default: all have the same)."""
     vectorization: Vectorization = "auto"
     """Way of stepping environments together; auto takes the environment's own vector version where there is one, else
     sync."""

@@ -15,6 +15,7 @@ import numpy as np
 from steepest.errors import RunError, UsageError
 from steepest.files.atomic import write_bytes_atomic
 from steepest.files.style import COLOURS, FAINT_INK, STYLE, check_picture
+from steepest.runs.options.varied import Varied, named_members, read_varied
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +37,8 @@ from steepest.runs.view.statistics import Array, Statistic, interquartile_mean, 
 _COLOURS = tuple(COLOURS.values())
 _LINES = ("-", "--", ":", "-.")
 _GRID_POINTS = 200
+_NAMED_MEMBERS = 16
+"""Members of a population that a legend has room for."""
 _LEGEND_WIDTH = 34
 """Characters per line of a legend."""
 
@@ -165,7 +168,10 @@ def plot_curve(run_dir: Path) -> Path:
         figure = _new_figure((7.6, 4.6))
         axes = figure.subplots()
         blue, orange = COLOURS["blue"], COLOURS["vermilion"]
-        if len(train) == 1:
+        varied = read_varied(run.options.get("vary", ()))
+        if varied:
+            _draw_members(axes, run, varied, train, evaluations)
+        elif len(train) == 1:
             axes.plot(train[0].steps, train[0].values, color=blue, alpha=0.28, linewidth=0.9)
             axes.plot(
                 train[0].steps,
@@ -183,7 +189,7 @@ def plot_curve(run_dir: Path) -> Path:
                 grid, values = common
                 label = f"training, mean of {len(train)} seeds"
                 axes.plot(grid, _smooth(values.mean(axis=0)), color=blue, linewidth=2, label=label)
-        if evaluations:
+        if evaluations and not varied:
             steps, centre, spread, reach, over = _evaluation_points(run, eval_metric)
             axes.errorbar(
                 steps,
@@ -208,7 +214,7 @@ def plot_curve(run_dir: Path) -> Path:
         seeds = sorted(run.rows)
         named = f"seed {seeds[0]}" if len(seeds) == 1 else _seeds(len(seeds))
         axes.set_title(f"{display_name(run.algorithm)} on {run.env}, {named}", loc="left", fontweight="bold", pad=22)
-        if train and evaluations:
+        if (varied and len(run.rows) <= _NAMED_MEMBERS) or (train and evaluations and not varied):
             # Below the axes: no place inside is sure to be free of curves and error bars.
             figure.legend(loc="outside lower center", ncols=2, handlelength=1.6)
         rows = [row for member in run.rows.values() for row in member]
@@ -216,12 +222,37 @@ def plot_curve(run_dir: Path) -> Path:
             f"{max(int(row['step']) for row in rows):,} {'updates' if by_loss else 'steps'}",
             _spoken_time(max(float(row["wall_seconds"]) for row in rows)),
         ]
-        if evaluations:
+        if varied and train and evaluations:
+            facts.append("lines: training, points: evaluations")
+        elif evaluations:
             _, centre, spread, *_ = _evaluation_points(run, eval_metric)
             last = f"{centre[-1]:.4g}" if by_loss else f"{centre[-1]:,.1f} ± {spread[-1]:,.1f}"
             facts.append(f"last evaluation {last}")
         _subtitle(axes, "  ·  ".join(facts))
         return _save(figure, run.path / "curve.png")
+
+
+def _draw_members(
+    axes: Axes, run: SavedRun, varied: Varied, train: Sequence[Curve], evaluations: Sequence[Curve]
+) -> None:
+    """Draw every member of a population whose settings differ: training as a line, evaluations as points."""
+    names = named_members(sorted(run.rows), varied)
+    shown = names if len(names) <= _NAMED_MEMBERS else ["_"] * len(names)  # matplotlib's legends leave such names out
+    for i, name in enumerate(shown):
+        colour, line = _COLOURS[i % len(_COLOURS)], _LINES[i // len(_COLOURS) % len(_LINES)]
+        if len(train) == len(names):
+            axes.plot(train[i].steps, _smooth(train[i].values), line, color=colour, linewidth=1.4, label=name)
+        if len(evaluations) == len(names):
+            axes.plot(
+                evaluations[i].steps,
+                evaluations[i].values,
+                "o",
+                color=colour,
+                label=None if len(train) == len(names) else name,
+                markersize=4.5,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+            )
 
 
 @dataclass(frozen=True)
