@@ -623,12 +623,37 @@ ROLLOUT: Mistakes = {
     "what failed first not heard of": ("with suppress(Exception):", "with suppress():"),
 }
 
+POPULATION: Mistakes = {
+    "only the first member's value": (
+        "return tuple(scheduled(config, name, progress) for config in self.configs)",
+        "return scheduled(self.configs[0], name, progress)",
+    ),
+    "no schedule for what differs": (
+        "return tuple(scheduled(config, name, progress) for",
+        "return tuple(scheduled(config, name, 0.0) for",
+    ),
+    "configs in reverse": ("for i in range(members)", "for i in reversed(range(members))"),
+    "too few values accepted": ("if len(values) != members:", "if len(values) > members:"),
+    "off for one accepted": ("is None or None in values", "is None"),
+}
+
+LIFTING: Mistakes = {
+    "one value for all members in vmap": (
+        "tree_map(lambda x: 0 if x.ndim else None, args[-1])",
+        "tree_map(lambda x: None, args[-1])",
+    ),
+    "the first member's value in the loop": ("_of_member(args[-1], m)", "_of_member(args[-1], 0)"),
+}
+
 TRPO: Mistakes = {
     "least improvement ignored": (
-        "bounds = (0.0, self.config.max_kl) if",
-        "bounds = (-math.inf, self.config.max_kl) if",
+        "bounds = (0.0, self.population.value",
+        "bounds = (-math.inf, self.population.value",
     ),
-    "the limit of the divergence ignored": ("bounds = (0.0, self.config.max_kl) if", "bounds = (0.0, math.inf) if"),
+    "the limit of the divergence ignored": (
+        'bounds = (0.0, self.population.value("max_kl", progress)) if',
+        "bounds = (0.0, math.inf) if",
+    ),
     "a natural step checked all the same": ("checked = self.config.line_search_steps > 0", "checked = True"),
     "restoring forgotten": ('"params": search.point}', '"params": state["params"] + step}'),
     "the root forgotten": (
@@ -1519,6 +1544,8 @@ SUSPECTS: dict[str, Suspect] = {
         ),
     ),
     "experience/logs.py": Suspect(LOGGED, ("unit/test_logged.py",)),
+    "agents/population.py": Suspect(POPULATION, ("unit/test_agent.py", "conformance/test_agents.py")),
+    "learner/lifting.py": Suspect(LIFTING, ("unit/test_learner.py",)),
     "learner/step.py": Suspect(ADAM, ("unit/test_learner.py",)),
     "losses/ranking.py": Suspect(ranking.RANKING, ("exact/test_ranking.py",)),
     "preferences/agreement.py": Suspect(ranking.AGREEMENT, ("unit/test_preference_agreement.py",)),

@@ -287,6 +287,25 @@ def test_a_module_that_vmap_refuses_runs_member_by_member(network: Any) -> None:
         assert (agent.state[key] - before[key] == 2 * (steps + 1)).all()
 
 
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("branches", [False, True])
+def test_what_differs_between_members_is_given_to_each(members: int, branches: bool) -> None:
+    """By vmap, one member at a time where that cannot be, and alone."""
+
+    def step(state: Any, hyper: Any) -> Any:
+        if branches and float(state["x"].sum()) < 0.0:  # which vmap refuses
+            raise AssertionError
+        return {"x": state["x"] * hyper["own"] + hyper["shared"]}
+
+    notes: list[str] = []
+    learner = Learner(members, compile=False, device=torch.device("cpu"), note=notes.append)
+    state = {"x": torch.arange(2.0 * members).view(members, 2)}
+    own = torch.arange(1.0, members + 1.0)
+    found = learner.lift(step)(state, {"own": own, "shared": torch.tensor(0.5)})
+    assert torch.equal(found["x"], state["x"] * own.unsqueeze(-1) + 0.5)
+    assert bool(notes) == (branches and members > 1)
+
+
 class Counting(nn.Module):
     """Keeps something in an attribute, which compiled code would neither read again nor write."""
 
