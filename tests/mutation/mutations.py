@@ -2,7 +2,8 @@
 
     python tests/mutation/mutations.py                     all of them (minutes), exit code 1 below 95 %
     python tests/mutation/mutations.py --only returns      those whose file or name contains the text
-    python tests/mutation/mutations.py --json found.json   what caught each, for a machine to read
+    python tests/mutation/mutations.py --json found.json   what caught each, kept as it goes: it resumes,
+                                                           and only mistakes in changed files are tried again
     python tests/mutation/mutations.py --part 2/3          every third one, from the second: to share the list
 
 A mutation replaces a text that occurs exactly once in a copy of the sources; the working tree is never touched. One
@@ -13,6 +14,7 @@ an entry because nothing catches it.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import json
 import multiprocessing
@@ -1615,6 +1617,7 @@ class Found(NamedTuple):
     mistake: str
     caught_by: str  # a test, "(time limit)", or nothing
     seconds: float
+    source: str  # SHA-256 of the file and of the mistake, in hexadecimal
 
 
 def mutate(source: str, old: str, new: str) -> str:
@@ -1638,6 +1641,14 @@ def mutations(only: str = "") -> Iterator[tuple[str, str, str, str]]:
 def suspect(file: str) -> Suspect:
     """The mistakes that a source file is among the files of."""
     return next(found for files, found in SUSPECTS.items() if file in files.split())
+
+
+def known(place: Path | None) -> dict[tuple[str, str], Found]:
+    """What an earlier call has caught, by file and mistake; what survived is tried again."""
+    if place is None or not place.exists():
+        return {}
+    found = [Found(**entry) for entry in json.loads(place.read_text())["found"]]
+    return {(f.file, f.mistake): f for f in found if f.caught_by}
 
 
 class Watch:
@@ -1733,7 +1744,7 @@ def main() -> int:
     for name in HEAVY:
         importlib.import_module(name)
     found: list[Found] = []
-    caught = 0
+    caught, before = 0, known(arguments.json)
     with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
         copy = make_copy(Path(temporary).resolve())
         suspects = sorted({file for file, *_ in chosen})
@@ -1747,18 +1758,25 @@ def main() -> int:
             began = time.monotonic()
             path = copy / "src" / "steepest" / file
             source = path.read_text()
+            digest = hashlib.sha256(f"{source}\0{old}\0{new}".encode()).hexdigest()
+            earlier = before.get((file, mistake))
             try:
                 path.write_text(mutate(source, old, new))
-                test = caught_by(copy, list(zip(stages_of(file, copy), limits, strict=True)))
+                if earlier is not None and earlier.source == digest:
+                    test, began = earlier.caught_by, time.monotonic() - earlier.seconds
+                else:
+                    test = caught_by(copy, list(zip(stages_of(file, copy), limits, strict=True)))
             except (RuntimeError, ValueError) as error:
                 raise type(error)(f"{file}, {mistake}: {error}") from error
             finally:
                 path.write_text(source)
-            found.append(Found(file, mistake, test, round(time.monotonic() - began, 1)))
+            found.append(Found(file, mistake, test, round(time.monotonic() - began, 1), digest))
             print(f"{file:27} {mistake:55} {test or 'SURVIVED'}", flush=True)
             caught = sum(bool(f.caught_by) for f in found)
+            before.pop((file, mistake), None)
             if arguments.json:  # after each, since all of them take hours
-                summary = {"caught": caught, "mutations": len(found), "found": [f._asdict() for f in found]}
+                kept = [f._asdict() for f in (*found, *before.values())]
+                summary = {"caught": sum(bool(f["caught_by"]) for f in kept), "mutations": len(kept), "found": kept}
                 arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
     rate = caught / len(found)
     print(f"{caught} of {len(found)} caught ({rate:.1%}); at least {THRESHOLD:.0%} are wanted")
