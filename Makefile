@@ -33,7 +33,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 USER_EXTRAS := video
-TEST_EXTRAS := atari,box2d,dev,envpool,label,language,mujoco,offline,qlora,video
+TEST_EXTRAS := atari,box2d,dev,envpool,label,language,mujoco,offline,qlora,sweep,video
 # torch is named and pinned so that pip never chooses another build of it. To have a CPU-only build on a machine whose
 # package index offers several, point pip at it (PIP_INDEX_URL, PIP_FIND_LINKS or pip's configuration file).
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt $(TORCH)

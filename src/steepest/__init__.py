@@ -56,6 +56,8 @@ _HOME = {
     "ope": "steepest.api.ope",
     "OnlineSelection": "steepest.api.selection",
     "select_online": "steepest.api.selection",
+    "Sweep": "steepest.scale.sweep",
+    "sweep": "steepest.scale.sweep",
     "read_dataset": "steepest.experience.datasets.read",
     "write_dataset": "steepest.experience.datasets.read",
     "make_env": "steepest.environments",

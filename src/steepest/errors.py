@@ -13,6 +13,10 @@ class RunError(SteepestError):
     """The request was right but something failed; the command exits with code 1."""
 
 
+class NonFiniteError(RunError):
+    """Something that is learned became infinite or no number: these settings do not work, others may."""
+
+
 def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise the one kind of error that a bad configuration value gives."""
     if not condition:

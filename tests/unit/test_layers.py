@@ -53,7 +53,7 @@ STOREYS: list[set[str]] = [
     {"preferences"},
     {"algorithms", "language", "evaluation"},
     {"runs"},
-    {"verification", "estimators"},
+    {"verification", "estimators", "scale"},
     {"api"},
     {"cli"},
     {"steepest", "__main__"},
@@ -64,7 +64,8 @@ APART = {
     "exact": {"losses"},  # an oracle that shares code with its subject proves nothing
     **{name: {"losses", "exact"} for name in ("environments", "networks", "learner", "experience")},
     **{
-        name: {"exact"} for name in ("agents", "algorithms", "preferences", "language", "evaluation", "runs", "api")
+        name: {"exact"}
+        for name in ("agents", "algorithms", "preferences", "language", "evaluation", "runs", "scale", "api")
     },  # nothing that learns looks up
 }
 """Of what is below, what a folder keeps apart from."""

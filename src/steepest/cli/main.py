@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from steepest.cli import agents, checks, datasets, language, ope, preferences, train
+from steepest.cli import agents, checks, datasets, language, ope, preferences, sweep, train
 from steepest.cli.options import asks_for_help
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
@@ -135,6 +135,7 @@ def _dispatch(argv: list[str]) -> int:
         "sample": preferences.sample,
         "label": preferences.label,
         "labels": preferences.labels,
+        "sweep": sweep.sweep,
         "estimators": checks.estimators,
         "list": _list,
     }

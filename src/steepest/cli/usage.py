@@ -7,6 +7,7 @@ usage: steepest VERB ...
   train ALGORITHM DATA [options]  train an agent from a dataset (cql, iql, ...), without playing
   train ... --from RUN            start from the agent of another run; with --data DATA --data-share 0.5, half from data
   train --resume RUN              resume any run from its last checkpoint
+  sweep ALGORITHM ENV [options]   search settings: --search learning_rate=log:1e-5:1e-2 --study FOLDER
   evaluate RUN [options]          play whole episodes: mean, std, min, max, length; --video FILE.mp4 records them
   collect POLICY [ENV] --steps N  write what a run or a saved agent plays as a dataset; --replay writes a run's replay
   ope RUN... DATA [options]       what agents are worth, estimated from data of other policies, with intervals

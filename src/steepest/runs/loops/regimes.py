@@ -9,7 +9,7 @@ import numpy as np
 
 from steepest.agents.agent import Agent
 from steepest.agents.replay_updates import ReplayAgent
-from steepest.errors import RunError, UsageError
+from steepest.errors import NonFiniteError, UsageError
 from steepest.experience.datasets.read import read_dataset
 from steepest.experience.logs import read_log
 from steepest.experience.rollout import Environments
@@ -48,14 +48,14 @@ def check_json(env_kwargs: dict[str, Any]) -> None:
 
 
 def check_finite(agent: Agent, health: dict[str, Any], step: int) -> None:
-    """Raise RunError where a figure of the last iteration, or anything that the agent learns, is no finite number."""
+    """Raise NonFiniteError where a figure of the last iteration, or what the agent learns, is no finite number."""
     # Where all targets are equal no share of their variance is explained: that is no number, and no failure.
     bad = [k for k, v in health.items() if k != "explained_variance" and not np.isfinite(v).all()]
     # A user's own buffers may hold infinities, such as a mask to add to logits.
     own = {k: v for k, v in agent.state.items() if not k.startswith("buffers/") and v.is_floating_point()}
     bad += [k for k, v in own.items() if not all_finite(v)]
     if bad:
-        raise RunError(
+        raise NonFiniteError(
             f"training stopped at step {step}: {', '.join(bad)} became non-finite. A smaller learning_rate, "
             "or normalize_obs and normalize_reward, usually help."
         )

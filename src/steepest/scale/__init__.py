@@ -1,0 +1,1 @@
+"""Beyond one run: sweeps over settings, shared by any number of processes."""
