@@ -35,6 +35,9 @@ HELP = [
     ["train", "cql", "missing.npz", "--help"],
     ["sft", "MODEL", "DATA", "--help"],
     ["train", "--resume", "--help"],
+    ["sweep", "--help"],
+    ["sweep", "ppo", "--help"],
+    ["sweep", "sac", "Pendulum-v1", "--help"],
 ]
 
 PPO = ["train", "ppo", "CartPole-v1"]
@@ -55,6 +58,13 @@ WRONG = [
     (["train", "cql", "missing.npz"], "there is no data at missing.npz"),
     (["train", "td3", "Pendulum-v1", "--policy-delay", "3"], "updates_per_call is 2; expected a multiple"),
     (["train", "--resume", "missing"], "no run at missing"),
+    (["sweep", "ppo"], "sweep takes an algorithm and an environment or a dataset"),
+    (["sweep", "ppo", "CartPol-v1", "--search", "gamma=0:1", "--study", "s"], "The nearest names are CartPole-v1"),
+    (["sweep", "ppo", "CartPole-v1", "--search", "gamma=0:1"], "needs --study FOLDER"),
+    (["sweep", "ppo", "CartPole-v1", "--study", "s"], "nothing to search"),
+    (["sweep", "ppo", "CartPole-v1", "--study", "s", "--search", "lr=0:1"], "it is called learning_rate here"),
+    (["sweep", "ppo", "CartPole-v1", "--study", "s", "--search", "gamma=0:1", "--seeds", "0"], "seeds is 0"),
+    (["sweep", "iql", "missing.npz", "--study", "s", "--search", "gamma=0:1"], "there is no data at missing.npz"),
     (["evaluate", "missing"], "there is nothing at missing"),
     (["evaluate", "empty"], "no run at empty"),
     (["evaluate", "file", "--env", "Pendulun-v1"], "Pendulum-v1"),

@@ -103,13 +103,14 @@ def test_commands_parse(words: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     from steepest.runs import language_run
     from steepest.runs.store import folder
     from steepest.runs.view import plots
+    from steepest.scale import sweep as sweeping
     from steepest.verification import table
 
     def begin(*_: Any, **__: Any) -> None:
         raise Parsed
 
     work = ((drive, "drive"), (agents, "load"), (plots, "plot_runs"), (table, "check"), (estimators, "compare"))
-    work = (*work, (ope, "ope"), (selection, "select_online"), (read, "read_dataset"))
+    work = (*work, (ope, "ope"), (selection, "select_online"), (sweeping, "sweep"), (read, "read_dataset"))
     data = tuple((datasets, name) for name in ("collect", "collect_replay", "dataset_summary"))
     people = (
         "sample",

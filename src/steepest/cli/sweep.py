@@ -83,6 +83,8 @@ def sweep(argv: list[str]) -> int:
     own = options_of(SweepOptions)
     taken = {option.name for option in own} | set(SET_HERE) - {"total_steps", "eval_every"}
     offline = place is not None and is_dataset(place)
+    if place is not None and not wants_help:  # before presets are looked up, which may take EnvPool's registry
+        check_there(place) if offline else check_name(place, "auto")
     settings, config = resolve_options(algorithm, None if offline else place, {})
     known = [o for part in (settings, config) for o in options_of(type(part), part) if o.name not in taken]
     if wants_help:
@@ -97,7 +99,6 @@ def sweep(argv: list[str]) -> int:
         raise UsageError(f"{usage.prog} needs --study FOLDER, where it keeps its trials")
     read_search(options.search, (find_config(algorithm), RunConfig), apart=SET_HERE)
     assert place is not None
-    check_there(place) if offline else check_name(place, given.get("vectorization", "auto"))
     fixed: dict[str, Any] = {k: v for k, v in given.items() if not hasattr(SweepOptions, k)}
     from steepest.scale.report import table
     from steepest.scale.sweep import said, spoken
