@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -32,14 +33,14 @@ class Population:
         config: NetworkConfig,
         members: int,
         fields: Sequence[str],
-        varied: Mapping[str, Sequence[float]],
+        varied: Mapping[str, Sequence[Any]],
         device: torch.device,
     ) -> None:
-        self.varied = {name: tuple(values) for name, values in varied.items()}
+        self.varied: dict[str, tuple[float, ...]] = {name: tuple(values) for name, values in varied.items()}
         self.device = device
         self._made: dict[str, tuple[Value, torch.Tensor]] = {}
         algorithm = type(config).__name__.removesuffix("Config")
-        for name, values in self.varied.items():
+        for name, values in varied.items():
             if name not in fields:
                 raise UsageError(
                     f"{name} cannot differ between the members of a population; of {algorithm} these can: "
@@ -49,7 +50,7 @@ class Population:
                 raise UsageError(f"{name} has {len(values)} values for {members} members; give one for each (seeds)")
             if getattr(config, name) is None or None in values:
                 raise UsageError(f"{name} cannot differ between members where it is off for one; set it for all first")
-        self.configs = tuple(
+        self.configs: tuple[Any, ...] = tuple(
             dataclasses.replace(config, **{name: values[i] for name, values in self.varied.items()})
             for i in range(members)
         )

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 from steepest.errors import RunError, UsageError
 from steepest.files.atomic import write_text_atomic
@@ -132,7 +132,7 @@ class Study:
             if whole < len(written):
                 os.truncate(journal, whole)
         try:
-            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=_Held()))
+            storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=cast(Any, _Held())))
             self.optuna = optuna.create_study(
                 storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
             )
