@@ -1470,6 +1470,9 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "preferences/labelling.py": Suspect(people.LABELLING, ("unit/test_preference_labelling.py",)),
     "preferences/exchange.py": Suspect(people.EXCHANGE, ("unit/test_preference_exchange.py",)),
+    "preferences/judged.py": Suspect(
+        people.JUDGED, ("unit/test_preference_agreement.py", "unit/test_preference_labelling.py")
+    ),
     "preferences/progress.py": Suspect(people.PROGRESS, ("unit/test_preference_labelling.py",)),
     "losses/kl.py": Suspect(KL, ("exact/test_rlhf.py",)),
     "losses/trust_region.py": Suspect(TRUST_REGION, ("exact/test_trust_region.py", "exact/test_ppo_kl.py")),

@@ -131,10 +131,26 @@ EXCHANGE: Mistakes = {
     "any conversation's beginning": ("turns[0][:-1] != turns[1][:-1]", "False"),
 }
 
+JUDGED: Mistakes = {
+    "the worse one first": ("FIRST if better < worse else SECOND", "FIRST if better > worse else SECOND"),
+    "the last word of a labeller": (
+        "said.setdefault((judgement.labeller, pair), answer)",
+        "said[judgement.labeller, pair] = answer",
+    ),
+    "repeats in the table": (
+        "        if not judgement.repeat:\n            for pair",
+        "        if True:\n            for pair",
+    ),
+    "the right side is the left one": (
+        "judgement.shown.index(better) < judgement.shown.index(worse)",
+        "judgement.shown.index(better) > judgement.shown.index(worse)",
+    ),
+    "ties on the left": ("if answer != TIE and", "if"),
+    "first answers again": ("        if judgement.repeat\n", ""),
+}
+
 PROGRESS: Mistakes = {
-    "ties on the left": ('if j.kind == "prefer"]', 'if j.kind != "skip"]'),
-    "the second place counted": ("j.ranking[0] == j.shown[0]", "j.ranking[0] == j.shown[-1]"),
-    "repeats of what was skipped": ('if not j.repeat and j.kind != "skip"}', "if not j.repeat}"),
-    "a tie has an order": ('return () if judgement.kind == "tie" else judgement.ranking', "return judgement.ranking"),
-    "consistency of first answers": ("for j in second])", "for j in first.values()])"),
+    "the first answers are the same": ("first == again for", "first == first for"),
+    "skips are ties": ('sum(j.kind == "tie" for', 'sum(j.kind in ("tie", "skip") for'),
+    "the longest time": ("seconds=median(", "seconds=max("),
 }

@@ -91,23 +91,10 @@ AGREEMENT: Mistakes = {
     "Wald's interval": ("+ z * z / (4.0 * n * n))", ")"),
     "Wilson's centre at the share": ("centre, scale = p + z * z / (2.0 * n),", "centre, scale = p,"),
     "repeats judge": ('j.kind not in ("skip", "retract") and not j.repeat]', 'j.kind not in ("skip", "retract")]'),
-    "the right side is the left one": (
-        "judgement.shown.index(better) < judgement.shown.index(worse)",
-        "judgement.shown.index(better) > judgement.shown.index(worse)",
-    ),
     "kappa of any number of labellers": ("if len(table.labellers) == 2 and", "if len(table.labellers) >= 2 and"),
 }
 
 ANSWERS: Mistakes = {
-    "the worse one first": ("FIRST if better < worse else SECOND", "FIRST if better > worse else SECOND"),
-    "the last word of a labeller": (
-        "said.setdefault((judgement.labeller, pair), answer)",
-        "said[judgement.labeller, pair] = answer",
-    ),
-    "repeats in the table": (
-        "        if not judgement.repeat:\n            for pair",
-        "        if True:\n            for pair",
-    ),
     "ties lost": ('torch.tensor([j.kind == "tie" for j in said]', "torch.tensor([False for j in said]"),
 }
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from steepest.preferences.agreement import agreement, cohen_kappa, krippendorff_alpha, proportion
-from steepest.preferences.answers import FIRST, MISSING, SECOND, TIE, answers_of, pair_answers, repeated_answers
+from steepest.preferences.answers import MISSING, answers_of
+from steepest.preferences.judged import FIRST, SECOND, TIE, pair_answers, repeated_answers
 
 
 class Said(NamedTuple):
@@ -156,9 +157,7 @@ def test_repeats_are_compared_with_the_same_labeller() -> None:
         Said(1, "c", "prefer", (1, 2), repeat=True),  # nor was this labeller
         Said(1, "a", "skip", repeat=True),
     ]
-    first, again = repeated_answers(said)
-    assert first.tolist() == [FIRST, SECOND]
-    assert again.tolist() == [FIRST, TIE]
+    assert repeated_answers(said) == [(FIRST, FIRST), (SECOND, TIE)]
 
 
 def test_a_project_s_agreement() -> None:

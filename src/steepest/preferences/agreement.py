@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steepest.preferences.answers import FIRST, MISSING, TIE, Judged, answers_of, pair_answers, repeated_answers
+from steepest.preferences.answers import MISSING, answers_of
+from steepest.preferences.judged import Judged, left_preferred, repeated_answers
 
 F64 = torch.float64
 
@@ -111,8 +112,6 @@ class Agreement(NamedTuple):
 def agreement(judgements: Sequence[Judged]) -> Agreement:
     """Return all measures of agreement that judgements allow.
 
-    Sides are drawn, so that without position bias the left one is preferred half of the time.
-
     Verified:  tests/unit/test_preference_agreement.py::test_a_project_s_agreement,
                tests/unit/test_preference_agreement.py::test_too_little_to_measure
     """
@@ -123,7 +122,8 @@ def agreement(judgements: Sequence[Judged]) -> Agreement:
     kappa = None
     if len(table.labellers) == 2 and bool(shared.any()):
         kappa = float(cohen_kappa(*table.values[:, shared]))
-    first, again = repeated_answers(judgements)
+    same = [first == again for first, again in repeated_answers(judgements)]
+    left = left_preferred(judgements)
     answered = [j for j in judgements if j.kind not in ("skip", "retract") and not j.repeat]
     return Agreement(
         labellers=table.labellers,
@@ -132,18 +132,6 @@ def agreement(judgements: Sequence[Judged]) -> Agreement:
         ties=sum(j.kind == "tie" for j in answered),
         alpha=None if alpha is None or math.isnan(alpha) else alpha,
         kappa=None if kappa is None or math.isnan(kappa) else kappa,
-        consistency=proportion(first == again) if len(first) else None,
-        left=_left_preferred(judgements),
+        consistency=proportion(torch.tensor(same)) if same else None,
+        left=proportion(torch.tensor(left)) if left else None,
     )
-
-
-def _left_preferred(judgements: Sequence[Judged]) -> Proportion | None:
-    """The share of strict preferences between neighbours on the page, repeats too, for the one on the left."""
-    hits: list[bool] = []
-    for judgement in judgements:
-        for (_, one, other), answer in pair_answers(judgement).items():
-            if answer != TIE and {one, other} <= set(judgement.shown):
-                better = one if answer == FIRST else other
-                worse = other if answer == FIRST else one
-                hits.append(judgement.shown.index(better) < judgement.shown.index(worse))
-    return proportion(torch.tensor(hits)) if hits else None

@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from steepest.errors import UsageError
+from steepest.preferences.judged import Judged, Pair, first_answers
 
-FIRST, TIE, SECOND = 0, 1, 2
-"""Answers about a pair, the member with the smaller id being the first."""
 MISSING = -1
 """Where a labeller has said nothing."""
-
-
-class Judged(Protocol):
-    """A judgement as it is read here; ``records.Judgement`` is one. Retracted ones are left out before."""
-
-    @property
-    def item(self) -> int: ...
-    @property
-    def labeller(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def ranking(self) -> tuple[int, ...]: ...
-    @property
-    def shown(self) -> tuple[int, ...]: ...
-    @property
-    def repeat(self) -> bool: ...
-
-
-Pair = tuple[int, int, int]
-"""An item and two of its members, the smaller id first: what an answer is about."""
-
-
-def pair_answers(judgement: Judged) -> dict[Pair, int]:
-    """Return what a judgement says of every pair of its members; nothing if it was skipped.
-
-    A ranking of K says something of all K (K - 1) / 2 pairs.
-
-    Verified:  tests/unit/test_preference_agreement.py::test_answers_of_every_kind_of_judgement
-    """
-    if judgement.kind not in ("prefer", "tie", "rank"):
-        return {}
-    found: dict[Pair, int] = {}
-    for better, worse in itertools.combinations(judgement.ranking, 2):
-        pair = (judgement.item, min(better, worse), max(better, worse))
-        found[pair] = TIE if judgement.kind == "tie" else FIRST if better < worse else SECOND
-    return found
 
 
 class Answers(NamedTuple):
@@ -67,35 +28,11 @@ def answers_of(judgements: Sequence[Judged]) -> Answers:
 
     Verified:  tests/unit/test_preference_agreement.py::test_the_table_of_answers
     """
-    said: dict[tuple[str, Pair], int] = {}
-    for judgement in judgements:
-        if not judgement.repeat:
-            for pair, answer in pair_answers(judgement).items():
-                said.setdefault((judgement.labeller, pair), answer)
+    said = first_answers(judgements)
     labellers = tuple(sorted({name for name, _ in said}))
     pairs = tuple(sorted({pair for _, pair in said}))
     values = [[said.get((name, pair), MISSING) for pair in pairs] for name in labellers]
     return Answers(labellers, pairs, torch.tensor(values, dtype=torch.int64).view(len(labellers), len(pairs)))
-
-
-def repeated_answers(judgements: Sequence[Judged]) -> tuple[Tensor, Tensor]:
-    """Return what labellers said of a pair at first, and when asked again: (N,) int64 each.
-
-    Verified:  tests/unit/test_preference_agreement.py::test_repeats_are_compared_with_the_same_labeller
-    """
-    table = answers_of(judgements)
-    first: list[int] = []
-    again: list[int] = []
-    rows = {name: i for i, name in enumerate(table.labellers)}
-    columns = {pair: i for i, pair in enumerate(table.pairs)}
-    for judgement in judgements:
-        if judgement.repeat and judgement.labeller in rows:
-            for pair, answer in pair_answers(judgement).items():
-                before = MISSING if pair not in columns else int(table.values[rows[judgement.labeller], columns[pair]])
-                if before != MISSING:
-                    first.append(before)
-                    again.append(answer)
-    return torch.tensor(first, dtype=torch.int64), torch.tensor(again, dtype=torch.int64)
 
 
 class Comparisons(NamedTuple):

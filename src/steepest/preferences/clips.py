@@ -32,7 +32,8 @@ from steepest.networks.config import NetworkConfig
 from steepest.networks.critics import QEnsemble
 from steepest.networks.inputs import Normalization
 from steepest.numerics import are_equal
-from steepest.preferences.answers import Comparisons, Judged, comparisons
+from steepest.preferences.answers import Comparisons, comparisons
+from steepest.preferences.judged import Judged
 from steepest.types import ActionSpec, Obs, ObsSpec
 
 Array = NDArray[Any]

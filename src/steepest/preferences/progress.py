@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from steepest.preferences.judged import left_preferred, repeated_answers
 from steepest.preferences.records import Judgement
 from steepest.preferences.store import Project
 
@@ -19,7 +20,7 @@ class Labeller(NamedTuple):
     ties: int
     skips: int
     left: float | None  # share of preferences for what stood on the left: 0.5 without a position bias
-    repeats: int  # judged twice, with the sides swapped
+    repeats: int  # answers about a pair that was judged before, with the sides swapped
     consistent: float | None  # share of these judged the same both times
     seconds: float | None  # median time of a judgement
 
@@ -48,24 +49,17 @@ def described(name: str, judgements: Sequence[Judgement]) -> Labeller:
 
     Verified:  tests/unit/test_preference_labelling.py::test_a_labeller_is_described
     """
-    preferred = [j for j in judgements if j.kind == "prefer"]
-    first = {j.item: j for j in judgements if not j.repeat and j.kind != "skip"}
-    second = [j for j in judgements if j.repeat and j.kind != "skip" and j.item in first]
+    same = [first == again for first, again in repeated_answers(judgements)]
     return Labeller(
         name=name,
         judged=len(judgements),
         ties=sum(j.kind == "tie" for j in judgements),
         skips=sum(j.kind == "skip" for j in judgements),
-        left=_share([j.ranking[0] == j.shown[0] for j in preferred]),
-        repeats=len(second),
-        consistent=_share([_said(j) == _said(first[j.item]) for j in second]),
+        left=_share(left_preferred(judgements)),
+        repeats=len(same),
+        consistent=_share(same),
         seconds=median(j.ended - j.began for j in judgements) if judgements else None,
     )
-
-
-def _said(judgement: Judgement) -> tuple[int, ...]:
-    """What a judgement says: a ranking, or nothing where all are equal."""
-    return () if judgement.kind == "tie" else judgement.ranking
 
 
 def _share(answers: Sequence[bool]) -> float | None:

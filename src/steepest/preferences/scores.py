@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steepest.errors import RunError, UsageError
-from steepest.preferences.answers import FIRST, TIE, Judged, pair_answers
+from steepest.preferences.judged import FIRST, TIE, Judged, pair_answers
 
 F64 = torch.float64
 ITERATIONS = 200
