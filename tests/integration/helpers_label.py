@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from helpers_preferences import new_uuid
-from steepest.preferences.serving import Place, Server
+from steepest.preferences.place import Place
+from steepest.preferences.serving import Server
 from steepest.preferences.store import Project
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

@@ -129,7 +129,7 @@ def hostile_project(path: Path) -> Project:
 
 def video(tmp_path: Path, colour: tuple[int, int, int], frames: int = 30) -> bytes:
     """A moving square, 1.5 s long."""
-    from steepest.runs.view.video import encoded
+    from steepest.files.video import encoded
 
     pictures: list[Any] = []
     for i in range(frames):

@@ -30,8 +30,9 @@ pytest.importorskip("starlette")
 
 from helpers_label import SOURCE, Browser, command, served, token_of
 
-from steepest.preferences.server import LARGEST_BODY, POLICY, host_name
-from steepest.preferences.serving import Place, Server
+from steepest.preferences.place import Place, host_name
+from steepest.preferences.server import LARGEST_BODY, POLICY
+from steepest.preferences.serving import Server
 
 
 @pytest.fixture

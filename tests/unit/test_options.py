@@ -162,7 +162,7 @@ def test_no_option_is_lost_in_the_groups(algorithm: str) -> None:
     settings, config = resolve_options(algorithm, None, {})
     options = [o for part in (settings, config, train.AgentOutputOptions()) for o in options_of(type(part), part)]
     groups = grouped(options)
-    assert list(groups) == ["common", "evaluation", "output", "advanced"]
+    assert list(groups) == ["common", "labels while training", "evaluation", "output", "advanced"]
     assert sorted(o.name for group in groups.values() for o in group) == sorted(o.name for o in options)
     assert all(groups.values())
 

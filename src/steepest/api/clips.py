@@ -16,10 +16,10 @@ from steepest.api.agents import PathLike, Which, check_fit, saved_file
 from steepest.environments import EnvBatch
 from steepest.errors import RunError, UsageError, require
 from steepest.experience.datasets.recording import UniformPolicy
+from steepest.files.video import encoded
 from steepest.preferences.records import Clip
 from steepest.runs.evaluate import evaluate_members, make_evaluation_env
 from steepest.runs.store.agents import read_agent
-from steepest.runs.view.video import encoded
 from steepest.seeding import stream_seed
 from steepest.types import BARE_OBS, ObsSpec
 

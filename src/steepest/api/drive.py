@@ -36,7 +36,7 @@ def drive(make_run: Callable[[Note], R], *, quiet: bool) -> R:
             note, warn = (logger.info, logger.warning) if quiet else (progress.note, progress.note)
             for text in notes:
                 note(text)
-            training.listen(note, warn, progress.at)
+            training.listen(note, warn, progress.at, progress.waits)
             try:
                 for row in run:
                     progress.update({**row, "seed": seeds[0]})

@@ -26,7 +26,8 @@ from steepest.preferences.store import Project
 if TYPE_CHECKING:
     from steepest.agents.agent import Agent
     from steepest.language.models.language_model import LanguageModel
-    from steepest.preferences.serving import Place, Server
+    from steepest.preferences.place import Place
+    from steepest.preferences.serving import Server
 
 PathLike = str | os.PathLike[str]
 Ask = Literal["pairs", "ranking"]
@@ -232,13 +233,14 @@ def open_page(project: Project, place: Place | None = None, **settings: Any) -> 
     Args:      place: where and for whom; settings: fields of ``Settings`` to change: labels_per_item, ...
     Raises:    UsageError where that could not be safe; RunError where the address is taken
     """
+    from steepest.preferences.place import Place
+
     try:
-        from steepest.preferences.serving import Place, Server
+        from steepest.preferences.serving import Server
     except ImportError as error:
         raise UsageError(
             f"the labelling page needs {error.name}, which is not installed. Run: pip install 'steepest[label]'"
         ) from error
-
     given = {name: value for name, value in settings.items() if value is not None}
     if given:
         project.change_settings(replace(project.settings, **given))

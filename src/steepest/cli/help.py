@@ -21,8 +21,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("buffer_size", "learning_starts", "train_every", "update_ratio", "hidden_sizes", "activation"),
         *("normalize_obs", "normalize_reward", "recurrent", "clip_epsilon", "entropy_coef", "target_kl", "max_kl"),
         *("temperature", "conservative_weight", "expectile", "policy_penalty", "critic_penalty", "best_fraction"),
-        *("final_epsilon", "data", "data_share", "reward", "kl_coef", "loss", "group_size", "max_new_tokens"),
-        *("lora_rank", "dtype", "device", "vectorization"),
+        *("final_epsilon", "data", "data_share", "reward", "label_live", "kl_coef", "loss", "group_size"),
+        *("max_new_tokens", "lora_rank", "dtype", "device", "vectorization"),
+    ),
+    "labels while training": (
+        *("live.labels", "live.clip_steps", "live.host", "live.port", "live.labellers", "live.names"),
+        *("live.certificate", "live.key"),
     ),
     "evaluation": (
         *(

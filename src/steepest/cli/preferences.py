@@ -7,11 +7,12 @@ import json
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from steepest.cli.options import MODEL, Usage, asks_for_help, draw_without_screen, fields_of, parse, print_line, say
 from steepest.errors import UsageError
 from steepest.fields import Checked, Count, NonNegative, Positive, PositiveShare, Share, Whole
+from steepest.preferences.place import EXPOSED, Place
 
 if TYPE_CHECKING:
     from steepest.preferences.serving import Server
@@ -179,7 +180,7 @@ def _sample_clips(argv: list[str]) -> int:
     what = "RUN is the folder that `steepest train` reported, a checkpoint in it, a saved agent, or random."
     options, (run, *_) = parse(ClipOptions, argv, Usage("steepest sample", "RUN", what, least=1, most=1))
     from steepest.cli.datasets import check_places
-    from steepest.runs.view.video import require_video
+    from steepest.files.video import require_video
 
     check_places([run], options.env)
     require_video()
@@ -204,7 +205,7 @@ def label(argv: list[str]) -> int:
     options, (project, *_) = parse(LabelOptions, argv, usage)
     from steepest.api import preferences
 
-    place = _place(options)
+    place = Place(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Place)})
     kept = {name: getattr(options, name) for name in ("labels_per_item", "repeat_share", "lease_seconds")}
     found = preferences.label(project, place=place, on_ready=lambda server: _announce(server, options.browse), **kept)
     names = ", ".join(labeller.name for labeller in found.labellers)
@@ -213,23 +214,10 @@ def label(argv: list[str]) -> int:
     return 0
 
 
-def _place(options: Any) -> Any:
-    try:
-        from steepest.preferences.serving import Place
-    except ImportError as error:
-        raise UsageError(
-            f"the labelling page needs {error.name}, which is not installed. Run: pip install 'steepest[label]'"
-        ) from error
-    return Place(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Place)})
-
-
 def _announce(server: Server, browse: bool) -> None:
     """Say where the page is; whoever has a link may label."""
     if server.place.is_exposed:
-        say(
-            "WARNING: the page is served to other machines without encryption. Links, texts and judgements can be "
-            "read and changed on their way. Give --certificate and --key, or reach this machine by ssh -L."
-        )
+        say(EXPOSED)
     for link in server.links:
         print_line(f"{(link.labeller or 'open') + ':':16}{link.url}")
     print_line("stop:           Ctrl-C; every judgement that the page shows as saved is on disk")

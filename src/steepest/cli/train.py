@@ -20,6 +20,7 @@ from steepest.cli.options import (
     as_pairs,
     asks_for_help,
     check_words,
+    draw_without_screen,
     fields_of,
     filled,
     options_of,
@@ -33,7 +34,8 @@ from steepest.cli.options import (
     say,
 )
 from steepest.errors import UsageError
-from steepest.fields import Checked, Count
+from steepest.fields import Checked, Count, checked_options
+from steepest.preferences.place import Place
 
 TOGETHER = ("sft", "reward", "dpo", "rlhf")
 """Verbs that several processes can work on together."""
@@ -77,6 +79,16 @@ class OutputOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LiveOptions(Place):
+    """How people are asked for labels while an agent trains, with --label-live."""
+
+    labels: Count = 700
+    """Labels that are asked for in all, a quarter of them before the agent learns anything."""
+    clip_steps: Count = 25
+    """Steps of a clip; one that would be over in less than a second is slowed down to it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AgentOutputOptions(OutputOptions):
     """Options of a run's data, folder and display."""
 
@@ -86,6 +98,10 @@ class AgentOutputOptions(OutputOptions):
     """Dataset or log to learn from instead of playing (default: none); steps are gradient steps on a dataset."""
     reward: str | None = None
     """Preference project to learn the reward from, instead of the environment's (default: none)."""
+    label_live: bool = False
+    """Ask people about clips of the agent while it trains, on a page that the run serves; they go to the project."""
+    live: LiveOptions = LiveOptions()
+    """How they are asked."""
     render: bool = False
     """Show an episode in a window at every evaluation."""
 
@@ -160,8 +176,10 @@ def agents(argv: list[str]) -> int:
         from steepest.runs.store.folder import check_saved
 
         check_saved(Path(start))
+    if output.label_live and output.reward is None:
+        raise UsageError("--label-live needs the preference project that labels go to: --reward FILE")
     out = "" if output.out is None else str(output.out)
-    given |= {"out": out, "data": output.data, "reward": output.reward, "render": output.render}
+    given |= {"out": out, "data": output.data, "reward": _reward(output), "render": output.render}
     given["env_kwargs"] = read_pairs(output.env_kwargs) or None
     from steepest.api.drive import drive
     from steepest.runs.run import Run
@@ -171,6 +189,19 @@ def agents(argv: list[str]) -> int:
 
         given["agent"] = load(start)
     return _report(drive(lambda note: Run(algorithm, env, note=note, **given), quiet=output.quiet))
+
+
+def _reward(output: AgentOutputOptions) -> Any:
+    """What the agent's reward is learned from: a project, or people who are asked while it trains."""
+    if not output.label_live:
+        return output.reward
+    from steepest.preferences.learned import LiveLabels
+    from steepest.preferences.people import People
+
+    place = {field.name: getattr(output.live, field.name) for field in dataclasses.fields(Place)}
+    draw_without_screen()
+    people = People(project=Path(str(output.reward)), **place)
+    return LiveLabels(labeller=people, labels=output.live.labels, clip_steps=output.live.clip_steps)
 
 
 def _check_place(algorithm: str, place: str, argv: Sequence[str], from_file: dict[str, Any], usage: Usage) -> None:
@@ -275,6 +306,8 @@ def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[str | None, 
             raise UsageError(f"{config_file}: {field.name} is {given[field.name]!r}; expected true or false")
     if given.get("out") is not None:
         given["out"] = Path(str(given["out"]))
+    if "live" in given:
+        given |= checked_options(kind, {"live": given["live"]})
     if "env_kwargs" in given:
         given["env_kwargs"] = as_pairs(given["env_kwargs"] or {})
     return config_file, kind(**given), options

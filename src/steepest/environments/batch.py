@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from steepest.environments.errors import EnvFailure, missing_extra
+from steepest.environments.errors import EnvFailure
 from steepest.environments.failures import close, what_happened
 from steepest.environments.normalising import inner_statistics
+from steepest.environments.pictures import pictures
 from steepest.environments.reading import MASK, WrongReturn, check_shape
 from steepest.environments.rows import all_finite, as_batch, first_bad, numbers, row_of, text_of
 from steepest.environments.spaces import action_spec, convert_obs, flatten_mask, obs_spec
@@ -288,15 +288,11 @@ class EnvBatch:
 
     def render(self) -> NDArray[np.uint8]:
         """The first environment's picture, (height, width, 3)."""
-        if self._venv.render_mode is None:
-            raise UsageError(f'{self.name} was made without a render mode: pass render_mode="rgb_array".')
-        try:
-            frames: Any = self._venv.render()
-        except (ImportError, DependencyNotInstalled) as error:
-            raise missing_extra(f"{self.name}'s picture", error) from error
-        if frames is None or frames[0] is None:
-            raise UsageError(f"{self.name} returned no picture in render mode {self._venv.render_mode!r}.")
-        return np.asarray(frames[0])
+        return self.pictures([0])[0]
+
+    def pictures(self, which: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """The pictures of some environments; see ``pictures.pictures``."""
+        return pictures(self._venv, self.name, which)
 
     @property
     def render_fps(self) -> float:

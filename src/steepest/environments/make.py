@@ -178,8 +178,8 @@ def _registered(spec: EnvSpec, asked: _Asked) -> EnvBatch:
         asked.vectorization == "native" and not has_native,
         f'{spec.id} registers no native vector environment; use vectorization="sync".',
     )
-    # Windows are a matter of single environments.
-    worth_it = has_native and asked.num_envs >= NATIVE_FROM and asked.render_mode != "human"
+    # Windows are a matter of single environments, and those that are native draw all of theirs for one picture.
+    worth_it = has_native and asked.num_envs >= NATIVE_FROM and asked.render_mode is None
     if asked.vectorization == "native" or (asked.vectorization == "auto" and worth_it):
         venv = _construct(
             spec.id, lambda: gym.make_vec(spec, asked.num_envs, vectorization_mode="vector_entry_point", **options)

@@ -17,22 +17,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steepest.agents.agent import Agent
-from steepest.agents.replay_updates import ReplayAgent
-from steepest.errors import RunError, UsageError
+from steepest.errors import RunError
 from steepest.fields import Checked, Count, Share
-from steepest.preferences.answers import Comparisons, comparisons
-from steepest.preferences.clips import ClipRewards, Clips, RewardConfig, action_features, read_clips
+from steepest.preferences.answers import Comparisons
+from steepest.preferences.clips import ClipRewards, Clips, RewardConfig, action_features
+from steepest.preferences.film import Film, Picture
+from steepest.preferences.people import AT_ONCE, LivePage, People
 from steepest.preferences.selection import choose_pairs, preference_disagreement, reserved_groups
-from steepest.seeding import stream_seed
-from steepest.types import ActionSpec, ObsSpec, Rollout
+from steepest.types import Rollout
 
 Array = NDArray[Any]
 Answer = Literal["first", "second", "tie", "skip"]
@@ -41,12 +39,22 @@ ToEnv = Callable[[Array], Array]
 """From actions as the policy drew them, (N, ...), to those that the environment takes."""
 
 
+CLIPS_PER_LABEL = 4
+"""Clips of a rollout among which pairs are made, for every label that is due."""
+
+MOST_FILMED = 200
+"""Clips of which a rollout has pictures, at most: their pairs are more than anybody is asked about at once."""
+
+
 class Segment(NamedTuple):
     """A clip of the agent's own play."""
 
     observations: dict[str, Array]  # each (T+1, ...)
     actions: Array  # (T, ...), as the environment took them
     rewards: Array  # (T,) the environment's own: for scripted labellers, never for the agent
+    episode: int = 0  # its number in the run
+    start: int = 0  # steps of the episode before it
+    pictures: Sequence[Picture] = ()  # T+1 where people are asked
 
 
 Labeller = Callable[[Sequence[tuple[Segment, Segment]], int], Sequence[Answer]]
@@ -58,8 +66,8 @@ from it, so that a resumed run gets the same answers."""
 class LiveLabels(Checked):
     """Labels that are asked for while an agent trains."""
 
-    labeller: Labeller
-    """Who answers."""
+    labeller: Labeller | People
+    """Who answers: a function, or people on a page that the run serves."""
     labels: Count = 700
     """How many are asked for in all."""
     clip_steps: Count = 25
@@ -70,19 +78,27 @@ class LiveLabels(Checked):
     """Share of the labels, and of the episodes, that is kept aside to measure the reward."""
     offered: Count = 10
     """Pairs among which each one that is asked is chosen."""
+    at_once: Count | None = None
+    """Labels that are asked for together, at least, after the first (default: 1, of people 10)."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """How the reward is learned."""
 
     def due(self, progress: float) -> int:
         """Return how many labels should have been asked for at a progress in [0, 1].
 
-        Equation:  labels (f + (1 - f) log2(1 + progress)), rounded up
+        Equation:  labels (f + (1 - f) log2(1 + progress)), rounded up, and then down to the first ones and whole rounds
         Source:    Christiano et al. 2017, section 3.1: a quarter first, then at a rate falling as T / (T + t); here T
                    is the length of the run, so that the last label is asked at its end.
         Verified:  tests/unit/test_learned_reward.py::test_labels_are_asked_for_less_and_less
         """
         later = (1.0 - self.first_share) * math.log2(1.0 + progress)
-        return min(self.labels, math.ceil(self.labels * (self.first_share + later) - 1e-9))
+        first = math.ceil(self.labels * self.first_share - 1e-9)
+        due = min(self.labels, math.ceil(self.labels * (self.first_share + later) - 1e-9))
+        if due == self.labels:
+            return due
+        together = self.at_once or (AT_ONCE if isinstance(self.labeller, People) else 1)
+        together = max(1, min(together, first))  # few labels in all come in rounds as small as the first
+        return first + (due - first) // together * together
 
 
 class Labels(NamedTuple):
@@ -102,17 +118,40 @@ class Labels(NamedTuple):
 class LearnedReward:
     """What takes the place of the environment's reward in the on-policy loop.
 
-    Args:      rewards: the ensemble, already fitted unless labels are asked for; live: who is asked, and how often
+    Args:      rewards: the ensemble, already fitted unless labels are asked for; live: who is asked, and how often;
+               page, film: where people are asked, and what takes the pictures that they see
     """
 
-    def __init__(self, rewards: ClipRewards, live: LiveLabels | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rewards: ClipRewards,
+        live: LiveLabels | None = None,
+        *,
+        seed: int = 0,
+        page: LivePage | None = None,
+        film: Film | None = None,
+    ) -> None:
         self.rewards = rewards
         self.live = live
+        self.page = page
+        self.film = film
         self.seed = seed
         self.asked = 0
         self.ended: Tensor | None = None  # (N,) episodes of every environment that are over
         self.generator = torch.Generator().manual_seed(seed)
         self.labels: Labels | None = None
+
+    def begin(self, progress: float) -> None:
+        """Prepare for the rollout that comes: serve the page, and film as much of it as will be asked about."""
+        if self.live is None or self.page is None or self.film is None:
+            return
+        self.page.open()
+        self.film.begin(min(CLIPS_PER_LABEL * (self.live.due(progress) - self.asked), MOST_FILMED), self.generator)
+
+    def close(self) -> None:
+        """End the page. Further calls do nothing."""
+        if self.page is not None:
+            self.page.close()
 
     def replace(self, rollout: Rollout, to_env: ToEnv, progress: float) -> tuple[Rollout, dict[str, float]]:
         """Ask what is due about a rollout, learn from it, and return the rollout with the learned reward.
@@ -160,7 +199,10 @@ class LearnedReward:
                     "rollout_steps, are shorter; set clip_steps to less"
                 )
             return False
-        kept = torch.randperm(len(windows), generator=self.generator)[: 4 * due]
+        if self.film is not None:
+            seen = self._filmed(windows, rollout.valid.shape[2])
+            windows, episode = windows[seen], episode[seen]
+        kept = torch.randperm(len(windows), generator=self.generator)[: CLIPS_PER_LABEL * due]
         windows, episode = windows[kept], episode[kept]
         clips = self._cut(rollout, action, windows, live.clip_steps)
         aside = reserved_groups(episode, live.evaluation_share, self.seed)
@@ -170,11 +212,19 @@ class LearnedReward:
         disputed = preference_disagreement(score[:, pairs[:, 0]], score[:, pairs[:, 1]])
         chosen = choose_pairs(disputed, aside[pairs[:, 0]], due, self.generator, uniform_share=live.evaluation_share)
         pairs = pairs[chosen.pairs]
-        segments = {i: self._segment(rollout, to_env, windows[i], live.clip_steps) for i in pairs.unique().tolist()}
-        answers = live.labeller([(segments[i], segments[j]) for i, j in pairs.tolist()], self.asked)
+        segments = {i: self._segment(rollout, to_env, windows[i], episode[i]) for i in pairs.unique().tolist()}
+        ask = live.labeller if self.page is None else self.page
+        assert not isinstance(ask, People)
+        answers = ask([(segments[i], segments[j]) for i, j in pairs.tolist()], self.asked)
         self._check(answers, len(pairs))
         self.asked += len(pairs)
         return self._keep(clips, pairs, chosen.evaluation, answers)
+
+    def _filmed(self, windows: Tensor, envs: int) -> Tensor:
+        """(W,) bool: of which places of clips there are pictures."""
+        assert self.film is not None
+        kept = torch.tensor([row * envs + column for row, column in self.film.kept], dtype=torch.int64)
+        return torch.isin(windows[:, 0] * envs + windows[:, 1], kept)
 
     def _before(self, rollout: Rollout) -> Tensor:
         """(N,) episodes that ended before the rollout: one that goes on from the last keeps its number and side."""
@@ -230,13 +280,17 @@ class LearnedReward:
         obs = {name: x[0].cpu()[rows, column] for name, x in rollout.obs.items()}
         return Clips(obs, action[0].cpu()[rows, column])
 
-    def _segment(self, rollout: Rollout, to_env: ToEnv, window: Tensor, steps: int) -> Segment:
+    def _segment(self, rollout: Rollout, to_env: ToEnv, window: Tensor, episode: Tensor) -> Segment:
+        assert self.live is not None
         start, column = (int(x) for x in window)
-        rows = slice(start, start + steps)
+        rows = slice(start, start + self.live.clip_steps)
         return Segment(
-            {name: x[0, start : start + steps + 1, column].cpu().numpy() for name, x in rollout.obs.items()},
+            {name: x[0, start : rows.stop + 1, column].cpu().numpy() for name, x in rollout.obs.items()},
             to_env(rollout.action[0, rows, column].cpu().numpy()),
             rollout.reward[0, rows, column].cpu().numpy(),
+            int(episode),
+            int(rollout.episode_step[0, start, column]),
+            () if self.film is None else self.film.kept[start, column],
         )
 
     # Saving
@@ -303,88 +357,3 @@ def clip_windows(rollout: Rollout, steps: int, before: Tensor) -> tuple[Tensor, 
     ends = before + done.long().cumsum(0) - done.long()  # before each row
     episode = ends[windows[:, 0], windows[:, 1]] * number + windows[:, 1]
     return windows, episode
-
-
-def reward_of(project: Any, rewards: ClipRewards, env: str | None, note: Callable[[str], None]) -> LearnedReward:
-    """Return the reward that the labels of a project teach, told with its accuracy on episodes kept aside.
-
-    It is learned twice: without a fifth of the episodes, to say how good it is on those, and then from everything.
-
-    Args:      project: ``store.Project``, or anything else with its ``clips()``, ``items()`` and ``judgements()``;
-               rewards not yet fitted; env: the id that the clips should be of, None: unknown
-    Raises:    UsageError where the clips are of another environment, or nothing was said of them
-    Verified:  tests/integration/test_learned_reward_runs.py::test_a_finished_project_is_learned_from
-    """
-    clips = list(project.clips())
-    of_clips = {item.id for item in project.items() if item.kind == "clip"}
-    judgements = [j for j in project.judgements() if j.item in of_clips and not j.repeat]
-    others = sorted({clip.env for clip in clips} - {env})
-    if env is not None and others:
-        raise UsageError(f"the project's clips are of {', '.join(others)}, but the agent is to learn in {env}")
-    start = {name: x.clone() for name, x in rewards.tensors().items()}
-    episodes = {clip.id: (clip.source, clip.episode) for clip in clips}
-    numbers = {episode: i for i, episode in enumerate(sorted(set(episodes.values())))}
-    group = torch.tensor([numbers[episodes[clip.id]] for clip in clips], dtype=torch.int64)
-    aside = {clip.id for clip, kept in zip(clips, reserved_groups(group, 0.2, 0).tolist(), strict=True) if kept}
-    known = [j for j in judgements if not aside & set(j.ranking)]
-    unseen = [j for j in judgements if j.ranking and aside >= set(j.ranking) and j.kind != "tie"]
-    measured = ""
-    if any(j.kind != "skip" for j in known) and unseen:
-        rewards.fit(clips, known)
-        data = read_clips(clips, rewards.obs_spec, rewards.action_spec)
-        found = rewards.accuracy(data, comparisons(unseen, [clip.id for clip in clips]))
-        measured = f"; {found:.0%} of {len(unseen)} preferences in episodes kept aside are foretold"
-        rewards.load_tensors(start)
-    rewards.fit(clips, judgements)
-    said = sum(j.kind != "skip" for j in judgements)
-    note(f"the reward is learned from {said} judgements of {len(clips)} clips{measured}")
-    return LearnedReward(rewards)
-
-
-def learned_reward(
-    given: Any,
-    obs_spec: ObsSpec,
-    action_spec: ActionSpec,
-    *,
-    env: str | None,
-    seed: int,
-    device: torch.device | str,
-    note: Callable[[str], None] | None,
-) -> LearnedReward:
-    """Return the reward that a user asks for: from a project, or from labels asked for live.
-
-    Args:      given: the file of a project, a project, or ``LiveLabels``; note: takes what a user should know; None: a
-               run resumes, so that nothing is learned here and its checkpoint says all
-    Raises:    UsageError where a project has nothing to learn from, or clips of another environment
-    Verified:  tests/integration/test_learned_reward_runs.py::test_a_finished_project_is_learned_from
-    """
-    live = given if isinstance(given, LiveLabels) else None
-    own = stream_seed(seed, "reward") % 2**31
-    config = None if live is None else live.reward
-    rewards = ClipRewards(obs_spec, action_spec, config, seed=own, device=device)
-    if live is not None or note is None:
-        return LearnedReward(rewards, live, seed=own)
-    if not isinstance(given, (str, Path)):
-        return reward_of(given, rewards, env, note)
-    from steepest.preferences.store import Project
-
-    with Project.open(given) as project:
-        return reward_of(project, rewards, env, note)
-
-
-def check_reward(agent_class: type[Agent], data: Any, reward: Any, seeds: int) -> None:
-    """Raise UsageError unless a reward from labels can take the place of the environment's.
-
-    Verified:  tests/integration/test_learned_reward_runs.py::test_what_cannot_learn_from_labels_is_refused
-    """
-    if reward is None:
-        return
-    if data is not None:
-        raise UsageError("reward and data are both given: a reward from labels is of what an agent plays, not of data")
-    if issubclass(agent_class, ReplayAgent):
-        raise UsageError(
-            f"{agent_class.algorithm} learns from a replay buffer, whose rewards would be those of labels long ago; a "
-            "reward from labels needs an on-policy algorithm, such as ppo"
-        )
-    if isinstance(reward, LiveLabels) and seeds > 1:
-        raise UsageError(f"labels are asked for about one agent's clips, but seeds is {seeds}; train one seed")

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steepest.errors import SteepestError, UsageError
 from steepest.preferences.labelling import Conflict, judge, next_assignment, undo
+from steepest.preferences.place import host_name
 from steepest.preferences.progress import summarised
 from steepest.preferences.records import Assignment, Prompt, checked_name
 from steepest.preferences.store import Project
@@ -76,16 +77,22 @@ class Refusal(Exception):
 
 
 def build_app(
-    project: Project, access: Access, *, clock: Callable[[], float] = time.time, rng: random.Random | None = None
+    project: Project,
+    access: Access,
+    *,
+    clock: Callable[[], float] = time.time,
+    rng: random.Random | None = None,
+    live: Callable[[], dict[str, Any]] | None = None,
 ) -> ASGIApp:
     """Return the application that serves a project to its labellers.
 
-    Args:      clock: gives seconds since the epoch; rng: draws sides and repetitions
+    Args:      clock: gives seconds since the epoch; rng: draws sides and repetitions; live: says how far the run is
+               that asks while it trains, None where none does
     Verified:  tests/integration/test_label_server.py::test_what_comes_from_elsewhere_is_refused,
                tests/integration/test_label_server.py::test_a_token_becomes_a_cookie_that_scripts_cannot_read,
                tests/integration/test_label_server.py::test_every_answer_carries_the_policy
     """
-    desk = _Desk(project, access, clock, rng or random.Random(secrets.randbits(64)))
+    desk = _Desk(project, access, clock, rng or random.Random(secrets.randbits(64)), live)
 
     def reader(answer: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
@@ -130,7 +137,15 @@ def build_app(
 class _Desk:
     """Answers the page's requests; every method runs in a thread of its own."""
 
-    def __init__(self, project: Project, access: Access, clock: Callable[[], float], rng: random.Random) -> None:
+    def __init__(
+        self,
+        project: Project,
+        access: Access,
+        clock: Callable[[], float],
+        rng: random.Random,
+        live: Callable[[], dict[str, Any]] | None,
+    ) -> None:
+        self.live = live
         self.project = project
         self.access = access
         self.clock = clock
@@ -148,7 +163,7 @@ class _Desk:
         given = str(token).encode(errors="replace")
         found = [known for known in self.access.tokens if hmac.compare_digest(known.encode(), given)]
         if not found:
-            raise Refusal(401, "the token is wrong; open the link that steepest label printed")
+            raise Refusal(401, "the token is wrong; open the link that was printed")
         labeller = self.access.tokens[found[0]]
         key = secrets.token_urlsafe(32)
         self.sessions[key] = labeller
@@ -163,7 +178,7 @@ class _Desk:
         """Return the labeller that a session stands for, None for any."""
         key = request.cookies.get(self.cookie)
         if key is None or key not in self.sessions:
-            raise Refusal(401, "there is no session; open the link that steepest label printed")
+            raise Refusal(401, "there is no session; open the link that was printed")
         return self.sessions[key]
 
     def _labeller(self, request: Request, body: dict[str, Any]) -> str:
@@ -243,6 +258,7 @@ class _Desk:
         return {
             "next": None if assignment is None else self._shown(assignment),
             "progress": self._counts(labeller),
+            "live": None if self.live is None else self.live(),
         }
 
     def _counts(self, labeller: str) -> dict[str, int]:
@@ -362,12 +378,3 @@ class _Guard:
         if not length.isdecimal() or int(length[:20]) > LARGEST_BODY:
             return Refusal(413, f"the request is larger than {LARGEST_BODY:,} bytes")
         return None
-
-
-def host_name(host: str) -> str:
-    """Return the name or address of a Host header, without port and brackets.
-
-    Verified:  tests/integration/test_label_server.py::test_hosts_are_read_without_their_port
-    """
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?", host)
-    return "" if match is None else (match[1] or match[2]).lower()

@@ -3,85 +3,19 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import secrets
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from steepest.errors import RunError, UsageError, require
+from steepest.errors import RunError, UsageError
+from steepest.preferences.place import LOOPBACK, Place, bracketed
 from steepest.preferences.records import checked_name
-from steepest.preferences.server import Access, build_app, host_name
+from steepest.preferences.server import Access, build_app
 from steepest.preferences.store import Project
 
 PORT = 8765
 """The port where no other is asked for; any free one where it is taken."""
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the page is served, and to whom.
-
-    Raises:    UsageError where that could not be safe, or not work
-    Verified:  tests/integration/test_label_server.py::test_places_that_cannot_be_safe_are_refused
-    """
-
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int | None = None
-    """Port; None: 8765, or any free one."""
-    labellers: tuple[str, ...] = ()
-    """Names, each with a link of its own; none: one link, and everybody says who they are."""
-    names: tuple[str, ...] = ()
-    """Names and addresses besides the host under which browsers reach this machine."""
-    certificate: Path | None = None
-    """TLS certificate, as a PEM file."""
-    key: Path | None = None
-    """Its private key, as a PEM file."""
-
-    def __post_init__(self) -> None:
-        require(self.port is None or 0 <= self.port < 2**16, "port", self.port, "a number below 65536")
-        for name in (self.host, *self.names):
-            require(host_name(_bracketed(name)) != "", "the host", name, "a name or an address, without port")
-        if (self.certificate is None) != (self.key is None):
-            raise UsageError("TLS needs both a certificate and its key")
-        found = [checked_name(name) for name in self.labellers]
-        if len(set(found)) < len(found):
-            raise UsageError(f"two labellers have the same name: {', '.join(found)}")
-        if not self.is_local and not self.labellers:
-            raise UsageError(
-                f"{self.host} is reached from other machines: say who may label (--labellers ana ben); each gets a link"
-            )
-        if self.is_wildcard and not self.names:
-            raise UsageError(
-                f"{self.host} is every address of this machine: say under which name browsers reach it (--names NAME)"
-            )
-
-    @property
-    def is_local(self) -> bool:
-        """Whether other machines cannot reach the address."""
-        if self.host == "localhost":
-            return True
-        with suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return False
-
-    @property
-    def is_wildcard(self) -> bool:
-        """Whether the address stands for all of the machine's."""
-        with suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_unspecified
-        return False
-
-    @property
-    def is_exposed(self) -> bool:
-        """Whether what is sent can be read on its way: other machines reach it, and it is not encrypted."""
-        return not self.is_local and self.certificate is None
 
 
 class Link(NamedTuple):
@@ -92,9 +26,12 @@ class Link(NamedTuple):
 
 
 class Server:
-    """A page that is about to be served: its address is taken, its links are known."""
+    """A page that is about to be served: its address is taken, its links are known.
 
-    def __init__(self, project: Project, place: Place) -> None:
+    Args:      live: says how far the run is that asks while it trains; see ``server.build_app``
+    """
+
+    def __init__(self, project: Project, place: Place, *, live: Callable[[], dict[str, Any]] | None = None) -> None:
         for file in (place.certificate, place.key):
             if file is not None and not file.is_file():
                 raise UsageError(f"there is no file {file}")
@@ -108,12 +45,12 @@ class Server:
         shown = place.names[0] if place.is_wildcard else place.host
         # After the #, which browsers send to nobody: it is in no log.
         self.links = [
-            Link(name, f"{scheme}://{_bracketed(shown)}:{port}/#token={token}") for token, name in tokens.items()
+            Link(name, f"{scheme}://{bracketed(shown)}:{port}/#token={token}") for token, name in tokens.items()
         ]
         own = LOOPBACK if place.is_local else frozenset[str]()
         hosts = own | {name.lower() for name in (place.host, *place.names)}
         self._running: Any = None
-        self.app = build_app(project, Access(tokens, hosts, secure=place.certificate is not None))
+        self.app = build_app(project, Access(tokens, hosts, secure=place.certificate is not None), live=live)
 
     def run(self) -> None:
         """Serve until Ctrl-C or SIGTERM, whose handlers then run as ever."""
@@ -165,7 +102,3 @@ def _listen(place: Place) -> socket.socket:
             raise RunError(f"cannot listen on {place.host} port {port}: {why}") from error
         return listening
     raise AssertionError
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

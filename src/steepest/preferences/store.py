@@ -190,15 +190,19 @@ class Project:
 
     def add_clip(self, clip: Clip, video: bytes) -> int:
         """Add a clip with the MP4 file that shows it and return its id; one that is there is not added again."""
-        key = (clip.env, clip.source, _json(clip.settings), clip.episode, clip.start)
+        key = _clip_key(clip)
         with self.writing() as db:
             db.execute(
                 "INSERT INTO clip (env, source, settings, episode, start, fps, arrays, video) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (*key, float(clip.fps), _arrays(clip), video),
             )
-            where = "env = ? AND source = ? AND settings = ? AND episode = ? AND start = ?"
-            return int(db.execute(f"SELECT id FROM clip WHERE {where}", key).fetchone()[0])
+            return int(db.execute(f"SELECT id FROM clip WHERE {CLIP_KEY}", key).fetchone()[0])
+
+    def find_clip(self, clip: Clip) -> int | None:
+        """Return the id of a clip, None where it is not there."""
+        rows = self.rows(f"SELECT id FROM clip WHERE {CLIP_KEY}", *_clip_key(clip))
+        return int(rows[0][0]) if rows else None
 
     def add_items(
         self,
@@ -230,6 +234,24 @@ class Project:
                 if row is not None:
                     found.append(int(row[0]))
         return found
+
+    def item_of(self, members: Sequence[int], *, kind: Literal["text", "clip"]) -> int:
+        """Return the id of the item that compares these; UsageError where there is none."""
+        rows = self.rows("SELECT id FROM item WHERE kind = ? AND members = ?", kind, _json(sorted(members)))
+        if not rows:
+            raise UsageError(f"no item compares the {kind}s {list(members)}")
+        return int(rows[0][0])
+
+    def close_items(self, items: Sequence[int]) -> None:
+        """Ask nobody about some items any more, however many labels they have; an undo opens its item again."""
+        with self.writing() as db:
+            db.execute(f"UPDATE item SET open = 0 WHERE id IN {LISTED}", (_json(list(items)),))
+
+    def open_items(self, items: Sequence[int]) -> set[int]:
+        """Return those of some items that still ask for labels."""
+        return {
+            int(row[0]) for row in self.rows(f"SELECT id FROM item WHERE open = 1 AND id IN {LISTED}", _json(items))
+        }
 
     def _prompt_of(self, db: sqlite3.Connection, kind: str, members: tuple[int, ...]) -> int | None:
         """Return the prompt that all of a group answer; None for clips."""
@@ -289,18 +311,19 @@ class Project:
         rows = self.rows("SELECT id, kind, prompt, members, selection FROM item ORDER BY id")
         return [Item(id, kind, prompt, self.ids(members), how) for id, kind, prompt, members, how in rows]
 
-    def judgements(self) -> list[Judgement]:
+    def judgements(self, items: Sequence[int] | None = None) -> list[Judgement]:
         """Return what stands: of every item the last word of each labeller, without what was retracted.
 
+        Args:      items: of these alone; None: of all
         Verified:  tests/unit/test_preference_labelling.py::test_undo_retracts_and_asks_again
         """
         query = (
             "SELECT j.uuid, a.item, a.labeller, j.kind, j.ranking, a.shown, a.repeat, j.began, j.ended "
             "FROM judgement j JOIN assignment a ON a.id = j.assignment WHERE j.kind <> 'retract' "
             "AND NOT EXISTS (SELECT 1 FROM judgement later WHERE later.assignment = a.id AND later.id > j.id) "
-            "ORDER BY j.id"
         )
-        return [self._judgement(row) for row in self.rows(query)]
+        where, given = ("", ()) if items is None else (f"AND a.item IN {LISTED} ", (_json(items),))
+        return [self._judgement(row) for row in self.rows(f"{query}{where}ORDER BY j.id", *given)]
 
     def history(self) -> list[Judgement]:
         """Return all that was ever said, in order, retracted or not."""
@@ -342,6 +365,16 @@ LABELS_OF_ITEM = (
     "WHERE a.item = item.id AND a.repeat = 0 AND a.judged IN ('prefer', 'tie', 'rank')"
 )
 """How many labellers have judged an item: what they skipped is asked of others, a repeat adds no label."""
+
+
+LISTED = "(SELECT value FROM json_each(?))"
+"""The ids of a JSON list."""
+
+CLIP_KEY = "env = ? AND source = ? AND settings = ? AND episode = ? AND start = ?"
+
+
+def _clip_key(clip: Clip) -> tuple[Any, ...]:
+    return clip.env, clip.source, _json(clip.settings), clip.episode, clip.start
 
 
 def _json(value: Any) -> str:

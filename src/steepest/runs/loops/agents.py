@@ -24,14 +24,15 @@ from steepest.experience.datasets.read import env_of, read_dataset
 from steepest.experience.rollout import Episode
 from steepest.fields import checked_options
 from steepest.networks.config import NetworkConfig, NetworkFactory
-from steepest.preferences.learned import check_reward, learned_reward
+from steepest.preferences.learned import LearnedReward
+from steepest.preferences.rewards import as_json, asks_people, check_reward, learned_reward
 from steepest.runs.evaluate import Evaluation
 from steepest.runs.loops.evaluations import Evaluator
 from steepest.runs.loops.loop import Iteration, Watch, last_means, unwatched
 from steepest.runs.loops.notes import surprises
 from steepest.runs.loops.offline import check_data
-from steepest.runs.loops.regimes import check_finite, check_json, loop_of
-from steepest.runs.loops.training import IN_MEMORY, Row, Training, source_of
+from steepest.runs.loops.regimes import check_finite, check_json, loop_of, restored_reward
+from steepest.runs.loops.training import IN_MEMORY, Note, Row, Training, source_of
 from steepest.runs.options.auto import read_description, resolve_settings
 from steepest.runs.options.config import RunConfig
 from steepest.runs.options.resolve import name_of, resolve_options
@@ -71,7 +72,8 @@ class AgentTraining(Training[RunConfig]):
         self.note = self.warn = note
         self.watch: Watch = unwatched
         self.data = source_of(data)
-        self.reward = source_of(reward)
+        self.reward = as_json(reward) if asks_people(reward) else source_of(reward)
+        self.learned: LearnedReward | None = None
         self.algorithm = agent_class.algorithm
         self.name = name
         self.label = f"{self.algorithm}-{name}-seed{settings.seed}"
@@ -90,6 +92,7 @@ class AgentTraining(Training[RunConfig]):
             vectorization=settings.vectorization,
             env_kwargs=env_kwargs,
             atari=settings.atari,
+            render_mode="rgb_array" if asks_people(reward) else None,
             max_episode_steps=settings.max_episode_steps,
             on_game=self._note_game,
             step_timeout=settings.step_timeout,
@@ -110,18 +113,20 @@ class AgentTraining(Training[RunConfig]):
                 note=note,
             )
             self.agent.read_others(partial(read_agent, device=self.settings.device))
-            learned = None
             if reward is not None:
-                learned = learned_reward(
+                self.learned = learned_reward(
                     reward,
-                    self.env.obs_spec,
-                    self.env.action_spec,
+                    self.env,
                     env=env if isinstance(env, str) else None,
                     seed=settings.seed,
                     device=self.settings.device,
                     note=None if resuming else note,
+                    rollout_steps=getattr(config, "rollout_steps", 1),
+                    source=f"{self.algorithm} on {name}, seed {settings.seed}",
                 )
-                self.begins_with_checkpoint = learned.live is None  # what was learned is in no other file
+                self.begins_with_checkpoint = self.learned.live is None  # what was learned is in no other file
+                if self.learned.page is not None:
+                    self.learned.page.say = self._warn  # shown without a display, too: nobody labels without the link
         except BaseException:
             self.env.close()
             raise
@@ -132,7 +137,7 @@ class AgentTraining(Training[RunConfig]):
             "max_episode_steps": settings.max_episode_steps,
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
-        self.loop = loop_of(self.agent, self.env, self.settings, data, learned)
+        self.loop = loop_of(self.agent, self.env, self.settings, data, self.learned)
         self.steps = np.zeros(len(self.seeds), dtype=np.int64)
         self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
         self.recent = [deque[tuple[Any, ...]](maxlen=WINDOW) for _ in self.seeds]  # return, length and infos
@@ -217,13 +222,7 @@ class AgentTraining(Training[RunConfig]):
             raise UsageError(f"data is given to resume {directory.path}, which learns from no data: leave it out")
         if isinstance(data, str) and data == IN_MEMORY:
             raise UsageError(f"{directory.path} was trained on a log made in Python; pass it again: data=...")
-        reward = given.get("reward", saved.get("reward"))
-        if reward is not None and saved.get("reward") is None:
-            raise UsageError(
-                f"reward is given to resume {directory.path}, which learns from its environment's: leave it out"
-            )
-        if isinstance(reward, str) and reward == IN_MEMORY:
-            raise UsageError(f"{directory.path} learns from labels asked for in Python; pass them again: reward=...")
+        reward = restored_reward(directory, saved, given, note)
         others = given.get("eval_env"), saved["env_kwargs"], note, data, reward
         made = cls(agent_class, env, saved["name"], settings, config, network, *others, resuming=True)
         made.extended = total_steps is not None
@@ -242,10 +241,12 @@ class AgentTraining(Training[RunConfig]):
     def _warn(self, text: str) -> None:
         self.warn(text)
 
-    def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
+    def listen(self, note: Note, warn: Note, watch: Watch, hold: Note) -> None:
         self.note, self.warn = note, warn
         self.agent.learner.say = warn
         self.watch = watch
+        if self.learned is not None and self.learned.page is not None:
+            self.learned.page.show = hold
 
     def extend(self) -> bool:
         if not self.extended:
@@ -267,6 +268,8 @@ class AgentTraining(Training[RunConfig]):
         if not isinstance(self.env_source, (gym.Env, gym.vector.VectorEnv)):
             self.env.close()  # but not what the user made
         self.evaluator.close()
+        if self.learned is not None:
+            self.learned.close()
 
     # One iteration
 

@@ -48,7 +48,7 @@ from steepest.runs.loops.language_identity import (
     path_of_reward,
     refuse_changes,
 )
-from steepest.runs.loops.training import IN_MEMORY, Row, Training, ignore, source_of
+from steepest.runs.loops.training import IN_MEMORY, Note, Row, Training, ignore, source_of
 from steepest.runs.options.language import (
     TRAINERS,
     LanguageRunConfig,
@@ -263,8 +263,8 @@ class LanguageTraining(Training[LanguageRunConfig]):
             folder,
         )
 
-    def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
-        del warn, watch
+    def listen(self, note: Note, warn: Note, watch: Callable[[int], None], hold: Note) -> None:
+        del warn, watch, hold
         if processes.is_main():
             self.note = note
 

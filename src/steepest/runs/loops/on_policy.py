@@ -25,7 +25,8 @@ class OnPolicyLoop:
     def __init__(self, env: Environments, agent: Agent, reward: LearnedReward | None = None) -> None:
         self.agent = agent
         self.reward = reward
-        self.collector = Collector(env, agent, cast(Any, agent.config).rollout_steps)
+        filmed = env if reward is None or reward.film is None else reward.film
+        self.collector = Collector(filmed, agent, cast(Any, agent.config).rollout_steps)
 
     def open(self, folder: Path | None, *, resuming: bool) -> None:
         del folder, resuming
@@ -37,6 +38,8 @@ class OnPolicyLoop:
 
     def iterate(self, progress: float, left: int, watch: Watch = unwatched) -> Iteration:
         del left, watch  # an iteration is short, and a rollout always whole
+        if self.reward is not None:
+            self.reward.begin(progress)
         rollout, episodes = self.collector.collect()
         steps = rollout.valid.sum((1, 2)).cpu().numpy()
         learned: dict[str, float] = {}

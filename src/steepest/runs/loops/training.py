@@ -20,6 +20,9 @@ from steepest.runs.store.folder import RunDirectory
 Row = dict[str, Any]
 """Metrics of one iteration, by tag."""
 
+Note = Callable[[str], None]
+"""Takes a line of text that a user should see."""
+
 IN_MEMORY = "(made in Python)"
 """Recorded instead of a path or an id."""
 
@@ -115,12 +118,13 @@ class Training(ABC, Generic[S]):
         del resuming
         self.directory, self.store = directory, store
 
-    def listen(self, note: Callable[[str], None], warn: Callable[[str], None], watch: Callable[[int], None]) -> None:
+    def listen(self, note: Note, warn: Note, watch: Callable[[int], None], hold: Note) -> None:
         """Send notes to another taker from now on, fallbacks of the learner to ``warn``, and steps to ``watch``.
 
-        Args:      watch: takes how many steps are done, while an iteration takes long
+        Args:      watch: takes how many steps are done, while an iteration takes long; hold: takes what the run waits
+                   for, and an empty text once it no longer does
         """
-        del warn, watch
+        del warn, watch, hold
         self.note = note
 
     def check_unchanged(self, place: Path, saved: dict[str, Any], *, elsewhere: bool) -> list[str]:

@@ -34,6 +34,7 @@ class DescribedAgents(Described):
     env_kwargs: dict[str, Any] | None
     custom_network: bool
     data: NotRequired[str | None]
+    reward: NotRequired[Any]  # a path, or how people are asked
 
 
 class DescribedModel(Described):

@@ -63,6 +63,7 @@ class Progress:
         self._row_at = -math.inf  # when the newest row came
         self._within = start_step  # steps so far, within an iteration too
         self._stale = False
+        self._waiting = ""
         self._live: Any = None
 
     def __enter__(self) -> Self:
@@ -126,6 +127,19 @@ class Progress:
         else:
             self._live.update(self._render(), refresh=True)
 
+    def waits(self, text: str) -> None:
+        """Show what the run waits for, at once and as it changes; an empty text ends that."""
+        begins, self._waiting, changed = not self._waiting, text, text != self._waiting
+        if self._quiet or not changed:
+            return
+        now = time.monotonic()
+        if self._live is not None:
+            self._shown = now
+            self._live.update(self._render(), refresh=True)
+        elif text and (begins or now - self._shown >= _LINE_SECONDS):
+            self._shown = now
+            self._print(escaped(text))
+
     def note(self, text: str) -> None:
         """Print a line of text, above the live display if there is one."""
         if self._quiet:
@@ -133,7 +147,8 @@ class Progress:
         text = escaped(text)
         if self._live is not None:
             # As it stands: no markup, so that "[mujoco]" in a message is not taken for a style.
-            self._live.console.print(text, markup=False, highlight=False)
+            # An address is not broken into lines, which nobody could open.
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap="://" in text)
         else:
             self._print(text)
 
@@ -244,6 +259,8 @@ class Progress:
         parts: list[RenderableType] = [heading, bar] if width >= _NARROW else [heading, drawn, bar]
         if figures:
             parts.append(grid)
+        if self._waiting:
+            parts.append(Text(self._waiting, style="bold"))
         return Group(*parts)
 
     def _figures(self) -> list[tuple[str, str]]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steepest.errors import RunError, UsageError
+from steepest.files.video import require_video
 
 
 class Renders(Protocol):
@@ -30,12 +27,6 @@ def check_video(path: Path) -> None:
     if path.suffix != ".mp4":
         raise UsageError(f"the video file is {path}; expected a name ending in .mp4")
     require_video()
-
-
-def require_video() -> None:
-    """Raise UsageError unless the video extra is installed."""
-    if any(importlib.util.find_spec(package) is None for package in ("imageio", "imageio_ffmpeg")):
-        raise UsageError('recording needs the video extra: pip install "steepest[video]"')
 
 
 class Recorder:
@@ -94,24 +85,3 @@ class Recorder:
     def _stop(self, error: OSError) -> None:
         self.stopped = True
         warnings.warn(f"could not write {self.path}: {error.strerror or error}", RuntimeWarning, stacklevel=3)
-
-
-def encoded(frames: Sequence[NDArray[np.uint8]], fps: float) -> bytes:
-    """Return frames (height, width, 3) as the bytes of an MP4 file that a browser plays and can be scrubbed.
-
-    Raises:    UsageError if the video extra is not installed
-    Verified:  tests/integration/test_sampling_preferences.py::test_clips_of_an_agent_are_sampled
-    """
-    require_video()
-    import imageio.v2 as imageio
-
-    height, width = (side // 2 * 2 for side in frames[0].shape[:2])
-    # A whole picture every few frames, so that any place is reached at once; the index first, so that it plays at once.
-    options = ["-crf", "18", "-g", "5", "-movflags", "+faststart"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        opened: Any = imageio.get_writer(path, fps=fps, macro_block_size=1, codec="libx264", output_params=options)
-        with opened as writer:
-            for frame in frames:
-                writer.append_data(np.ascontiguousarray(frame[:height, :width]))
-        return path.read_bytes()
