@@ -122,6 +122,15 @@ def test_repeats_have_their_sides_swapped(tmp_path: Path) -> None:
         assert project.rows("SELECT count(*) FROM item WHERE open") == [(0,)]  # a repeat is no second label
 
 
+def test_nothing_is_repeated_to_who_has_judged_all(tmp_path: Path) -> None:
+    """A page that waits for what comes asks again and again, and would get all that was judged once more."""
+    with text_project(tmp_path / "p.db", prompts=30) as project:
+        for number in range(30):
+            say(project, take(project), number)
+        project.change_settings(Settings(repeat_share=1.0))
+        assert next_assignment(project, "ana", NOW, random.Random(0)) is None
+
+
 def test_a_skip_leaves_the_item_to_others(tmp_path: Path) -> None:
     with text_project(tmp_path / "p.db", prompts=1) as project:
         say(project, take(project, "ana"), 1, kind="skip")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from steepest.environments.batch import EnvBatch, StepResult
-from steepest.errors import UsageError
+from steepest.errors import SteepestError, UsageError
 
 Place = tuple[int, int]
 """Where a stretch begins: its first row in the rollout, and its environment."""
@@ -37,6 +38,26 @@ class Picture(NamedTuple):
     def unpacked(self) -> NDArray[np.uint8]:
         """Return the picture, (height, width, 3)."""
         return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.shape)
+
+
+@contextmanager
+def seen_by_people(name: str, needed: bool) -> Generator[None]:
+    """Say, of environments that cannot be made with pictures, what the pictures are needed for.
+
+    Raises:    UsageError in the place of whatever an environment says of its render mode
+    Verified:  tests/integration/test_live_labels.py::test_what_people_cannot_see_is_refused_before_anything_is_trained
+    """
+    try:
+        yield
+    except SteepestError as error:
+        if needed and "render_mode" in str(error):
+            raise _unseen(name, error) from error
+        raise
+
+
+def _unseen(name: str, error: Exception) -> UsageError:
+    why = str(error) or type(error).__name__
+    return UsageError(f"people cannot be asked about {name}, of which there are no pictures (render_mode): {why}")
 
 
 class Film:
@@ -69,7 +90,10 @@ class Film:
     def _check(self) -> None:
         """Take one picture, before anything is trained."""
         self.batch.reset(None)
-        (frame,) = self.batch.pictures([0])
+        try:
+            (frame,) = self.batch.pictures([0])
+        except Exception as error:  # whatever an environment does that has never been asked for one
+            raise _unseen(self.batch.name, error) from error
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise UsageError(
                 f"{self.batch.name} gave a picture of shape {frame.shape} and type {frame.dtype}; expected "

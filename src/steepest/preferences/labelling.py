@@ -29,24 +29,27 @@ def next_assignment(project: Project, labeller: str, now: float, rng: random.Ran
     """Return what a labeller is to judge next, on a lease from ``now``; None where there is nothing.
 
     An item that the labeller has not answered comes again, with the same sides: after a reload, and after an undo.
-    Otherwise, now and then one that the same labeller has judged, sides swapped; otherwise one that fewer than
-    ``labels_per_item`` labellers have judged or hold, by priority, sides at random.
+    Otherwise one that fewer than ``labels_per_item`` labellers have judged or hold, by priority, sides at random; where
+    there is one, now and then instead one that the same labeller has judged, sides swapped.
 
     Args:      now: seconds since the epoch; rng: draws sides and repetitions
     Verified:  tests/unit/test_preference_labelling.py::test_items_go_to_as_many_labellers_as_wanted,
                tests/unit/test_preference_labelling.py::test_a_lease_ends,
                tests/unit/test_preference_labelling.py::test_sides_are_random_and_recorded,
-               tests/unit/test_preference_labelling.py::test_repeats_have_their_sides_swapped
+               tests/unit/test_preference_labelling.py::test_repeats_have_their_sides_swapped,
+               tests/unit/test_preference_labelling.py::test_nothing_is_repeated_to_who_has_judged_all
     """
     settings = project.settings
     with project.writing() as db:
         found = _held(db, labeller, now, settings.labels_per_item)
-        if found is None and rng.random() < settings.repeat_share:
-            found = _repeat(project, db, labeller, rng)
         if found is None:
-            found = _new(project, db, labeller, now, settings.labels_per_item, rng)
-        if found is None:
-            return None
+            new = _new(db, labeller, now, settings.labels_per_item)
+            if new is None:  # nothing is repeated either: a page that waits would be asked all of it again
+                return None
+            if rng.random() < settings.repeat_share:
+                found = _repeat(project, db, labeller, rng)
+            if found is None:
+                found = _shuffled(project, db, labeller, new, rng)
         db.execute("UPDATE assignment SET lease = ? WHERE id = ?", (now + settings.lease_seconds, found))
         return _assignment(project, db, found)
 
@@ -178,10 +181,8 @@ def _repeat(project: Project, db: sqlite3.Connection, labeller: str, rng: random
     return _assign(db, item, labeller, repeat=True, shown=tuple(reversed(project.ids(shown))))
 
 
-def _new(
-    project: Project, db: sqlite3.Connection, labeller: str, now: float, wanted: int, rng: random.Random
-) -> int | None:
-    """Assign the first item that still needs a label and that the labeller has not seen."""
+def _new(db: sqlite3.Connection, labeller: str, now: float, wanted: int) -> tuple[int, str] | None:
+    """Return the first item that still needs a label and that the labeller has not seen, and its members."""
     row = db.execute(
         "SELECT i.id, i.members FROM item i WHERE i.open = 1 AND NOT EXISTS "
         "(SELECT 1 FROM assignment a WHERE a.item = i.id AND a.labeller = :labeller AND a.repeat = 0) "
@@ -190,11 +191,14 @@ def _new(
         "ORDER BY i.priority DESC, i.id LIMIT 1",
         {"labeller": labeller, "now": now, "wanted": wanted},
     ).fetchone()
-    if row is None:
-        return None
-    shown = list(project.ids(row[1]))
+    return None if row is None else (int(row[0]), row[1])
+
+
+def _shuffled(project: Project, db: sqlite3.Connection, labeller: str, new: tuple[int, str], rng: random.Random) -> int:
+    """Assign a new item, with sides drawn at random."""
+    shown = list(project.ids(new[1]))
     rng.shuffle(shown)
-    return _assign(db, int(row[0]), labeller, repeat=False, shown=tuple(shown))
+    return _assign(db, new[0], labeller, repeat=False, shown=tuple(shown))
 
 
 def _assign(db: sqlite3.Connection, item: int, labeller: str, *, repeat: bool, shown: tuple[int, ...]) -> int:

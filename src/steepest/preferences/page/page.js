@@ -16,6 +16,7 @@ let placed = []; // a ranking so far: places of the members, best first
 let shownAt = 0;
 let busy = false;
 let polling = 0;
+let live = null; // how far the run is that asks while it trains, or null
 
 // Saying things
 
@@ -39,7 +40,7 @@ const waiting = () => say("Not saved yet: the server does not answer. Trying aga
 
 function failed(error) {
   if (error instanceof Refused && error.status === 401) {
-    notice("This link is no longer valid", "Open the link that “steepest label” printed. What you judged is safe.");
+    notice("This link is no longer valid", "Open the link that the terminal shows. What you judged is safe.");
   } else if (error instanceof Refused) {
     say(error.message, "warn");
   } else {
@@ -55,7 +56,7 @@ async function begin() {
   try {
     session = await post("/api/session", token === null ? {} : { token });
   } catch (error) {
-    if (!(error instanceof Refused)) return notice("The server does not answer", "Is “steepest label” still running? Reload the page once it is.");
+    if (!(error instanceof Refused)) return notice("The server does not answer", "Is the program that printed the link still running? Reload the page once it is.");
     return failed(error);
   } finally {
     if (token !== null) history.replaceState(null, "", location.pathname); // it belongs in no history and no screenshot
@@ -112,16 +113,12 @@ async function working(task) {
 function show(answer) {
   clearTimeout(polling);
   const { done, left } = answer.progress;
-  by("count").textContent = `${done.toLocaleString("en")} judged, ${left.toLocaleString("en")} to go`;
-  by("meter").max = Math.max(1, done + left);
-  by("meter").value = done;
+  live = answer.live;
+  showCounts(done, left);
   if (answer.next === null) {
-    notice(
-      done ? "All done" : "Nothing to label yet",
-      done ? "There is nothing left for you to judge. New comparisons appear here by themselves." : "Comparisons appear here by themselves as soon as there are any.",
-      done > 0,
-    );
-    polling = setTimeout(poll, 3000);
+    const [title, text] = nothingNow(done);
+    notice(title, text, done > 0);
+    polling = setTimeout(poll, pollEvery());
     return;
   }
   view = answer.next;
@@ -148,6 +145,30 @@ function show(answer) {
   by("question").focus({ preventScroll: true });
   shownAt = Date.now() / 1000;
 }
+
+// Of a run that asks while it trains: its labels, and how many it waits for now.
+function showCounts(done, left) {
+  const figure = (number) => number.toLocaleString("en");
+  by("count").textContent = live === null
+    ? `${figure(done)} judged, ${figure(left)} to go`
+    : `${figure(live.answered)} of ${figure(live.labels)} labels${left ? `, ${figure(left)} to go now` : ""}`;
+  by("meter").max = live === null ? Math.max(1, done + left) : live.labels;
+  by("meter").value = live === null ? done : live.answered;
+}
+
+function nothingNow(done) {
+  if (live === null) {
+    return done
+      ? ["All done", "There is nothing left for you to judge. New comparisons appear here by themselves."]
+      : ["Nothing to label yet", "Comparisons appear here by themselves as soon as there are any."];
+  }
+  if (live.waiting) return ["Nothing left for you", "Somebody else has the last pairs of this round. The next ones appear here by themselves."];
+  if (live.answered >= live.labels) return ["All labels are in", "The agent learns on and asks nothing more. You can close this page."];
+  return ["The agent is learning", "It plays and learns from what you said. The next pairs appear here by themselves."];
+}
+
+// In a run the next pairs may come at any moment, and it waits for them.
+const pollEvery = () => (live === null ? 3000 : 1000);
 
 function showPrompt(prompt) {
   by("prompt").hidden = prompt === null;
@@ -299,16 +320,35 @@ function reveal() {
 
 // While there is nothing to judge, ask now and then; what the labeller does meanwhile goes first.
 async function poll() {
-  polling = setTimeout(poll, 3000);
+  polling = setTimeout(poll, pollEvery());
   if (busy || document.querySelector("dialog[open]")) return;
   try {
     const answer = await post("/api/next", { labeller });
-    if (busy || view !== null || answer.next === null) return;
+    if (busy || view !== null) return;
+    if (answer.next === null) {
+      if (answer.live !== null) stay(answer);
+      return;
+    }
     show(answer);
     say("New comparisons have come.");
   } catch (error) {
     if (error instanceof Refused) { clearTimeout(polling); failed(error); }
+    else if (live !== null && view === null) ended();
   }
+}
+
+// Bring what a waiting page says up to date, without reading it out again where it is the same.
+function stay(answer) {
+  live = answer.live;
+  showCounts(answer.progress.done, answer.progress.left);
+  const [title, text] = nothingNow(answer.progress.done);
+  if (by("notice-title").textContent !== title) notice(title, text, answer.progress.done > 0);
+}
+
+function ended() {
+  const title = "The run has ended, or was stopped";
+  if (by("notice-title").textContent === title) return;
+  notice(title, "What you judged is saved. A run that is resumed prints a new link.");
 }
 
 by("tie").addEventListener("click", () => view && send("tie", view.members.map((m) => m.id), "equal"));

@@ -24,6 +24,7 @@ from steepest.experience.datasets.read import env_of, read_dataset
 from steepest.experience.rollout import Episode
 from steepest.fields import checked_options
 from steepest.networks.config import NetworkConfig, NetworkFactory
+from steepest.preferences.film import seen_by_people
 from steepest.preferences.learned import LearnedReward
 from steepest.preferences.rewards import as_json, asks_people, check_reward, learned_reward
 from steepest.runs.evaluate import Evaluation
@@ -85,19 +86,20 @@ class AgentTraining(Training[RunConfig]):
         check_data(agent_class, data, settings.data_share)
         alone = data is not None and settings.data_share is None  # nothing is played
         playing = not alone or not isinstance(env, str)
-        self.env = make_env(
-            env,
-            settings.num_envs * settings.seeds if playing else 1,  # its spaces are all that data needs
-            seed=stream_seed(settings.seed, "environments") % 2**31,
-            vectorization=settings.vectorization,
-            env_kwargs=env_kwargs,
-            atari=settings.atari,
-            render_mode="rgb_array" if asks_people(reward) else None,
-            max_episode_steps=settings.max_episode_steps,
-            on_game=self._note_game,
-            step_timeout=settings.step_timeout,
-            info_keys=settings.info_keys,
-        )
+        with seen_by_people(name, asks_people(reward)):
+            self.env = make_env(
+                env,
+                settings.num_envs * settings.seeds if playing else 1,  # its spaces are all that data needs
+                seed=stream_seed(settings.seed, "environments") % 2**31,
+                vectorization=settings.vectorization,
+                env_kwargs=env_kwargs,
+                atari=settings.atari,
+                render_mode="rgb_array" if asks_people(reward) else None,
+                max_episode_steps=settings.max_episode_steps,
+                on_game=self._note_game,
+                step_timeout=settings.step_timeout,
+                info_keys=settings.info_keys,
+            )
         try:
             self.settings = resolve_settings(settings, agent_class, config, self.env, note, plays=not alone)
             self.agent = agent_class(
