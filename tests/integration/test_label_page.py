@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -531,3 +532,52 @@ def test_a_key_press_shows_the_next_pair_at_once(browser: Any, tmp_path: Path) -
         print(f"key press to next pair at 10,000 pairs: median {median:.1f} ms, worst {max(times):.1f} ms")
         assert median < 50.0  # 17 ms on two busy cores; Nagle's algorithm alone would make it 57
         window.clean()
+
+
+# While an agent trains
+
+
+def test_an_agent_trains_on_what_is_labelled_meanwhile(browser: Any, tmp_path: Path) -> None:
+    """PPO on CartPole-v1 waits for three rounds of keys, and its page says so in between and at the end."""
+    pytest.importorskip("imageio_ffmpeg")
+    from steepest import Run
+    from steepest.preferences.learned import LiveLabels
+    from steepest.preferences.people import People
+
+    asking = LiveLabels(labeller=People(project=tmp_path / "carts.db", port=0), labels=8, clip_steps=10)
+    options: dict[str, Any] = {"num_envs": 4, "rollout_steps": 64, "total_steps": 2048, "eval_episodes": 0}
+    notes: list[str] = []
+    found: list[float] = []
+
+    def train() -> None:
+        with Run("ppo", "CartPole-v1", reward=asking, note=notes.append, compile="off", threads=1, **options) as run:
+            found.extend(row["health/reward_labels"] for row in run if "health/reward_labels" in row)
+
+    thread = threading.Thread(target=train, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not any("#token=" in note for note in notes):
+        assert time.monotonic() < deadline
+        assert thread.is_alive()
+        time.sleep(0.02)
+    (link,) = (note for note in notes if "#token=" in note)
+    window = Window(browser, link.partition(": ")[2])
+    page = window.page
+    titles: set[str] = set()
+    page.wait_for_selector("#comparison:not([hidden])")
+    assert page.inner_text("#count") == "0 of 8 labels, 2 to go now"
+    accessible(window)
+    while thread.is_alive() or page.is_visible("#comparison"):
+        assert time.monotonic() < deadline + 30
+        if page.is_visible("#comparison") and not page.evaluate("document.documentElement.classList.contains('busy')"):
+            page.keyboard.press("1")
+        elif page.is_visible("#notice"):
+            titles.add(page.inner_text("#notice-title"))
+        page.wait_for_timeout(20)
+    window.until("document.getElementById('notice-title').textContent.startsWith('The run has ended')")
+    assert "The agent is learning" in titles
+    assert found[-1] >= 6
+    with Project.open(tmp_path / "carts.db") as project:
+        assert len(project.judgements()) == found[-1]
+    window.wrong.clear()  # the browser reports that the server is gone
+    window.clean()

@@ -240,7 +240,17 @@ def test_no_path_reaches_another_file(page: tuple[Project, Server, Browser], pat
 
 def test_the_page_refers_to_nothing_outside(page: tuple[Project, Server, Browser]) -> None:
     _, _, browser = page
-    for path in ("/", "/page.css", "/page.js", "/text.js", "/clips.js", "/keys.js", "/api.js", "/icon.svg"):
+    for path in (
+        "/",
+        "/page.css",
+        "/page.js",
+        "/text.js",
+        "/clips.js",
+        "/keys.js",
+        "/words.js",
+        "/api.js",
+        "/icon.svg",
+    ):
         status, content = browser.send(path)
         assert status == 200
         text = content.decode().replace("http://www.w3.org/2000/svg", "")

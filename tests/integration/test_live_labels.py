@@ -94,8 +94,9 @@ def test_people_answer_while_it_trains(tmp_path: Path) -> None:
     assert labels == sorted(labels)
     assert labels[0] == 3
     assert labels[-1] == len(person.views) >= 9
-    assert {"labels": 12, "answered": 0, "waiting": True} in person.states
-    assert any(not state["waiting"] for state in person.states) or len(person.states) == len(person.views)
+    assert person.states[0]["labels"] == 12
+    assert (person.states[0]["answered"], person.states[0]["pending"]) == (0, 3)
+    assert all(state["answered"] + state["pending"] <= 12 for state in person.states)
     with Project.open(tmp_path / "p.db") as project:
         clips, judgements = project.clips(), project.judgements()
         assert len(judgements) == len(person.views)

@@ -150,6 +150,7 @@ def test_documentation_is_that_of_the_nearest_class() -> None:
 
 def test_every_option_of_a_group_exists() -> None:
     known = {f.name for kind in KINDS for f in dataclasses.fields(kind)}
+    known |= {f"live.{f.name}" for f in dataclasses.fields(train.LiveOptions)}
     for group, names in GROUPS.items():
         assert set(names) <= known, group
         assert len(set(names)) == len(names), group

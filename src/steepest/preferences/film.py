@@ -33,7 +33,7 @@ class Picture(NamedTuple):
     @classmethod
     def of(cls, frame: NDArray[np.uint8]) -> Picture:
         """Pack a picture."""
-        return cls(frame.shape, zlib.compress(np.ascontiguousarray(frame), 1))
+        return cls(frame.shape, zlib.compress(frame.tobytes(), 1))
 
     def unpacked(self) -> NDArray[np.uint8]:
         """Return the picture, (height, width, 3)."""

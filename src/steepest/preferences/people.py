@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from steepest.errors import RunError, UsageError
 from steepest.files.video import encoded, require_video
 from steepest.preferences.place import EXPOSED, Place
-from steepest.preferences.records import Clip, Judgement
+from steepest.preferences.records import Clip, Judgement, Settings
 from steepest.preferences.store import Project
 from steepest.types import BARE_OBS
 
@@ -35,12 +35,24 @@ AT_ONCE = 10
 """Labels that people are called for, at least, once the agent learns: for a single one nobody wants to wait."""
 
 
+LEASE_SECONDS = 60.0
+"""How long a pair waits, in a new project, for a labeller who may have left: the run waits as long."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class People(Place):
     """People who label on a page that the run serves; the other fields say where, and to whom."""
 
     project: str | Path
     """The project's file, which holds clips and answers; it is made where there is none."""
+
+
+class Round(NamedTuple):
+    """The pairs that a run waits for."""
+
+    before: int  # asked before them
+    number: int  # how many they are
+    items: tuple[int, ...]  # those that are in the project by now
 
 
 class LivePage:
@@ -64,9 +76,11 @@ class LivePage:
         self.env, self.source, self.fps, self.labels = env, source, fps, labels
         self.say: Callable[[str], None] = lambda _: None
         self.show: Callable[[str], None] = lambda _: None
-        self.round: tuple[int, tuple[int, ...]] = 0, ()  # how many were asked before, and the items that are waited for
+        self.round = Round(0, 0, ())
         self.project = Project.create(people.project)
         try:
+            if not self.project.rows("SELECT 1 FROM setting"):
+                self.project.change_settings(Settings(lease_seconds=LEASE_SECONDS))
             others = [x for (x,) in self.project.rows("SELECT DISTINCT env FROM clip ORDER BY env") if x != env]
             if others:
                 raise UsageError(
@@ -109,9 +123,14 @@ class LivePage:
 
     def state(self) -> dict[str, Any]:
         """Return what the page says of the run."""
-        asked, items = self.round
+        before, number, items = self.round
         answered = sum(found is not None for found in self._said(items))
-        return {"labels": self.labels, "answered": asked + answered, "waiting": answered < len(items)}
+        return {
+            "labels": self.labels,
+            "answered": before + answered,
+            "pending": number - answered,
+            "making": len(items) < number,
+        }
 
     # Asking
 
@@ -126,6 +145,7 @@ class LivePage:
         members: list[tuple[int, int]] = []
         clips: dict[tuple[int, int], int] = {}
         now = time.time()
+        self.round = Round(asked, len(pairs), ())
         try:
             for pair in pairs:  # one by one: the first can be judged while the last is made
                 one, other = (self._clip(segment, clips) for segment in pair)
@@ -133,7 +153,7 @@ class LivePage:
                 self.project.add_items([(one, other)], kind="clip", selection="asked live", priorities=[now])
                 items.append(self.project.item_of((one, other), kind="clip"))
                 members.append((one, other))
-                self.round = asked, tuple(items)
+                self.round = Round(asked, len(pairs), tuple(items))
                 self._wait_for(items, len(pairs))
             while self._wait_for(items, len(pairs)):
                 time.sleep(LOOK_SECONDS)
@@ -141,7 +161,7 @@ class LivePage:
             self.show("")
         said = [found or [] for found in self._said(items)]
         self.project.close_items(items)  # what was skipped, too: nobody waits for it any more
-        self.round = asked + len(pairs), ()
+        self.round = Round(asked + len(pairs), 0, ())
         return [_answer(found, pair) for found, pair in zip(said, members, strict=True)]
 
     def _wait_for(self, items: Sequence[int], number: int) -> bool:

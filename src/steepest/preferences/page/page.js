@@ -3,6 +3,7 @@
 import { Refused, deliver, persist, post, unsent, uuid } from "./api.js";
 import { Player, video } from "./clips.js";
 import { ACTIONS, Keys, named } from "./keys.js";
+import { counts, nothingNow, pollEvery } from "./words.js";
 import { textBlock, textTools } from "./text.js";
 
 const by = (id) => document.getElementById(id);
@@ -112,13 +113,11 @@ async function working(task) {
 
 function show(answer) {
   clearTimeout(polling);
-  const { done, left } = answer.progress;
   live = answer.live;
-  showCounts(done, left);
+  showCounts(answer.progress);
   if (answer.next === null) {
-    const [title, text] = nothingNow(done);
-    notice(title, text, done > 0);
-    polling = setTimeout(poll, pollEvery());
+    notice(...nothingNow(live, answer.progress.done), answer.progress.done > 0);
+    polling = setTimeout(poll, pollEvery(live));
     return;
   }
   view = answer.next;
@@ -146,29 +145,11 @@ function show(answer) {
   shownAt = Date.now() / 1000;
 }
 
-// Of a run that asks while it trains: its labels, and how many it waits for now.
-function showCounts(done, left) {
-  const figure = (number) => number.toLocaleString("en");
-  by("count").textContent = live === null
-    ? `${figure(done)} judged, ${figure(left)} to go`
-    : `${figure(live.answered)} of ${figure(live.labels)} labels${left ? `, ${figure(left)} to go now` : ""}`;
-  by("meter").max = live === null ? Math.max(1, done + left) : live.labels;
-  by("meter").value = live === null ? done : live.answered;
+function showCounts({ done, left }) {
+  const [text, max, value] = counts(live, done, left);
+  by("count").textContent = text;
+  Object.assign(by("meter"), { max, value });
 }
-
-function nothingNow(done) {
-  if (live === null) {
-    return done
-      ? ["All done", "There is nothing left for you to judge. New comparisons appear here by themselves."]
-      : ["Nothing to label yet", "Comparisons appear here by themselves as soon as there are any."];
-  }
-  if (live.waiting) return ["Nothing left for you", "Somebody else has the last pairs of this round. The next ones appear here by themselves."];
-  if (live.answered >= live.labels) return ["All labels are in", "The agent learns on and asks nothing more. You can close this page."];
-  return ["The agent is learning", "It plays and learns from what you said. The next pairs appear here by themselves."];
-}
-
-// In a run the next pairs may come at any moment, and it waits for them.
-const pollEvery = () => (live === null ? 3000 : 1000);
 
 function showPrompt(prompt) {
   by("prompt").hidden = prompt === null;
@@ -320,7 +301,7 @@ function reveal() {
 
 // While there is nothing to judge, ask now and then; what the labeller does meanwhile goes first.
 async function poll() {
-  polling = setTimeout(poll, pollEvery());
+  polling = setTimeout(poll, pollEvery(live));
   if (busy || document.querySelector("dialog[open]")) return;
   try {
     const answer = await post("/api/next", { labeller });
@@ -340,8 +321,8 @@ async function poll() {
 // Bring what a waiting page says up to date, without reading it out again where it is the same.
 function stay(answer) {
   live = answer.live;
-  showCounts(answer.progress.done, answer.progress.left);
-  const [title, text] = nothingNow(answer.progress.done);
+  showCounts(answer.progress);
+  const [title, text] = nothingNow(live, answer.progress.done);
   if (by("notice-title").textContent !== title) notice(title, text, answer.progress.done > 0);
 }
 
