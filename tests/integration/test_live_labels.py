@@ -18,7 +18,7 @@ pytest.importorskip("imageio_ffmpeg")
 
 from gymnasium import spaces
 from helpers_live import Person, link_in, person_in_thread, project_said
-from helpers_runs import differences, start_command, steepest_command
+from helpers_runs import differences, start_command
 
 from steepest import Run, UsageError
 from steepest.preferences.clips import RewardConfig
@@ -203,15 +203,6 @@ def test_what_people_cannot_see_is_refused_before_anything_is_trained(tmp_path: 
         project.add_clip(clip(), b"")
     with pytest.raises(UsageError, match="holds clips of CartPole-v1, and the agent is to learn in dot"):
         Run("ppo", dot, reward=asking(tmp_path / "other.db"), **OPTIONS)
-
-
-def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
-    done = steepest_command("train", "ppo", "CartPole-v1", "--label-live", cwd=tmp_path)
-    assert (done.returncode, "--reward FILE" in done.stderr) == (2, True)
-    words = ["--label-live", "--reward", "p.db", "--live.host", "0.0.0.0"]
-    done = steepest_command("train", "ppo", "CartPole-v1", *words, cwd=tmp_path)
-    assert (done.returncode, "say who may label" in done.stderr) == (2, True)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_description_is_told(tmp_path: Path) -> None:

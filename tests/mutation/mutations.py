@@ -1470,6 +1470,8 @@ SUSPECTS: dict[str, Suspect] = {
     ),
     "preferences/labelling.py": Suspect(people.LABELLING, ("unit/test_preference_labelling.py",)),
     "preferences/exchange.py": Suspect(people.EXCHANGE, ("unit/test_preference_exchange.py",)),
+    "preferences/people.py preferences/rewards.py": Suspect(people.LIVE, ("unit/test_live_labels.py",)),
+    "preferences/film.py": Suspect(people.FILM, ("unit/test_film.py",)),
     "preferences/judged.py": Suspect(
         people.JUDGED, ("unit/test_preference_agreement.py", "unit/test_preference_labelling.py")
     ),

@@ -131,6 +131,27 @@ EXCHANGE: Mistakes = {
     "any conversation's beginning": ("turns[0][:-1] != turns[1][:-1]", "False"),
 }
 
+LIVE: Mistakes = {
+    "the others win": ("1 if j.ranking[0] == pair[0] else -1", "-1 if j.ranking[0] == pair[0] else 1"),
+    "skips are ties": ('for j in said if j.kind != "skip"]', "for j in said]"),
+    "certificates are texts": ("named[name] = Path(named[name])", "pass"),
+    "the project is sought where the run resumes": (
+        'people["project"] = str(Path(given.labeller.project).expanduser().resolve())',
+        'people["project"] = "p.db"',
+    ),
+}
+
+FILM: Mistakes = {
+    "over the end of an episode": ("(done[i] and len(roll) < self.steps)", "False"),
+    "over a restart": ("if not result.valid[i] or", "if"),
+    "a row late": ("self.kept[self._row - self.steps, i]", "self.kept[self._row - self.steps + 1, i]"),
+    "always the first environments": (
+        "torch.randperm(self.num_envs, generator=generator)[:count]",
+        "torch.arange(self.num_envs)[:count]",
+    ),
+    "never enough": ("if len(self.kept) >= self._wanted:", "if False:"),
+}
+
 JUDGED: Mistakes = {
     "the worse one first": ("FIRST if better < worse else SECOND", "FIRST if better > worse else SECOND"),
     "the last word of a labeller": (

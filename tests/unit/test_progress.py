@@ -279,6 +279,29 @@ def test_a_long_iteration_fills_no_log(clock: Clock) -> None:
     assert lines[-1].endswith("step 600/10,000  9.8 steps/s  15:56 left")
 
 
+def test_what_is_waited_for_is_shown(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a line of the display that goes again; elsewhere a line at once, and then now and then."""
+    link = "label here: http://127.0.0.1:8765/#token=" + "x" * 60
+    terminal = Terminal()
+    monkeypatch.setenv("COLUMNS", "60")
+    with Progress(1000, title="t", stream=terminal) as progress:
+        progress.note(link)
+        progress.waits("waiting for labels: 0 of 2")
+        progress.waits("waiting for labels: 1 of 2")
+        assert screen(terminal.getvalue())[0] == link  # whole, so that it can be opened
+        assert [text for text in screen(terminal.getvalue()) if "waiting" in text] == ["waiting for labels: 1 of 2"]
+        progress.waits("")
+        assert not [text for text in screen(terminal.getvalue()) if "waiting" in text]
+    plain = io.StringIO()
+    with Progress(1000, title="t", stream=plain) as progress:
+        for number in range(4):
+            progress.waits(f"{number} of 4")
+            progress.waits(f"{number} of 4")
+            clock.now += 3.0
+        progress.waits("")
+    assert plain.getvalue().splitlines() == ["t", "0 of 4", "2 of 4"]
+
+
 def test_within_the_first_iteration_the_rate_is_its_own(clock: Clock) -> None:
     stream = Terminal()
     with Progress(1_000, title="t", stream=stream, members=2) as progress:
