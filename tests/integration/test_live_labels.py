@@ -24,6 +24,7 @@ from steepest import Run, UsageError
 from steepest.preferences.clips import RewardConfig
 from steepest.preferences.learned import LiveLabels
 from steepest.preferences.people import People
+from steepest.preferences.records import Settings
 from steepest.preferences.store import Project
 
 OPTIONS: dict[str, Any] = {
@@ -72,6 +73,9 @@ def dot(render_mode: str | None = None) -> gym.Env[Any, Any]:
 
 
 def asking(project: Path, **options: Any) -> LiveLabels:
+    """Labels from people, without the repeats that come by chance once ten pairs are judged."""
+    with Project.create(project) as made:
+        made.change_settings(Settings(repeat_share=0.0))
     people = People(project=project, port=0)
     return LiveLabels(labeller=people, **{"labels": 12, "clip_steps": 5, "reward": REWARD, **options})
 
@@ -159,6 +163,8 @@ def test_a_killed_run_loses_no_answer(tmp_path: Path) -> None:
             browser.send("/api/next", {"labeller": "ana"})
 
         assert shown().count("#token=") == 1
+        with Project.open(tmp_path / "p.db") as project:
+            assert project.settings.lease_seconds == 60.0
     finally:
         process.kill()
         process.wait()

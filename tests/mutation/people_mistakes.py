@@ -142,8 +142,7 @@ LIVE: Mistakes = {
 }
 
 FILM: Mistakes = {
-    "over the end of an episode": ("(done[i] and len(roll) < self.steps)", "False"),
-    "over a restart": ("if not result.valid[i] or", "if"),
+    "over the end of an episode": ("if not result.valid[i] or (done[i] and len(roll) < self.steps)", "if False"),
     "a row late": ("self.kept[self._row - self.steps, i]", "self.kept[self._row - self.steps + 1, i]"),
     "always the first environments": (
         "torch.randperm(self.num_envs, generator=generator)[:count]",
