@@ -55,6 +55,10 @@ class Population:
             for i in range(members)
         )
 
+    def summary(self) -> dict[str, Any]:
+        """Return the settings that differ, as plain JSON; nothing where none does."""
+        return {"varied": {name: list(values) for name, values in self.varied.items()}} if self.varied else {}
+
     def value(self, name: str, progress: float) -> Value:
         """Return a field's value at a progress in [0, 1] of the run, after its schedule."""
         if name not in self.varied:

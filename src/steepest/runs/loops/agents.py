@@ -140,14 +140,11 @@ class AgentTraining(Training[RunConfig]):
             "atari": None if settings.atari is None else dataclasses.asdict(settings.atari),
         }
         self.loop = loop_of(self.agent, self.env, self.settings, data, self.learned)
-        self.steps = np.zeros(len(self.seeds), dtype=np.int64)
-        self.episodes = np.zeros(len(self.seeds), dtype=np.int64)
+        self.steps, self.episodes = (np.zeros(len(self.seeds), dtype=np.int64) for _ in range(2))
         self.recent = [deque[tuple[Any, ...]](maxlen=WINDOW) for _ in self.seeds]  # return, length and infos
         self.unseen = set(self.settings.info_keys)
         self.latest: Iteration
-        self.stopped = False
-        self.extended = False
-        self.render = False
+        self.stopped = self.extended = self.render = False
         self._earlier_modes: dict[str, str] = {}
         evaluated_in = env if eval_env is None else eval_env
         self.evaluator = Evaluator(evaluated_in, env, self.agent, self.settings, env_kwargs, self._say, self._warn)
@@ -434,7 +431,6 @@ class AgentTraining(Training[RunConfig]):
 
     def summary(self, wall_seconds: float, evaluated_at: int) -> dict[str, Any]:
         """Return steps, time, speed, and the last evaluation of every seed."""
-        varied = {name: list(values) for name, values in self.agent.population.varied.items()}
         return {
             "algorithm": self.algorithm,
             "env": self.name,
@@ -446,7 +442,7 @@ class AgentTraining(Training[RunConfig]):
             "modes": self.modes,
             "evaluation_step": evaluated_at if self.evaluations else None,
             "evaluation": [e.summary() for e in self.evaluations],
-            **({"varied": varied} if varied else {}),
+            **self.agent.population.summary(),
         }
 
     def save_interrupted(self, metadata: dict[str, Any]) -> Path | None:
