@@ -148,6 +148,11 @@ class LearnedReward:
         self.page.open()
         self.film.begin(min(CLIPS_PER_LABEL * (self.live.due(progress) - self.asked), MOST_FILMED), self.generator)
 
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say to ``say`` where the page is, once it is served."""
+        if self.page is not None:
+            self.page.say = say
+
     def close(self) -> None:
         """End the page. Further calls do nothing."""
         if self.page is not None:

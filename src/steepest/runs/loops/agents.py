@@ -127,8 +127,7 @@ class AgentTraining(Training[RunConfig]):
                     source=f"{self.algorithm} on {name}, seed {settings.seed}",
                 )
                 self.begins_with_checkpoint = self.learned.live is None  # what was learned is in no other file
-                if self.learned.page is not None:
-                    self.learned.page.say = self._warn  # shown without a display, too: nobody labels without the link
+                self.learned.tell(self._warn)  # shown without a display, too: nobody labels without the link
         except BaseException:
             self.env.close()
             raise
@@ -430,7 +429,7 @@ class AgentTraining(Training[RunConfig]):
         }
 
     def summary(self, wall_seconds: float, evaluated_at: int) -> dict[str, Any]:
-        """Return steps, time, speed, and the last evaluation of every seed."""
+        """Return steps, time, speed, the last evaluation of every seed, and what each has of its own."""
         return {
             "algorithm": self.algorithm,
             "env": self.name,

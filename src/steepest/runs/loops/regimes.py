@@ -11,7 +11,7 @@ import numpy as np
 
 from steepest.agents.agent import Agent
 from steepest.agents.replay_updates import ReplayAgent
-from steepest.errors import NonFiniteError, UsageError
+from steepest.errors import NonFiniteError, RunError, UsageError
 from steepest.experience.datasets.read import read_dataset
 from steepest.experience.logs import read_log
 from steepest.experience.rollout import Environments
