@@ -141,6 +141,13 @@ def test_n_step_returns_against_a_loop(n_steps: int, pause: bool) -> None:
     assert longest == pytest.approx(GAMMA ** min(n_steps, 5)) or pause
 
 
+def test_a_window_ends_with_the_last_episode_in_it() -> None:
+    """However many steps are asked for: they are not counted to their end."""
+    buffer = filled(pause=False).buffer
+    few, many = (buffer.sample([torch.Generator().manual_seed(9)], 1, 40, gamma=GAMMA, n_steps=n) for n in (40, 10**12))
+    assert all(torch.equal(few[k], many[k]) for k in few)
+
+
 def test_next_observations_are_the_true_ones() -> None:
     """One row further in the same episode, whatever row comes next in the ring."""
     history = filled(pause=False)
@@ -439,7 +446,10 @@ def test_restarts_and_flushes_behind_a_checkpoint_are_no_damage(tmp_path: Path) 
 
 
 def test_what_was_written_after_a_checkpoint_is_no_damage(tmp_path: Path) -> None:
-    """A killed run has restarted its environments and played on; and runs of earlier versions have no checksums."""
+    """A killed run has restarted its environments and played on; and runs of earlier versions have no checksums.
+
+    A run that had them has not: what they would say is not believed without them.
+    """
     options: dict[str, Any] = {"spare_rows": 20, "folder": tmp_path / "replay"}
     history = History(make(30, **options), (4, 6, 9))
     history.play(50)
@@ -452,10 +462,31 @@ def test_what_was_written_after_a_checkpoint_is_no_damage(tmp_path: Path) -> Non
         history.restart()
         history.play(7)
         again.flush()
-    (tmp_path / "replay" / "check.bin").unlink()
-    make(30, reopen=True, **options).load_state(*state)
+    checks = tmp_path / "replay" / "check.bin"
+    for lost in (checks.unlink, lambda: checks.write_bytes(bytes(checks.stat().st_size))):
+        lost()
+        with pytest.raises(RunError, match=r"29 of the 31 rows .* not what was written"):
+            make(30, reopen=True, **options).load_state(*state)
     old = {k: v for k, v in state[1].items() if k not in ("newest", "last_truncated")}
     make(30, reopen=True, **options).load_state(state[0], old)
+
+
+@pytest.mark.parametrize("name", ["row.bin", "reward.bin", "all"])
+def test_a_file_that_is_gone_costs_no_other(name: str, tmp_path: Path) -> None:
+    """Whoever finds it again resumes: nothing is made anew in its place."""
+    options: dict[str, Any] = {"spare_rows": 20, "folder": tmp_path / "replay"}
+    history = History(make(30, **options), (4, 6, 9))
+    history.play(50)
+    history.buffer.flush()
+    state = history.buffer.state()
+    gone, aside = (tmp_path / "replay", tmp_path) if name == "all" else (tmp_path / "replay" / name, tmp_path)
+    gone.rename(aside / "elsewhere")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.bin")}
+    with pytest.raises(RunError, match="cannot be used for replay: No such file"):
+        make(30, reopen=True, **options)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.bin")} == before
+    (aside / "elsewhere").rename(gone)
+    make(30, reopen=True, **options).load_state(*state)
 
 
 @pytest.mark.parametrize("where", ["disk", "memory"])

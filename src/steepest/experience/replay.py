@@ -73,7 +73,7 @@ class ReplayBuffer(Transitions):
         self.arrays: dict[str, Array] = {}
         self._checks: Checksums | None = None
         self.flat = {}
-        self._reopens = reopen and self._file("row").exists()
+        self._reopens = reopen
         self.obs_fields = obs_spec.fields
         self.stacked = {f.name for f in obs_spec.fields if f.kind == "image" and frame_stack > 1}
         plan: list[tuple[str, tuple[int, ...], str]] = []

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 class Checksums:
-    """Checksums of a ring's rows, in a file beside it; 0 where none was ever recorded."""
+    """Checksums of a ring's rows, in a file beside it; 0 where none was ever recorded, which no row has."""
 
     CHUNK = 4096
 
@@ -37,12 +37,8 @@ class Checksums:
         self.until = max(self.until, until)
 
     def altered(self, stored: Callable[[Array], Array], rows: Array) -> int:
-        """Count the rows whose checksum is another one now."""
-        found = 0
-        for position in self._chunks(rows):
-            known = self.array[position]
-            found += int(((known != 0) & (known != self._of(stored(position)))).sum())
-        return found
+        """Count the rows that do not have the checksum that was recorded, or of which none was."""
+        return sum(int((self.array[at] != self._of(stored(at))).sum()) for at in self._chunks(rows))
 
     def _chunks(self, rows: Array) -> Iterator[Array]:
         for start in range(0, len(rows), self.CHUNK):

@@ -35,6 +35,8 @@ from steepest.runs.store.folder import RunDirectory, changed_since, check_same_r
 from steepest.runs.store.metrics import MetricsLog
 
 Note = Callable[[str], None]
+Found = tuple[Path, dict[str, torch.Tensor], dict[str, Any]]
+"""A checkpoint's path, tensors and metadata."""
 
 
 class Run:
@@ -170,7 +172,8 @@ class Run:
     def _create(self, path: Path | None) -> None:
         """Take a new folder for the run."""
         self.directory = RunDirectory.create(path, self.training.label)
-        self._open_store(resuming=False)
+        self.store = CheckpointStore(self.directory.checkpoints_path, self.settings.keep_checkpoints)
+        self.training.open(self.directory, self.store, resuming=False)
         if self.training.begins_with_checkpoint:
             self._save_checkpoint()
         self.directory.write_json("config.json", self.description())
@@ -192,12 +195,13 @@ class Run:
                 f"{self.kind.what}: leave it out. Accepted are {', '.join(self.kind.again)}"
             )
         training = self.training = self.kind.restore(directory, saved, note, given)
-        self._open_store(resuming=True)
+        found = self._newest(saved)  # compared with config.json before anything is opened that is of that size
+        training.open(self.directory, self.store, resuming=found is not None)
         report = environment_report()
         changed = changed_since(saved["environment"], report)
         elsewhere = bool(changed) or report["gpu"] != saved["environment"].get("gpu")
         notes = training.check_unchanged(directory.path, saved, elsewhere=elsewhere)
-        checkpoint = self._load_latest(saved)
+        checkpoint = self._load(found)
         extended = training.extend()
         if self.directory is not None:
             written = {row["seed"]: row["step"] - 1 for row in self.pending or ()}  # what is pending is written again
@@ -220,11 +224,6 @@ class Run:
         if changed:
             training.note(f"bits may differ from an uninterrupted run: {'; '.join(changed)}")
 
-    def _open_store(self, *, resuming: bool) -> None:
-        if self.directory is not None:
-            self.store = CheckpointStore(self.directory.checkpoints_path, self.settings.keep_checkpoints)
-        self.training.open(self.directory, self.store, resuming=resuming)
-
     def _open_log(self, resume_step: dict[int, int] | None) -> None:
         assert self.directory is not None
         self.log = MetricsLog(
@@ -235,15 +234,24 @@ class Run:
             wandb=self.settings.wandb,
         )
 
-    def _load_latest(self, saved: dict[str, Any]) -> Path | None:
-        """Load the newest checkpoint, which the main process alone looks for; return its path."""
+    def _newest(self, saved: dict[str, Any]) -> Found | None:
+        """Read the newest checkpoint, which the main process alone looks for, and compare it with config.json."""
+        if self.directory is not None:
+            self.store = CheckpointStore(self.directory.checkpoints_path, self.settings.keep_checkpoints)
         found = None if self.store is None else self.store.load_latest()
         path = self.training.decided(None if found is None else found[0])
         if path is None:
+            return None
+        found = found or (path, *load_tensors(path, kind="checkpoint"))
+        check_same_run(path, found[2], saved)
+        return found
+
+    def _load(self, found: Found | None) -> Path | None:
+        """Take up a checkpoint; return its path."""
+        if found is None:
             self.training.note("no checkpoint was saved yet; starting from the beginning")
             return None
-        tensors, metadata = load_tensors(path, kind="checkpoint") if found is None else found[1:]
-        check_same_run(path, metadata, saved)
+        path, tensors, metadata = found
         try:
             self.training.load(tensors, metadata)
             self.wall_seconds, self.evaluated_at = float(metadata["wall_seconds"]), int(metadata["evaluated_at"])
