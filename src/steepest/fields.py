@@ -26,6 +26,7 @@ class Accepts(NamedTuple):
 Count = Annotated[int, Accepts(lambda x: x >= 1, "at least 1")]
 AtLeastTwo = Annotated[int, Accepts(lambda x: x >= 2, "at least 2")]
 AtLeastTen = Annotated[int, Accepts(lambda x: x >= 10, "at least 10")]
+Threads = Annotated[int, Accepts(lambda x: 1 <= x <= 1024, "1 to 1,024")]  # far more end the process without a word
 Whole = Annotated[int, Accepts(lambda x: x >= 0, "zero or more")]
 Positive = Annotated[float, Accepts(lambda x: x > 0, "a positive number")]
 NonNegative = Annotated[float, Accepts(lambda x: x >= 0, "zero or more")]

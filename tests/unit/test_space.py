@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import resource
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import steepest
 from helpers_language import demonstrations, tiny
 from steepest import UsageError
+from steepest.cli import checks
+from steepest.cli.main import main
+from steepest.estimators.comparison import compare as compare_estimators
 from steepest.files import space
 from steepest.language.training.trainer import trained_bytes
 
@@ -77,6 +82,7 @@ QUICK = {"num_envs": 2, "total_steps": 64, "hidden_sizes": (8,), "compile": "off
             r"^a batch of 8,000,000 environments needs 32\.8 GB of memory",
         ),
         ({"num_envs": 1_000, "vectorization": "async"}, r"^a batch of 1,000 environments needs 10\.5 GB of memory"),
+        ({"num_envs": 10**9, "vectorization": "native"}, r"^a batch of 1,000,000,000 environments needs 64 GB"),
     ],
 )
 @pytest.mark.usefixtures("one_gigabyte")
@@ -103,6 +109,46 @@ def test_so_are_minibatches(options: dict[str, Any], message: str, tmp_path: Pat
     with pytest.raises(UsageError, match=message):
         steepest.train("dqn", "CartPole-v1", out=tmp_path / "run", **{**QUICK, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_gigabyte")
+def test_so_are_networks(tmp_path: Path) -> None:
+    """Those of agents, of several seeds, and of fitted Q evaluation."""
+    train, options = partial(steepest.train, out=tmp_path / "run"), {**QUICK, "hidden_sizes": (10**5, 10**5)}
+    for algorithm, env in (("ppo", "CartPole-v1"), ("sac", "Pendulum-v1")):
+        with pytest.raises(UsageError, match=r"^training networks of hidden_sizes 100000, 100000 needs 160 GB"):
+            train(algorithm, env, **options)
+    with pytest.raises(UsageError, match=r"hidden_sizes 64, 64 for 100,000 seeds needs 6\.66 GB .* or fewer seeds$"):
+        steepest.train_seeds("ppo", "CartPole-v1", seeds=10**5, **{**QUICK, "num_envs": 1, "hidden_sizes": (64, 64)})
+    assert list(tmp_path.iterdir()) == []
+    agent = steepest.train("ppo", "CartPole-v1", **QUICK)
+    data = steepest.collect(agent, "CartPole-v1", steps=40)
+    for name, value, said in (("hidden_sizes", (10**5, 10**5), "networks"), ("batch_size", 10**9, "a gradient step")):
+        with pytest.raises(UsageError, match=said):
+            steepest.ope([agent], data, updates=1, **{name: value})
+
+
+@pytest.mark.usefixtures("one_gigabyte")
+def test_so_are_estimates() -> None:
+    with pytest.raises(UsageError, match=r"sampling .* episodes at a time needs .* give fewer repeats or steps"):
+        compare_estimators("walk", repeats=10**9)
+
+
+def test_so_is_a_number_of_threads() -> None:
+    """Which would end the process without a word, and leave the folder of a run."""
+    with pytest.raises(UsageError, match="threads is 1000000000; expected 1 to 1,024 or none"):
+        steepest.train("ppo", "CartPole-v1", threads=10**9)
+
+
+def test_what_is_not_foreseen_is_said_without_its_place_in_c(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(checks, "estimators", refused)
+    assert main(["estimators"]) == 1
+    assert capsys.readouterr().err == "steepest: out of memory: 4.61 EB at once are not there\n"
 
 
 @pytest.mark.usefixtures("one_gigabyte")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from steepest.agents.acting import Actor, act_once, first_member, read_observation
 from steepest.agents.config import config_from_json
-from steepest.agents.initial import build, check_start, described_agent, initial_parameters, refusal
+from steepest.agents.initial import build_members, check_start, described_agent, initial_parameters, refusal
 from steepest.agents.population import Population, Value
 from steepest.agents.statistics import initial_observation_statistics, initial_return_statistics
 from steepest.distributions import action_noise
@@ -114,7 +114,7 @@ class Agent(ABC):
         self.device = torch.device(device)
         self.population = Population(config, self.members, self.hyper_fields, varied or {}, self.device)
         self.learner = Learner(self.members, compile=compile, device=self.device, note=note or (lambda _: None))
-        modules = [build(lambda: self.networks(network), seed, self.device) for seed in seeds]
+        modules = build_members(self, network)
         self.modules = modules[0]
         self.layouts = {prefix: Layout(module) for prefix, module in self.modules.items()}
         self.calls = {k: FunctionalModule(module, self.layouts[k], k) for k, module in self.modules.items()}

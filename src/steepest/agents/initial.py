@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from steepest.errors import UsageError
+from steepest.files.space import require_space
 from steepest.learner.step import Layout, State, adam_state
 from steepest.seeding import drawing_from, stream_seed
 from steepest.types import ActionKind, ActionSpec, described
+
+CPU = torch.device("cpu")
 
 
 def refusal(algorithm: str, kinds: tuple[ActionKind, ...], bounded: bool, spec: ActionSpec) -> str | None:
@@ -33,6 +37,29 @@ def refusal(algorithm: str, kinds: tuple[ActionKind, ...], bounded: bool, spec: 
             f"{list(spec.high)} (gymnasium.wrappers.TransformAction can give it some)"
         )
     return None
+
+
+def build_members(agent: Any, network: Any) -> list[dict[str, nn.Module]]:
+    """Build the networks of an agent's members, once their need of memory is compared with what is free."""
+    if network is None:
+        require_networks(agent.config.hidden_sizes, agent.members, agent.device)
+    return [build(lambda: agent.networks(network), seed, agent.device) for seed in agent.seeds]
+
+
+def require_networks(hidden_sizes: tuple[int, ...], members: int = 1, device: torch.device = CPU) -> None:
+    """Refuse networks whose layers do not fit into memory; the layers to their inputs and outputs are not counted.
+
+    Raises:    UsageError, before anything is taken
+    Verified:  tests/unit/test_space.py::test_so_are_networks
+    """
+    copies = 4 if device.type == "cpu" else 1  # weights, gradients and Adam's two moments, where they are trained
+    weights = sum(one * following for one, following in pairwise((1, *hidden_sizes)))
+    require_space(
+        4 * copies * weights * members,
+        f"training networks of hidden_sizes {', '.join(map(str, hidden_sizes))}"
+        + (f" for {members:,} seeds" if members > 1 else ""),
+        "give smaller hidden_sizes" + (", or fewer seeds" if members > 1 else ""),
+    )
 
 
 def build(networks: Callable[[], dict[str, nn.Module]], seed: int, device: torch.device) -> dict[str, nn.Module]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from steepest.cli import agents, checks, datasets, language, ope, preferences, s
 from steepest.cli.options import asks_for_help
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
+from steepest.files.space import in_bytes
 from steepest.files.terminal import escaped, forgiving_streams, open_descriptors
 from steepest.language.parallel.torchrun import launch
 
@@ -91,7 +93,7 @@ def _run(argv: list[str]) -> int:
         if os.environ.get("STEEPEST_DEBUG"):
             raise
         if "allocate memory" in str(error) or "out of memory" in str(error):
-            _complain(f"out of memory: {str(error).strip().splitlines()[0]}")
+            _complain(f"out of memory: {_allocation(str(error))}")
             return 1
         _complain(
             f"internal error, {type(error).__name__}: {error}\n"
@@ -102,6 +104,12 @@ def _run(argv: list[str]) -> int:
         warnings.showwarning = show_warning
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _allocation(text: str) -> str:
+    """Return what PyTorch says of memory that it did not get, without its places in C++."""
+    asked = re.search(r"tried to allocate (\d+) bytes", text)
+    return f"{in_bytes(int(asked[1]))} at once are not there" if asked else text.strip().splitlines()[0]
 
 
 def _complain(text: str) -> None:

@@ -35,8 +35,9 @@ EnvLike = str | Callable[..., AnyEnv] | AnyEnv | AnyVectorEnv
 
 NATIVE_FROM = 4
 """From so many environments on, a NumPy vector environment beats a loop (CartPole: both 32 us a step at 4)."""
-BYTES_OF_AN_ENVIRONMENT, BYTES_OF_A_PROCESS = 2**12, 10 * 2**20
-"""Of memory, about: of a small environment made in Python (CartPole 6 kB, Acrobot 2), and of a process around one."""
+BYTES_OF_A_ROW, BYTES_OF_AN_ENVIRONMENT, BYTES_OF_A_PROCESS = 2**6, 2**12, 10 * 2**20
+"""Of memory, about: of a small environment in arrays of them all, of one made in Python (CartPole 6 kB, Acrobot 2), and
+of a process around one."""
 
 
 class _Asked(NamedTuple):
@@ -181,6 +182,7 @@ def _registered(spec: EnvSpec, asked: _Asked) -> EnvBatch:
     # Windows are a matter of single environments, and those that are native draw all of theirs for one picture.
     worth_it = has_native and asked.num_envs >= NATIVE_FROM and asked.render_mode is None
     if asked.vectorization == "native" or (asked.vectorization == "auto" and worth_it):
+        _require_memory(asked.num_envs, BYTES_OF_A_ROW)
         venv = _construct(
             spec.id, lambda: gym.make_vec(spec, asked.num_envs, vectorization_mode="vector_entry_point", **options)
         )
@@ -302,7 +304,7 @@ def _loop(
 ) -> EnvBatch:
     """Scalar environments, in this process or one process each."""
     each = BYTES_OF_A_PROCESS if asked.vectorization == "async" else BYTES_OF_AN_ENVIRONMENT
-    require_space(asked.num_envs * each, f"a batch of {asked.num_envs:,} environments", "give fewer (num_envs, seeds)")
+    _require_memory(asked.num_envs, each)
     if asked.vectorization == "async":
         # A worker is sent all that its function names: never ``asked``, whose ``on_game`` may know the whole training.
         owner, info_keys = os.getpid(), asked.info_keys
@@ -350,6 +352,10 @@ def _construct(name: str, build: Callable[[], _T]) -> _T:
         raise EnvFailure(f"{name} cannot be made: TypeError: {error}") from error
     except Exception as error:
         raise EnvFailure(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _require_memory(num_envs: int, each: int) -> None:
+    require_space(num_envs * each, f"a batch of {num_envs:,} environments", "give fewer (num_envs, seeds)")
 
 
 def _refuse(condition: bool, message: str) -> None:

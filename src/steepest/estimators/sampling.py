@@ -15,6 +15,7 @@ from steepest.estimators.estimators import F64, Objective, Trajectories, flags
 from steepest.exact import finite_mdp as mdps
 from steepest.exact import optimal
 from steepest.exact.finite_mdp import FiniteMDP
+from steepest.files.space import require_space
 from steepest.problems import Problem
 
 TAIL = 1e-6
@@ -108,6 +109,8 @@ def sample(
 
     Verified:  tests/exact/test_estimators.py::test_sampled_frequencies
     """
+    need = 8 * recordings * len(problem.initial)
+    require_space(need, f"sampling {recordings:,} episodes at a time", "give fewer repeats or steps")
     transition = torch.from_numpy(problem.transition).cumsum(-1)
     reward = torch.from_numpy(problem.reward if problem.outcome_reward is None else problem.outcome_reward)
     over = torch.from_numpy(problem.absorbing)

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from steepest.agents.agent import Agent
-from steepest.agents.initial import build
+from steepest.agents.initial import CPU, build, require_networks
 from steepest.distributions import Categorical, Distribution, action_noise
 from steepest.errors import UsageError
 from steepest.experience.datasets.sampling import DatasetRows
 from steepest.fields import Checked, Count, NonNegative, Positive, PositiveShare, Share, Whole
+from steepest.files.space import require_space
 from steepest.learner.trees import tree_map
 from steepest.losses import best_response_value, conservative_gap, q_learning_target, value_loss
 from steepest.networks.config import NetworkConfig
@@ -126,8 +127,13 @@ class FittedQ:
             shape["layer_norm"] = config.layer_norm
             return {"": QEnsemble(network, agent.obs_spec, None, critics=1, **shape)}
 
-        cpu = torch.device("cpu")
-        self.q_network, self.target = (build(make, config.seed, cpu)[""] for _ in range(2))
+        require_networks(config.hidden_sizes)
+        self.q_network, self.target = (build(make, config.seed, CPU)[""] for _ in range(2))
+        require_space(
+            12 * config.batch_size * sum(config.hidden_sizes),  # outputs, their gradients, and those of the target
+            f"a gradient step on {config.batch_size:,} transitions",
+            "give a smaller batch_size",
+        )
         moments = {k: [x.float() for x in m] for k, m in rows.moments().items()}
         self.statistics = Normalization({k: m[0] for k, m in moments.items()}, {k: m[1] for k, m in moments.items()})
 

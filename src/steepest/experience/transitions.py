@@ -77,6 +77,8 @@ class Transitions:
         going = ~(terminated | self.flat["truncated"][here])
         following = row + 1
         for k in range(1, n_steps):
+            if not going.any():
+                break
             at = (np.minimum(row + k, self.written - 1) % self.length) * self.envs + env
             going = going & (row + k < self.written)
             ended = self.flat["terminated"][at]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from steepest.environments.config import AtariOptions, Vectorization
 from steepest.errors import UsageError
-from steepest.fields import Checked, Count, PartialShare, Positive, Whole
+from steepest.fields import Checked, Count, PartialShare, Positive, Threads, Whole
 from steepest.runs.options.aliases import called_here
 
 
@@ -19,7 +19,7 @@ class SharedConfig(Checked):
 
     seed: Whole = 0
     """Seed of everything random in the run; with several seeds, of the first."""
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads of PyTorch; by default 1 for small updates of agents, else all cores."""
     eval_every: Whole | None = None
     """Steps between evaluations (of the environment, or updates of a language model); by default a tenth of the run. 0
