@@ -13,7 +13,7 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
-from steepest.errors import UsageError, require
+from steepest.errors import UsageError, brief, require
 
 
 class Accepts(NamedTuple):
@@ -102,7 +102,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             example = ["success"] if get_args(hint)[0] is str else [64, 64]
-            raise UsageError(f"{name} is {value!r}; expected a list, such as {example}")
+            raise UsageError(f"{name} is {brief(value)}; expected a list, such as {example}")
         return tuple(_checked(name, item, get_args(hint)[0]) for item in value)
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy scalars
         value = value.item()
@@ -128,7 +128,7 @@ def _checked_part(name: str, value: Any, kind: type[Any]) -> Any:
     elif isinstance(value, Mapping):
         given = {str(k): v for k, v in cast(Mapping[Any, Any], value).items()}
     else:
-        raise UsageError(f"{name} is {value!r}; expected {kind.__name__}(...), or its fields by name")
+        raise UsageError(f"{name} is {brief(value)}; expected {kind.__name__}(...), or its fields by name")
     hints = get_type_hints(kind)
     _refuse_unknown(given, [f.name for f in fields(kind)], name)
     return kind(**{k: _checked(f"{name}.{k}", v, hints[k]) for k, v in given.items()})

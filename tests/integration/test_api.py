@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,34 @@ def test_train_load_evaluate_plot(tmp_path: Path) -> None:
     assert by_agent.summary()["mean"] == by_agent.mean
     picture = steepest.plot([out], tmp_path / "curve.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("given", [None, 3, b"runs/one", {"a": 1}, [1.5], float("nan")], ids=repr)
+def test_what_is_no_path_is_refused(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a folder made that has the text of an object for its name."""
+    monkeypatch.chdir(tmp_path)
+    calls: list[Callable[[], Any]] = [
+        lambda: steepest.load(given),
+        lambda: steepest.evaluate(given),
+        lambda: steepest.resume(given),
+        lambda: steepest.Run.resume(given),
+        lambda: steepest.resume_language(given),
+        lambda: steepest.collect_replay(given),
+        lambda: steepest.plot([given]),
+    ]
+    if given is not None:
+        calls += [
+            lambda: steepest.train("ppo", "CartPole-v1", out=given, **SHORT),
+            lambda: steepest.plot("runs/one", given),
+            lambda: steepest.collect("random", "CartPole-v1", steps=10, out=given),
+            lambda: steepest.ope([given], {"a": 1}),
+        ]
+    for call in calls:
+        with pytest.raises(UsageError, match=r"; expected a path$|the arrays lacks|is no agent"):
+            call()
+    with pytest.raises(UsageError, match=r"^algorithm is .*; expected the name of one, such as 'ppo'"):
+        steepest.train(given, "CartPole-v1", **SHORT)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plot_takes_one_run_or_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

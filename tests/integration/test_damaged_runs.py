@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,22 @@ def test_what_is_mere_output_blocks_nothing(text: str, place: Path, capsys: pyte
         run = steepest.resume_language("sft", data=demonstrations(16))
     assert run is not None
     assert stray_files(place) == []
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+@pytest.mark.parametrize(("name", "code"), [("metrics.jsonl", 1), ("summary.json", 0), ("config.json", 2)])
+def test_what_is_no_file_is_never_waited_for(
+    name: str, code: int, make: Callable[[Path], None], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe in the place of a file would be read for ever."""
+    path = Path("ppo", name)
+    path.unlink()
+    make(path)
+    assert main.main(["train", "--resume", "ppo", "--quiet"]) == (
+        1 if name == "summary.json" and path.is_dir() else code
+    )
+    if code:
+        assert "no ordinary file" in capsys.readouterr().err or name == "config.json"
 
 
 def test_a_run_of_the_other_kind_is_told_apart(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

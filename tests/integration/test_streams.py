@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from helpers_runs import final_state, start_command, wait_for_step
 
+from steepest.cli import main
+from steepest.files.terminal import ENDING
+
 COMMAND = [sys.executable, "-m", "steepest"]
 SMALL = ("--total-steps", "256", "--eval-episodes", "1", "--compile", "off", "--checkpoint-every", "100")
 
@@ -78,6 +81,23 @@ def test_a_lost_terminal_leaves_the_agent(number: signal.Signals, tmp_path: Path
     assert (tmp_path / "run" / "checkpoints" / "interrupted.safetensors").exists()
     assert run(["train", "--resume", "run", "--quiet"], "", tmp_path).returncode == 0
     assert final_state(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_whatever_asks_for_an_end_is_as_sigterm(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main, "_list", lambda _: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    assert main.main(["list"]) == 143
+    assert capsys.readouterr().err == "steepest: terminated\n"
+    assert signal.getsignal(number) == before
+
+
+def test_without_a_standard_input_there_is_nothing_to_answer(tmp_path: Path) -> None:
+    done = run(["generate", "nowhere"], "<&-", tmp_path)
+    assert done.returncode == 2
+    assert "nothing to answer: standard input is empty; give --prompt or --file" in done.stderr
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:

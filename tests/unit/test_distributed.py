@@ -12,6 +12,7 @@ from torch import nn
 
 from steepest.cli.main import main
 from steepest.errors import RunError, UsageError
+from steepest.files.terminal import ENDING
 from steepest.language.parallel import processes
 from steepest.language.parallel.torchrun import Launch, launch
 
@@ -144,6 +145,16 @@ def test_a_second_signal_ends_a_process_where_it_stands(other: Other, monkeypatc
             signal.raise_signal(signal.SIGTERM)  # into which torchrun turns a second Ctrl-C
         assert ended.value.code == 128 + signal.SIGTERM
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_ends_one_process_waits_for_all(number: signal.Signals, other: Other) -> None:
+    """A closed terminal, and a batch system, send more than SIGTERM."""
+    with processes.interrupts_together() as stop:
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            stop()
+    assert other.heard == [number]
 
 
 @pytest.mark.usefixtures("third_of_four")

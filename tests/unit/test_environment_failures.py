@@ -59,6 +59,39 @@ class OfItsOwn(BaseException):
     pass
 
 
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class NotMadeAgain(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(one)
+        self.two = two
+
+
+def unknown_elsewhere() -> Exception:
+    class Local(Exception):
+        pass
+
+    return Local("here", lambda: None)
+
+
+def of_kind(value: Any) -> str | None:
+    return type(value).__name__ if isinstance(value, BaseException) else None
+
+
+ODD_ERRORS: list[tuple[BaseException, str]] = [
+    (Speechless(), "raised Speechless in step(): (its text cannot be made: RuntimeError)"),
+    (NotMadeAgain(1, 2), "raised NotMadeAgain in step(): 1"),
+    (unknown_elsewhere(), "raised Local in step(): ('here', <function"),
+    (ExceptionGroup("several", [ValueError(1)]), "raised ExceptionGroup in step(): several (1 sub-exception)"),
+    (BrokenPipeError("pipe"), "raised BrokenPipeError in step(): pipe"),
+    (GeneratorExit("x"), "raised GeneratorExit in step(): x"),
+    (ValueError("x" * 100_000), "x... (100,000 characters) (at step"),
+]
+
+
 @pytest.mark.parametrize("act", [raising(ValueError("boom")), lambda: "observation", lambda: np.zeros(2, np.float32)])
 def test_a_worker_s_failure_is_said_once(act: Callable[[], Any]) -> None:
     """As the error that names the environment: no warning beside it, with a traceback of another process."""
@@ -98,11 +131,23 @@ def play(step: Callable[[], Any], vectorization: str, envs: int = 2) -> str:
         (lambda: sys.exit("bye"), "ended the program in step(): sys.exit('bye')"),
         (raising(EOFError()), "raised EOFError in step(): "),
         (lambda: np.zeros(1, np.float32), "returned a wrong observation: "),
+        *[(raising(error), said) for error, said in ODD_ERRORS],
     ],
 )
 def test_whatever_is_raised_names_the_environment(step: Callable[[], Any], said: str) -> None:
     found = play(step, "sync")
     assert "environment 0 of 2" in found
+    assert said in found
+    assert "at step 3 after reset" in found
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(OfItsOwn("odd"), "raised OfItsOwn in step(): odd"), *ODD_ERRORS], ids=of_kind
+)
+def test_whatever_is_raised_comes_from_another_process(error: BaseException, said: str) -> None:
+    """What cannot be pickled, or made again, or shown: nobody waits for it for ever."""
+    found = play(raising(error), "async")
+    assert "of 2" in found
     assert said in found
     assert "at step 3 after reset" in found
 
@@ -122,6 +167,14 @@ def test_a_dead_process_is_named(step: Callable[[], Any], said: str) -> None:
     assert "at step 3 after reset" in found
 
 
+@pytest.mark.parametrize("kind", ["complex128", "object", "datetime64[s]"])
+def test_what_holds_no_numbers_is_no_observation(kind: str) -> None:
+    """Shared memory would take the real part, or make NaN of None."""
+    for vectorization in ("sync", "async"):
+        found = play(lambda: np.zeros(3).astype(kind), vectorization)
+        assert f"returned a wrong observation: it holds {np.dtype(kind)}; expected numbers" in found, vectorization
+
+
 @pytest.mark.parametrize("shape", [(1,), (2,), (1, 3), (3, 1), ()])
 def test_a_wrong_shape_is_not_stretched(shape: tuple[int, ...]) -> None:
     """Shared memory takes what it can broadcast."""
@@ -131,7 +184,11 @@ def test_a_wrong_shape_is_not_stretched(shape: tuple[int, ...]) -> None:
         assert str(shape) in found
 
 
-@pytest.mark.parametrize("error", [RuntimeError("close boom"), SystemExit(0), OfItsOwn("odd")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("close boom"), SystemExit(0), OfItsOwn("odd"), Speechless(), unknown_elsewhere()],
+    ids=of_kind,
+)
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_closing_never_raises(error: BaseException, vectorization: str, recwarn: pytest.WarningsRecorder) -> None:
     before = {p.pid for p in multiprocessing.active_children()}
@@ -214,6 +271,16 @@ WRONG_STEPS: dict[str, tuple[Callable[[], Any], str]] = {
     "a reward in a list": (lambda: (OBS, [0.5], False, False, {}), "returned the reward [0.5]; expected one number"),
     "no reward": (lambda: (OBS, None, False, False, {}), "returned the reward None; expected one number"),
     "a reward as text": (lambda: (OBS, "1.0", False, False, {}), "returned the reward '1.0'; expected one number"),
+    "a reward without an end": (lambda: (OBS, 10**400, False, False, {}), "which is more than float32 holds"),
+    "a reward that cannot be shown": (
+        lambda: (OBS, -(10**5000), False, False, {}),
+        "returned the reward an int, which is more than float32 holds",
+    ),
+    "a flag that is no number": (
+        lambda: (OBS, 1.0, float("nan"), False, {}),
+        "returned terminated as nan; expected True or False",
+    ),
+    "a count for a flag": (lambda: (OBS, 1.0, False, 2, {}), "returned truncated as 2; expected True or False"),
     "no flag": (lambda: (OBS, 1.0, None, False, {}), "returned terminated as None; expected True or False"),
     "a flag in an array": (
         lambda: (OBS, 1.0, False, np.array([False]), {}),

@@ -106,6 +106,14 @@ def test_options_of_any_source_are_checked_alike(given: dict[str, object], messa
         checked_options(Options, given)
 
 
+def test_a_value_is_shown_as_far_as_it_fits() -> None:
+    for value in ("x" * 200_000, ["x"] * 200_000):
+        with pytest.raises(
+            UsageError, match=r"^rate is .{200}\.\.\. \([0-9,]+ characters\); expected a finite number$"
+        ):
+            checked_options(Options, {"rate": value})
+
+
 def test_options_become_what_their_fields_declare() -> None:
     found = checked_options(Options, {"steps": 1e6, "rate": "none", "sizes": [8, 8.0], "mode": True, "quiet": False})
     assert found == {"steps": 1_000_000, "rate": None, "sizes": (8, 8), "mode": "on", "quiet": False}

@@ -59,13 +59,18 @@ def test_a_name_given_twice_is_refused() -> None:
     [{}, {"a": 1, "b": "5", "c": [1, "x"], "d": None, "e": True, "f": 1e-05, "g": "3e-4x", "h": {"a-b": [0.5]}}],
 )
 def test_a_mapping_and_its_pairs_are_one(arguments: dict[str, Any]) -> None:
-    assert read_pairs(as_pairs(arguments)) == arguments
+    assert read_pairs(as_pairs(arguments, "a.yaml")) == arguments
 
 
-@pytest.mark.parametrize("arguments", [5, "gravity=5", ["gravity=5"]])
+@pytest.mark.parametrize("arguments", [5, "gravity=5", ["gravity=5"], {1: 2}, {"a-b": 2}, {None: 2}])
 def test_a_file_has_a_mapping(arguments: Any) -> None:
-    with pytest.raises(UsageError, match="expected arguments by name, such as 'gravity: 5'"):
-        as_pairs(arguments)
+    with pytest.raises(UsageError, match=r"^a\.yaml: env_kwargs .*expected .*arguments.*, such as 'gravity: 5'"):
+        as_pairs(arguments, "a.yaml")
+
+
+def test_what_is_no_yaml_is_text() -> None:
+    """A terminal's commands too."""
+    assert read_pairs(["a=\x1b[2J", "b=[1"]) == {"a": "\x1b[2J", "b": "[1"}
 
 
 def test_a_file_s_arguments_stay_as_they_are(tmp_path: Path) -> None:

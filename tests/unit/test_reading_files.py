@@ -91,6 +91,8 @@ MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 
         ("a: 2020-13-45", "month must be in"),
         ("? [1, 2]\n: 3", "unhashable key"),
         ("a: 1\n---\nb: 2", "expected a single document"),
+        ("a: \x00", "unacceptable character #x0000"),
+        ("a: \x1b[2J", "unacceptable character #x001b"),
     ],
     ids=lambda text: text[:20],
 )

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING
 
-from steepest.errors import UsageError
+from steepest.errors import UsageError, require
 
 if TYPE_CHECKING:
     from steepest.agents.agent import Agent
@@ -54,6 +54,7 @@ def find_config(name: str) -> type[NetworkConfig]:
 
 def _home(name: str) -> tuple[str, str]:
     """The file and the class of an algorithm."""
+    require(isinstance(name, str), "algorithm", name, "the name of one, such as 'ppo'")
     if name not in ALGORITHMS:
         lower = name.lower()
         near = [lower] if lower in ALGORITHMS else difflib.get_close_matches(lower, ALGORITHMS, n=3, cutoff=0.5)

@@ -15,7 +15,7 @@ from steepest.api.drive import drive
 from steepest.api.option_types import seen_as
 from steepest.api.option_types.agents import Train, TrainSeeds
 from steepest.environments import EnvBatch
-from steepest.errors import UsageError
+from steepest.errors import UsageError, as_path
 from steepest.files.tensors import CheckpointError, load_metadata, load_tensors
 from steepest.networks.config import NetworkFactory
 from steepest.runs.evaluate import Evaluation, evaluate_members, make_evaluation_env
@@ -104,7 +104,7 @@ def train_seeds(
         lambda note: Run(
             algorithm,
             env,
-            out=None if out is None else str(out),
+            out=None if out is None else as_path(out, "out"),
             network=network,
             agent=agent,
             eval_env=eval_env,
@@ -132,11 +132,12 @@ def resume(
     quiet: bool = True,
 ) -> Agent:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
-    if class_of_run(Path(path)) is not Run:
+    path = as_path(path, "the run")
+    if class_of_run(path) is not Run:
         raise UsageError(f"{path} is a run of a language model; resume it with steepest.resume_language")
     run = drive(
         lambda note: Run.resume(
-            Path(path),
+            path,
             total_steps=total_steps,
             env=env,
             network=network,
@@ -155,7 +156,7 @@ def saved_file(path: PathLike, which: Which = "latest") -> Path:
 
     "latest" is whatever has seen the most steps: the newest checkpoint, or the agent saved by an interruption.
     """
-    path = Path(path)
+    path = as_path(path, "the run")
     check_saved(path)
     if path.is_file():
         return path
@@ -255,7 +256,7 @@ def evaluate(
             return play()
         from steepest.runs.view.video import Recorder
 
-        with Recorder(Path(video), batch) as recorder:
+        with Recorder(as_path(video, "video"), batch) as recorder:
             return play(on_step=recorder.frame)
     finally:
         batch.close()
@@ -279,5 +280,5 @@ def plot(runs: PathLike | Sequence[PathLike], out: PathLike = "curves.png", **op
     Args:      runs: the folder of a run, or several of them; options: see ``runs.view.plots.plot_runs``
     Verified:  tests/integration/test_api.py::test_plot_takes_one_run_or_several
     """
-    folders = [runs] if isinstance(runs, str | os.PathLike) else runs
-    return plot_runs([Path(r) for r in folders], Path(out), **options)
+    folders = runs if isinstance(runs, list | tuple) else [runs]
+    return plot_runs([as_path(run, "a run") for run in folders], as_path(out, "out"), **options)

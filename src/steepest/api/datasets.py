@@ -18,7 +18,7 @@ from steepest.agents.config import OffPolicyConfig, config_from_json
 from steepest.algorithms import find
 from steepest.api.agents import PathLike, Which, check_fit, saved_file
 from steepest.environments import AtariOptions, EnvBatch
-from steepest.errors import UsageError, require
+from steepest.errors import UsageError, as_path, require
 from steepest.experience.datasets.dataset import (
     Dataset,
     RecordedEpisode,
@@ -172,7 +172,7 @@ def collect_replay(
     """
     known = _given_reference(reference, reference_episodes)
     place = None if out is None else check_free(out)
-    with RunDirectory.open(Path(run)) as directory:
+    with RunDirectory.open(as_path(run, "the run")) as directory:
         agent, chosen = _population(read_agent(saved_file(directory.path), network=network), member, str(run))
         where = _where([agent], env, None, None)
         buffer = _replay(directory, agent)

@@ -12,7 +12,7 @@ import torch
 from steepest.api.drive import drive
 from steepest.api.option_types import seen_as
 from steepest.api.option_types.language import RLHF, DPOOptions, RewardModelOptions, SFTOptions
-from steepest.errors import UsageError
+from steepest.errors import UsageError, as_path
 from steepest.language.compare.comparison import Comparison, compare_models
 from steepest.language.compare.report import checked_out, write_comparison
 from steepest.language.data.datasets import read_prompts
@@ -125,7 +125,7 @@ def _trained(
     quiet: bool,
     options: dict[str, Any],
 ) -> LanguageRun:
-    place = None if out is None else str(out)
+    place = None if out is None else as_path(out, "out")
     source = os.fspath(model) if isinstance(model, os.PathLike) else model  # what else it is, load_model refuses
     return drive(
         lambda note: LanguageRun(algorithm, source, data, eval_data=eval_data, out=place, note=note, **options),
@@ -138,7 +138,9 @@ def resume_language(
 ) -> LanguageModel:
     """Finish an interrupted run from its last checkpoint; to the same bits as if it had never stopped."""
     run = drive(
-        lambda note: LanguageRun.resume(Path(path), data=data, eval_data=eval_data, reward=reward, note=note),
+        lambda note: LanguageRun.resume(
+            as_path(path, "the run"), data=data, eval_data=eval_data, reward=reward, note=note
+        ),
         quiet=quiet,
     )
     return run.model
@@ -283,7 +285,7 @@ def compare(
         UsageError for what cannot work, such as a KL from a reference with another tokenizer.
     """
     settings = Sampling(**sampling)
-    place = None if out is None else checked_out(Path(out))
+    place = None if out is None else checked_out(as_path(out, "out"))
     rows = prompt_rows(prompts)
     given = [row["prompt"] for row in rows]
     named_judge = None if judge is None else (name_of(judge), load_reward(judge))

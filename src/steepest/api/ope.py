@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -104,7 +105,7 @@ class OffPolicyEvaluation:
 
 
 def ope(
-    policies: Sequence[PathLike | Agent],
+    policies: PathLike | Agent | Sequence[PathLike | Agent],
     data: Any,
     *,
     deterministic: bool = False,
@@ -117,7 +118,7 @@ def ope(
 ) -> OffPolicyEvaluation:
     """Estimate what policies are worth from a dataset of other policies' episodes.
 
-    Args:      policies: run folders, saved agents, or agents; data: see ``read_dataset``;
+    Args:      policies: run folders, saved agents, or agents, one or several; data: see ``read_dataset``;
                deterministic: evaluate the mode of each policy instead of the policy itself;
                true_episodes: play so many episodes of each for its true value, in the environment that the data names;
                conservative_weight: of the conservative estimate, 0 leaves it out; share of the bootstrap intervals;
@@ -128,6 +129,8 @@ def ope(
     """
     require(0.0 < share < 1.0, "share", share, "between 0 and 1")
     require(true_episodes == 0 or true_episodes >= 2, "true_episodes", true_episodes, "zero, or at least 2")
+    if isinstance(policies, str | os.PathLike | Agent):
+        policies = [policies]
     if not policies:
         raise UsageError("which policies? Give run folders, saved agents, or agents")
     config, dataset = FittedQConfig(**options), read_dataset(data)

@@ -22,7 +22,7 @@ from steepest.cli.options import asks_for_help
 from steepest.cli.usage import USAGE
 from steepest.errors import SteepestError, UsageError
 from steepest.files.space import in_bytes
-from steepest.files.terminal import escaped, forgiving_streams, open_descriptors
+from steepest.files.terminal import ENDING, escaped, forgiving_streams, open_descriptors
 from steepest.language.parallel.torchrun import launch
 
 TRAINING = ("train", "sft", "reward", "dpo", "rlhf")
@@ -32,7 +32,7 @@ TRAINING = ("train", "sft", "reward", "dpo", "rlhf")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, 1 for failure, 2 for misuse, 130 after Ctrl-C, 143 after SIGTERM.
 
-    SIGHUP, what a lost terminal sends, is as SIGTERM.
+    SIGHUP, what a lost terminal sends, SIGXCPU and SIGUSR1 are as SIGTERM.
 
     Output that cannot be written ends no training; the code is 1 then.
 
@@ -63,8 +63,7 @@ def _run(argv: list[str]) -> int:
 
     # Python lets only the main thread handle signals.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    # What is ignored stays ignored: nohup asks for that.
-    ends = [n for n in (signal.SIGTERM, signal.SIGHUP) if in_main_thread and signal.getsignal(n) != signal.SIG_IGN]
+    ends = [n for n in ENDING if in_main_thread and signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, on_terminate) for number in ends}
     show_warning = warnings.showwarning
     warnings.showwarning = _show_warning

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
-from steepest.errors import UsageError
+from steepest.errors import UsageError, brief
 from steepest.files.reading import Unusable, parse_json, parse_yaml, read_text, refuse_halves, refuse_repeated
 from steepest.files.terminal import escaped
 
@@ -272,11 +272,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error}") from error
 
 
-def as_pairs(arguments: Any) -> tuple[str, ...]:
-    """Arguments by name as a user types them, KEY=VALUE each; ``read_pairs`` reads them."""
+def as_pairs(arguments: Any, file: str) -> tuple[str, ...]:
+    """Arguments by name in a file as a user types them, KEY=VALUE each; ``read_pairs`` reads them."""
     if not isinstance(arguments, dict):
-        raise UsageError(f"env_kwargs is {arguments!r}; expected arguments by name, such as 'gravity: 5'")
-    return tuple(f"{key}={json.dumps(value)}" for key, value in cast(dict[Any, Any], arguments).items())
+        raise UsageError(f"{file}: env_kwargs is {brief(arguments)}; expected arguments by name, such as 'gravity: 5'")
+    given = cast(dict[Any, Any], arguments)
+    for key in given:
+        if not (isinstance(key, str) and key.isidentifier()):
+            raise UsageError(f"{file}: env_kwargs has {brief(key)}; expected names of arguments, such as 'gravity: 5'")
+    return tuple(f"{key}={json.dumps(value)}" for key, value in given.items())
 
 
 def read_pairs(pairs: Sequence[str], flag: str = "--env-kwargs") -> dict[str, Any]:

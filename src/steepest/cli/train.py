@@ -309,7 +309,7 @@ def _from_file(argv: list[str], kind: type[OutputOptions]) -> tuple[str | None, 
     if "live" in given:
         given |= checked_options(kind, {"live": given["live"]})
     if "env_kwargs" in given:
-        given["env_kwargs"] = as_pairs(given["env_kwargs"] or {})
+        given["env_kwargs"] = as_pairs(given["env_kwargs"] or {}, str(config_file))
     return config_file, kind(**given), options
 
 

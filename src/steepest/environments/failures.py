@@ -7,8 +7,8 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium as gym
@@ -24,11 +24,25 @@ from steepest.environments.reading import (
     read_reset,
     read_step,
     taken_apart,
+    text_of_error,
 )
 
 AnyVector = VectorEnv[Any, Any, Any]
 PATIENCE = 2.0
 """Seconds that a process has to end what it was asked for, and to end itself, before it is killed."""
+
+
+class Raised(Exception):
+    """Whatever an environment raised in another process, by name and text: not every error can travel as it is.
+
+    Of one that cannot be pickled nothing would ever arrive, and whoever waits for it would wait for ever.
+    """
+
+    def __init__(self, told: Raised | tuple[str, str]) -> None:
+        if isinstance(told, Raised):  # Gymnasium makes one of another
+            told = told.kind, told.said
+        super().__init__(told)
+        self.kind, self.said = told
 
 
 class Guarded(gym.Wrapper[Any, Any, Any, Any]):
@@ -51,16 +65,27 @@ class Guarded(gym.Wrapper[Any, Any, Any, Any]):
             _warn(type(self.env.unwrapped).__name__, error)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        with taken_apart("reset"):
+        with _sent_home(), taken_apart("reset"):
             obs, info = read_reset(self.env.reset(seed=seed, options=options))
         check_shape(self.observation_space, obs)
         return obs, of_interest(info, self.infos)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        with taken_apart("step"):
+        with _sent_home(), taken_apart("step"):
             obs, reward, terminated, truncated, info = read_step(self.env.step(action))
         check_shape(self.observation_space, obs)
         return obs, reward, terminated, truncated, of_interest(info, self.infos)
+
+
+@contextmanager
+def _sent_home() -> Generator[None]:
+    """Raise ``Raised`` in the place of whatever is raised inside, but for what ends the process."""
+    try:
+        yield
+    except (WrongReturn, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise Raised((type(error).__name__, text_of_error(error))) from None
 
 
 def what_happened(
@@ -89,7 +114,9 @@ def what_happened(
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(venv, SyncVectorEnv) and any("concatenate" in frame.name for frame in frames):
         return index, f"returned a wrong observation: {error}"
-    return index, f"raised {type(error).__name__} in {call}(): {error}"
+    if isinstance(error, Raised):
+        return index, f"raised {error.kind} in {call}(): {error.said}"
+    return index, f"raised {type(error).__name__} in {call}(): {text_of_error(error)}"
 
 
 class Workers(AsyncVectorEnv):
@@ -161,7 +188,8 @@ def _warn(name: str, error: BaseException) -> None:
     """Warn of what closing raised; what is the user's, Ctrl-C, is raised again."""
     if isinstance(error, KeyboardInterrupt):
         raise error
-    warnings.warn(f"{name} raised {type(error).__name__} in close(): {error}", RuntimeWarning, stacklevel=3)
+    said = f"{name} raised {type(error).__name__} in close(): {text_of_error(error)}"
+    warnings.warn(said, RuntimeWarning, stacklevel=3)
 
 
 def _end_processes(venv: AsyncVectorEnv) -> None:

@@ -22,6 +22,10 @@ EXPECTED = {
 }
 NUMBERS = frozenset({float, int, np.float64, np.float32})
 FLAGS = frozenset({bool, np.bool_})
+LARGEST_WHOLE = 2**128
+"""Beyond float32; Python's whole numbers have no end."""
+LONGEST = 1000
+"""Characters of what an error says that are told."""
 READERS = tuple(str(Path(gym.__file__).parent / part) for part in ("vector", "wrappers"))
 """Where Gymnasium takes apart what an environment returned."""
 
@@ -60,13 +64,15 @@ def read_step(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
             + ("; four are the interface of gym before 0.26, with one flag, done, for both ends" if old else "")
         )
     obs, reward, terminated, truncated, info = cast("tuple[Any, ...]", result)
+    if type(reward) is int and not -LARGEST_WHOLE < reward < LARGEST_WHOLE:
+        raise WrongReturn(f"returned the reward {shown(reward)}, which is more than float32 holds")
     plain = type(reward) in NUMBERS and type(terminated) in FLAGS and type(truncated) in FLAGS and type(info) is dict
     if plain:  # as nearly all are, at every step: nothing more to ask
         return obs, reward, terminated, truncated, info
     if not _is_number(reward):
         raise WrongReturn(f"returned the reward {shown(reward)}; expected one number")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
-        if not _is_number(flag):
+        if not _is_number(flag) or float(flag) not in (0.0, 1.0):
             raise WrongReturn(f"returned {name} as {shown(flag)}; expected True or False")
     if not isinstance(info, Mapping):
         raise WrongReturn(f"returned {_kind(info)} as info from step(); expected a dictionary")
@@ -90,13 +96,25 @@ def number(value: Any, key: str) -> float:
     return float(value)
 
 
+def text_of_error(error: BaseException) -> str:
+    """Return what an error says, cut where it is too long for a message; one may fail to say anything.
+
+    Verified:  tests/unit/test_environment_failures.py::test_whatever_is_raised_names_the_environment
+    """
+    try:
+        text = str(error)
+    except Exception as inner:
+        return f"(its text cannot be made: {type(inner).__name__})"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
+
+
 def misread(call: str, error: BaseException) -> WrongReturn | None:
     """Return the error to raise where Gymnasium's own lines failed to take apart what ``call`` returned.
 
     So it does in the wrappers of an environment, which see what it returned before anything here does.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    if "unpack" not in str(error) or not frames or not frames[-1].filename.startswith(READERS):
+    if "unpack" not in text_of_error(error) or not frames or not frames[-1].filename.startswith(READERS):
         return None
     parts = EXPECTED[call]
     return WrongReturn(f"returned something else from {call}() than {parts}: {error}")
@@ -115,7 +133,7 @@ def taken_apart(call: str) -> Generator[None]:
 
 
 def check_shape(space: spaces.Space[Any], obs: Any, name: str = "") -> None:
-    """Raise WrongObservation where an observation, or a part of it, has another shape than its space."""
+    """Raise WrongObservation where an observation, or a part of it, has another shape than its space, or no numbers."""
     if isinstance(space, spaces.Dict) and isinstance(obs, dict):
         for key, part in space.items():
             if key in obs:
@@ -123,14 +141,20 @@ def check_shape(space: spaces.Space[Any], obs: Any, name: str = "") -> None:
     elif isinstance(space, spaces.Tuple) and isinstance(obs, tuple):
         for i, (part, one) in enumerate(zip(space, obs, strict=False)):
             check_shape(part, one, f"{name}.{i}" if name else str(i))
-    elif isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete) and np.shape(obs) != space.shape:
+    elif isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete):
         what = f"the field {name!r}" if name else "it"
-        raise WrongObservation(f"{what} has the shape {np.shape(obs)}, its space {space.shape}")
+        if np.shape(obs) != space.shape:
+            raise WrongObservation(f"{what} has the shape {np.shape(obs)}, its space {space.shape}")
+        if isinstance(obs, np.ndarray) and obs.dtype.kind not in "biuf":
+            raise WrongObservation(f"{what} holds {obs.dtype}; expected numbers")
 
 
 def shown(value: Any) -> str:
     """Return a value on one short line, with its shape where it is an array."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a whole number of thousands of digits, or a class of the user's own
+        return _kind(value)
     text = text if len(text) <= 80 else f"{text[:77]}..."
     shape = getattr(value, "shape", ())
     return f"{text} of shape {tuple(shape)}" if shape else text
@@ -144,7 +168,7 @@ def _is_number(value: Any) -> bool:
         if np.ndim(value) != 0:
             return False
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

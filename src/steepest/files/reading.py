@@ -80,7 +80,10 @@ def parse_yaml(text: str) -> Any:
     """
     import yaml
 
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.YAMLError as error:  # a control character
+        raise Unusable(" ".join(str(error).split())) from error
     try:
         node = loader.get_single_node()
         if node is None:

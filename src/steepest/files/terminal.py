@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Generator
@@ -82,6 +84,11 @@ class Forgiving:
         return getattr(self.stream, name)
 
 
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1)
+"""Signals that ask for an end, from a user, a lost terminal, a limit of processor time, and a batch system that is
+about to kill: what has been trained is saved. One that is ignored stays ignored: nohup asks for that."""
+
+
 @contextmanager
 def forgiving_streams(*, raises: bool) -> Generator[Forgiving]:
     """Put ``Forgiving`` streams in the place of standard output, which is given, and of standard error.
@@ -106,7 +113,8 @@ def forgiving_streams(*, raises: bool) -> Generator[Forgiving]:
 def open_descriptors() -> None:
     """Open standard input, output and error where they are closed, on nothing.
 
-    The next file that is opened would take their numbers, and what libraries print would go into it.
+    The next file that is opened would take their numbers, and what libraries print would go into it. Python has no
+    standard input then: an empty one stands for it.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -114,6 +122,8 @@ def open_descriptors() -> None:
         except OSError:
             with suppress(OSError):
                 os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdin = io.StringIO()
 
 
 def _drain(stream: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 
 from steepest.agents.agent import Agent
-from steepest.errors import RunError, SteepestError, UsageError
+from steepest.errors import RunError, SteepestError, UsageError, as_path
 from steepest.files.tensors import load_tensors
 from steepest.learner.memory import keep_freed_memory
 from steepest.networks.config import NetworkFactory
@@ -144,7 +144,7 @@ class Run:
             "eval_data": eval_data,
             "reward": reward,
         }
-        run = cast(Run, object.__new__(cls if cls is not Run else class_of_run(Path(path))))
+        run = cast(Run, object.__new__(cls if cls is not Run else class_of_run(as_path(path, "the run"))))
         try:
             with run.kind.meet():
                 run._resume(Path(path), note or ignore, {k: v for k, v in again.items() if v is not None})
@@ -161,7 +161,7 @@ class Run:
             with self.kind.meet():
                 self.training = make()
                 if out is not None and self.kind.is_main():
-                    self._create(Path(out) if str(out) else None)
+                    self._create(as_path(out, "out") if str(out) else None)
                 else:
                     self.training.open(None, None, resuming=False)
                 self.training.restart()

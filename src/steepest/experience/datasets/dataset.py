@@ -23,6 +23,9 @@ Array = NDArray[Any]
 RawObs = Array | Mapping[str, Any]
 """An array (R, ...), or a mapping of them, nested as the space is; a Tuple's parts are named "0", "1", ..."""
 
+LARGEST = np.finfo(np.float32).max
+"""What agents learn from is in float32."""
+
 CHUNK_BYTES = 2**26
 """An array that may be larger than memory is read in pieces of this size."""
 
@@ -129,12 +132,13 @@ class Dataset:
             return
         for piece in pieces(array):
             chunk = array[piece]
-            bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(1)
+            bad = ~(np.abs(chunk) <= LARGEST).reshape(len(chunk), -1).all(1)  # of NaN too
             if where is not None:
                 bad &= where[piece]
             if bad.any():
                 row = piece.start + int(bad.argmax())
-                raise UsageError(f"{self.source}: {name} is not a finite number in row {row:,}: {array[row]}")
+                why = "more than float32 holds" if np.isfinite(array[row]).all() else "not a finite number"
+                raise UsageError(f"{self.source}: {name} is {why} in row {row:,}: {array[row]}")
 
     def _check_ends(self) -> None:
         both = self.terminated & self.truncated

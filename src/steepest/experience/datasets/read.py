@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from steepest.errors import UsageError
+from steepest.errors import UsageError, as_path
 from steepest.experience.datasets import flat_files, folders, minari_files
 from steepest.experience.datasets.dataset import Dataset
 from steepest.experience.datasets.layouts import from_arrays, known_arrays
@@ -82,7 +82,7 @@ def check_free(out: str | os.PathLike[str]) -> str:
 
     Raises:    UsageError where something is there already, or a package is missing
     """
-    place = os.fspath(out)
+    place = str(as_path(out, "out")) if not isinstance(out, str) else out
     if place.startswith(MINARI):
         minari_files.check_free(place.removeprefix(MINARI))
         return place

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from steepest.errors import UsageError
+from steepest.errors import UsageError, brief
 from steepest.files.reading import Unusable, parse_json, read_text
 
 _SET = re.compile(r"\{%- set (\w+) = [^\n]*? \+%\}")
@@ -38,9 +38,11 @@ def template_arguments(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     try:
         found = parse_json(given)
     except Unusable as error:
-        raise UsageError(f"template_kwargs is {given!r}, which is no JSON: {error}") from error
+        raise UsageError(f"template_kwargs is {brief(given)}, which is no JSON: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f'template_kwargs is {given!r}; expected values by name, such as {{"enable_thinking": false}}')
+        raise UsageError(
+            f'template_kwargs is {brief(given)}; expected values by name, such as {{"enable_thinking": false}}'
+        )
     return cast(dict[str, Any], found)
 
 

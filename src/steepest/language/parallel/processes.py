@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from steepest.errors import RunError, SteepestError, UsageError
+from steepest.files.terminal import ENDING
 from steepest.language.parallel.torchrun import launch
 
 T = TypeVar("T")
@@ -260,7 +261,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def interrupts_together() -> Generator[Callable[[], None]]:
-    """Ctrl-C and SIGTERM inside only take effect where all processes ask for them, and then in all at once.
+    """Ctrl-C and ``ENDING`` signals inside only take effect where all processes ask for them, and then in all at once.
 
     One that stopped where it stands would leave the others waiting for it. Alone, signals do what they always do. Who
     is asked again does not wait, and ends where it stands; the others then find it gone.
@@ -290,7 +291,7 @@ def interrupts_together() -> Generator[Callable[[], None]]:
                 usual(number, None)
             raise KeyboardInterrupt
 
-    handled = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    handled = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) != signal.SIG_IGN]
     previous = {int(n): signal.signal(n, remember) for n in handled}
     try:
         yield stop

@@ -256,6 +256,8 @@ def read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
     Verified:  tests/integration/test_damaged_runs.py::test_what_a_config_must_hold_is_checked_at_the_door
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise RunError(f"{path} cannot be read as JSON: it is no ordinary file")
     try:
         text = read_text(path)
         data = parse_json(text)

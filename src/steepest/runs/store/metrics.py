@@ -136,8 +136,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Verified:  tests/integration/test_damaged_runs.py::test_a_row_of_metrics_that_cannot_be_used_is_named
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and path.name != METRICS_FILE:
         path = path / METRICS_FILE
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise RunError(f"{path} cannot be read: it is no ordinary file.")
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError as error:
