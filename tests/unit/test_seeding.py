@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from torch import nn
 
 import steepest
 from helpers import discrete, vector
+from helpers_language import tiny
 from steepest.agents.initial import build
 from steepest.algorithms.ppo import PPO, PPOConfig
+from steepest.language.models.loading import load_model
+from steepest.language.models.saving import save_model
 from steepest.seeding import drawing_from
 
 THREADS = 8
@@ -57,6 +61,32 @@ def test_threads_draw_what_they_draw_alone(draw: Any) -> None:
     for found, expected in zip(together(draw, seeds), alone, strict=True):
         assert torch.equal(found, expected)
     assert not torch.equal(alone[0], alone[1])
+
+
+def test_weights_are_those_of_any_number_of_threads() -> None:
+    """Runs beside each other set theirs as they go; 64 by 64 is wide enough to be shared among threads."""
+    before = torch.get_num_threads()
+    found: list[torch.Tensor] = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            agent = PPO(PPOConfig(hidden_sizes=(64, 64)), vector(4), discrete(2), seeds=(3,))
+            found.append(agent.state["params"])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, found[0]) for x in found)
+
+
+def test_models_load_side_by_side(tmp_path: Path) -> None:
+    save_model(tiny(scale=1.0), tmp_path / "model")
+
+    def load(_: int) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in load_model(tmp_path / "model").model.parameters()])
+
+    alone = load(0)
+    for found in together(load, range(4)):
+        assert torch.equal(found, alone)
 
 
 def test_the_process_s_own_stream_is_left_alone() -> None:

@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from steepest.errors import UsageError
 from steepest.files.space import require_space
 from steepest.learner.step import Layout, State, adam_state
+from steepest.learner.threads import one_thread
 from steepest.seeding import drawing_from, stream_seed
 from steepest.types import ActionKind, ActionSpec, described
 
@@ -67,7 +68,8 @@ def build(networks: Callable[[], dict[str, nn.Module]], seed: int, device: torch
 
     Raises:    UsageError where no network can be built for the spaces, or a user's torso draws numbers of its own
     """
-    with drawing_from(stream_seed(seed, "weights"), devices=()):
+    # An orthogonal matrix has other last bits by two threads, and another run beside this one may have set theirs.
+    with drawing_from(stream_seed(seed, "weights"), devices=()), one_thread():
         try:
             modules = networks()
             for module in modules.values():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +27,20 @@ from steepest.language.models.packages import (
 from steepest.language.models.places import locate
 from steepest.language.models.templates import template_arguments, template_text, with_arguments
 
+_loading = threading.RLock()
 
+
+@contextmanager
+def _one_at_a_time() -> Generator[None]:
+    """Let threads take turns: transformers loads by settings of the process, and drew tied weights anew beside others.
+
+    Verified:  tests/unit/test_seeding.py::test_models_load_side_by_side
+    """
+    with _loading:
+        yield
+
+
+@_one_at_a_time()
 def load_model(
     source: str | os.PathLike[str],
     *,
