@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import steepest
 from helpers import box, discrete, synthetic_rollout, vector
 from steepest.agents.config import scheduled
 from steepest.algorithms.ppo import PPO, PPOConfig
-from steepest.algorithms.sac import SACConfig
+from steepest.algorithms.sac import SAC, SACConfig
 from steepest.errors import UsageError
 from steepest.types import ActionSpec, ObsField, ObsSpec
 
@@ -146,8 +147,18 @@ def test_a_schedule_scales_every_learning_rate_and_no_clip_range_of_another() ->
     assert scheduled(only_rate, "clip_epsilon", 0.5) == 0.4
 
 
-def of(obs: ObsSpec, actions: ActionSpec) -> PPO:
-    return PPO(PPOConfig(hidden_sizes=(8,)), obs, actions)
+def of(obs: ObsSpec, actions: ActionSpec, **options: Any) -> PPO:
+    return PPO(PPOConfig(hidden_sizes=(8,), **options), obs, actions)
+
+
+def test_options_of_another_algorithm_s_agent_are_named_as_such() -> None:
+    """Which nobody gave: SAC learns its temperature, SAC with V has one."""
+    start = SAC(SACConfig(hidden_sizes=(8,)), vector(3), box(1), num_envs=1)
+    match = (
+        "^temperature is None; expected a finite number. It comes from the agent to start from, of SAC: give another"
+    )
+    with pytest.raises(UsageError, match=match):
+        steepest.train("sac_v", "Pendulum-v1", agent=start, total_steps=10)
 
 
 def test_an_agent_of_other_spaces_is_no_start() -> None:
@@ -165,6 +176,9 @@ def test_an_agent_of_other_spaces_is_no_start() -> None:
             mine.take_over(other)
         assert all(torch.equal(v, before[k]) for k, v in mine.tensors().items())
     mine = of(vector(3), box(2))
+    for name, value in (("activation", "relu"), ("squash", "tanh")):
+        with pytest.raises(UsageError, match=rf"^{name} is \w+, but the agent to start from was trained with {value}$"):
+            mine.take_over(of(vector(3), box(2), **{name: value}))
     mine.take_over(of(vector(3), replace(box(2), dtype="float64")))  # EnvPool's, of the same space
     with pytest.raises(UsageError, match=r"agent is 'runs/one'; expected an agent, such as steepest\.load"):
         mine.take_over("runs/one")  # type: ignore[arg-type]

@@ -108,6 +108,10 @@ def check_start(mine: Any, other: Any) -> None:
         ]
         if known[0] != known[1]:
             raise UsageError(f"{name} is {known[0]}, but the agent to start from was trained with {known[1]}")
+    known = [(x.config.activation, x.action_map.squash) for x in (mine, other)]
+    for name, here, there in zip(("activation", "squash"), *known, strict=True):  # tensors of the same shapes
+        if here != there and not (name == "activation" and mine.custom_network):
+            raise UsageError(f"{name} is {here}, but the agent to start from was trained with {there}")
 
 
 def initial_parameters(modules: list[dict[str, nn.Module]], layouts: dict[str, Layout]) -> State:

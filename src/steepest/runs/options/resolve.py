@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 
 from steepest.algorithms import find_config
 from steepest.environments.names import is_atari
+from steepest.errors import UsageError
 from steepest.fields import checked_options
 from steepest.networks.config import NetworkConfig
 from steepest.runs.options.config import RunConfig, refuse_unknown
@@ -41,8 +42,16 @@ def resolve_options(
     if apart and merged.get("vectorization", "auto") == "auto" and not made:
         merged["vectorization"] = "async"  # only processes take steps while this one learns, and can be stopped
     settings = checked_options(RunConfig, {k: v for k, v in merged.items() if k in run_fields})
-    config = checked_options(kind, {k: v for k, v in merged.items() if k in config_fields})
-    return RunConfig(**settings), kind(**config)
+    try:
+        config = kind(**checked_options(kind, {k: v for k, v in merged.items() if k in config_fields}))
+    except UsageError as error:
+        if base is None or isinstance(base, kind):
+            raise
+        other = type(base).__name__.removesuffix("Config")
+        raise UsageError(
+            f"{error}. It comes from the agent to start from, of {other}: give another, or an agent of {algorithm}"
+        ) from error
+    return RunConfig(**settings), config
 
 
 def name_of(env: Any) -> str:
