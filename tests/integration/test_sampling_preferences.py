@@ -63,6 +63,32 @@ def test_responses_are_sampled_once(tmp_path: Path) -> None:
         assert project.responses() == responses  # the same seed, the same texts
 
 
+def test_arguments_of_the_template_are_part_of_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same prompt put in another way has other responses, beside the first."""
+    lm = tiny(chat=True)
+    template = lm.tokenizer.chat_template
+    lm.tokenizer.chat_template = "{% if calm is defined and calm %}{{ 'Calmly. ' }}{% endif %}" + template
+    try:
+        model = save_model(lm, tmp_path / "model")
+    finally:
+        lm.tokenizer.chat_template = template
+    rows, path = tmp_path / "rows.jsonl", tmp_path / "p.db"
+    rows.write_text('{"prompt": [{"role": "user", "content": "Is it dull?"}]}')
+    line = ["sample", str(model), str(rows), "--project", str(path), "--max-new-tokens", "8"]
+    calm = ["--template-kwargs", '{"calm": true}']
+    for words in (line, [*line, *calm], [*line, *calm]):
+        assert main.main(words) == 0
+    with Project.open(path) as project:
+        plain, other = [r for r in project.responses() if r.settings["draw"] == 0]
+    assert plain.text != other.text
+    assert "template_kwargs" not in plain.settings
+    assert other.settings["template_kwargs"] == {"calm": True}
+    assert main.main([*line, "--template-kwargs", '{"clam": true}']) == 2
+    assert "knows no argument 'clam'" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="none where the model is loaded already"):
+        sample(lm, PROMPTS, path, template_kwargs={"calm": True})
+
+
 def test_an_interrupted_sampling_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, prompts = tiny(), [f"{noun} {i}" for i in range(10) for noun in NOUNS]  # 70: three parts
     draw, calls = language.draw_responses, []

@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +60,7 @@ def sample(
     micro_batch_size: int = 64,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    template_kwargs: str | Mapping[str, Any] | None = None,
     note: Callable[[str], None] = lambda _: None,
     **sampling: Any,
 ) -> Sampled:
@@ -75,6 +76,7 @@ def sample(
         ask: compare all pairs of a prompt's responses, or rank them all at once.
         seed: of the responses; recorded with every one, like the other settings of sampling.
         raw, system: whether to leave out the chat template, and what conversations begin with.
+        dtype, device, template_kwargs: of a model that is loaded here.
         note: takes lines about what is being done.
         sampling: fields of ``language.scoring.generation.Sampling``.
     Raises:
@@ -84,6 +86,7 @@ def sample(
     require(2 <= responses <= MOST_COMPARED, "responses", responses, f"2 to {MOST_COMPARED}")
     require(ask in ("pairs", "ranking"), "ask", ask, "pairs or ranking")
     from steepest.api import language
+    from steepest.language.models.templates import template_arguments
     from steepest.language.scoring.generation import Sampling, response_text
     from steepest.seeding import stream_seed
 
@@ -91,11 +94,14 @@ def sample(
     asked = _asked(prompts)
     place = _free_for_project(project)
     made = isinstance(model, (str, os.PathLike))
-    lm = language.load_model(model, dtype=dtype, device=device) if made else model
+    arguments = template_arguments(template_kwargs)
+    require(made or not arguments, "template_kwargs", arguments, "none where the model is loaded already")
+    lm = language.load_model(model, dtype=dtype, device=device, template_kwargs=arguments) if made else model
     language.refuse_system(lm, raw, system)
     source = language.name_of(model)
     how = {"seed": seed, "temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
     how |= {"top_k": settings.top_k, "top_p": settings.top_p}
+    how |= {"template_kwargs": arguments} if arguments else {}
     put = language.as_asked(lm, asked, raw, system)
     with Project.create(place) as store:
         before = _counts(store)

@@ -55,6 +55,8 @@ class SampleOptions(Checked):
     """Give prompts to the model as they are, without its chat template."""
     system: str | None = None
     """System message at the beginning of the conversation, for models with a chat template (default: none)."""
+    template_kwargs: str | None = None
+    """Values of the chat template's arguments, as JSON: '{"enable_thinking": false}'."""
     micro_batch_size: Count = 64
     """Responses sampled at once; changes nothing but speed and memory."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
