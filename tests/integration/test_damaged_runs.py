@@ -216,6 +216,8 @@ def test_a_run_of_the_other_kind_is_told_apart(place: Path, capsys: pytest.Captu
         (["rlhf", "--resume", "ppo"], of_agents),
         (["generate", "ppo", "--prompt", "x"], "ppo is a run of agents, which holds no language model"),
         (["collect", "sft", "--steps", "10", "--out", "data"], of_model),
+        (["plot", "model"], "model: its config.json is that of a model"),
+        (["sft", "model", "sft"], "no data in sft: it is the folder of a run or a model"),
         (["evaluate", "model"], "there is no agent in model: its config.json is not that of a run"),
     ):
         refuses(capsys, line, message, code=2)

@@ -413,7 +413,7 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "NaN in a final observation": (put("next_observations", (2, 0), np.nan), "obs is not a finite number in row 3"),
     "infinite reward": (put("rewards", 1, np.inf), "reward is not a finite number in row 1: inf"),
     "a reward beyond float32": (put("rewards", 1, 1e300), "reward is more than float32 holds in row 1: 1e+300"),
-    "an observation beyond it": (put("next_observations", (2, 0), -1e39), "obs is more than float32 holds in row 3"),
+    "an observation beyond it": (put("next_observations", (2, 0), -1e39), "obs is not a finite number in row 3"),
     "NaN in an action": (put("actions", (3, 0), np.nan), "action is not a finite number in row 4"),
     "action out of bounds": (put("actions", (0, 0), 2.5), "component 0 is 2.5 in row 0; the environment takes -2 to 2"),
     "actions too short": (replaced("actions", lambda x: x[:-1]), "the arrays differ in length: "),

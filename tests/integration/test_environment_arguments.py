@@ -168,6 +168,13 @@ def test_a_module_that_cannot_be_imported_leaves_the_path_alone(text: str, said:
     assert sys.path == before
 
 
+@pytest.mark.parametrize("given", ["./mine.py", "mine.py", "./mine", "/tmp/mine.py", "envs/mine"])
+def test_a_file_is_no_name_of_a_module(given: str, folder: Path) -> None:
+    (folder / "mine.py").write_text("raise RuntimeError")
+    with pytest.raises(UnknownEnvironment, match=r"is given as a file; expected its name, such as 'mine:X-v0'"):
+        find_spec(f"{given}:X-v0")
+
+
 def test_a_module_that_is_nowhere_is_said(folder: Path) -> None:
     with pytest.raises(UnknownEnvironment, match="No module named 'nowhere_of_mine'"):
         find_spec("nowhere_of_mine:X-v0")

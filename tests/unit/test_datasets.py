@@ -34,7 +34,7 @@ from steepest.experience.datasets.picture import draw
 from steepest.experience.datasets.read import read_dataset, write_dataset
 from steepest.experience.datasets.sampling import DatasetRows, unit_actions
 from steepest.experience.datasets.spaces import as_given, spaces_of
-from steepest.experience.datasets.summary import coverage, summarised
+from steepest.experience.datasets.summary import coverage, principal_components, summarised
 
 BOX = spaces.Box(-2.0, 2.0, (2,), np.float32)
 OBSERVED = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -692,6 +692,18 @@ def test_observations_are_given_back_as_the_space_has_them() -> None:
 
 
 # Figures and the picture
+
+
+def test_what_never_changes_is_no_component() -> None:
+    """Its deviation is rounding: 100.1 a hundred times has one of 1e-14."""
+    steps = 100
+    obs = np.full((steps + 1, 3), 100.1)
+    obs[:, 1] = np.arange(steps + 1)
+    dataset = from_episodes([RecordedEpisode(obs, np.zeros(steps), np.zeros(steps), True, False)])
+    assert np.full(steps, 100.1).std() > 0.0
+    found = principal_components(dataset)
+    assert np.abs(found[:, 1]).max() == 0.0
+    assert found[:, 0].std() == pytest.approx(1.0)
 
 
 def test_a_summary_by_hand() -> None:

@@ -530,6 +530,7 @@ def test_columns_of_other_names() -> None:
         (("prompt=ask", "completion=answer"), "columns names ask, but .* has the columns question, answer, messages"),
         (("prompt",), "columns has 'prompt'; expected our name and the data's, such as prompt=question"),
         (("=question",), "expected our name"),
+        (("prompt=question", "prompt=answer"), "columns has prompt twice, from question and from answer"),
         (("prompt=question",), "expected prompt and completion"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -559,6 +560,10 @@ def test_content_in_parts_and_calls_of_tools() -> None:
         ({"messages": CHAT, "tools": "{"}, "tools is no JSON"),
         ({"messages": CHAT, "tools": {"a": 1}}, "tools is a dict; expected a list"),
         ({"messages": [CHAT[1], {"role": "assistant", "content": None}]}, "is a NoneType; expected text"),
+        (
+            {"messages": [CHAT[1], {"role": "assistant", "content": "", "function_call": {"name": "find"}}]},
+            "message 2 of messages has a function_call; expected tool_calls in its place",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             one(lm, row)

@@ -31,6 +31,12 @@ def find_spec(env_id: str) -> EnvSpec:
     Raises: UnknownEnvironment with the nearest names; MissingExtra for ALE/... without ale-py.
     """
     module, _, name = env_id.rpartition(":")
+    if module.endswith(".py") or "/" in module:
+        stem = module.rpartition("/")[2].removesuffix(".py")
+        raise UnknownEnvironment(
+            f"The module of {env_id!r} is given as a file; expected its name, such as '{stem}:{name}', from the folder "
+            "that it is in."
+        )
     if module:
         try:
             _import_module(module)

@@ -313,7 +313,8 @@ class Rows:
                 f"{self.source}: episode {self.episodes:,} has {name} of {array.dtype}; those before it have "
                 f"{rows.dtype}"
             )
-        rows[begin : begin + len(array)] = array
+        with np.errstate(over="ignore"):  # what these rows cannot hold becomes infinite, and is refused as such
+            rows[begin : begin + len(array)] = array
 
     def dataset(self, **described: Any) -> Dataset:
         """Return what was put in, as a dataset; ``described``: see ``from_episodes``."""

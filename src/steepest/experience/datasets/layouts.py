@@ -223,7 +223,8 @@ def _assembled(
         for part, values in _gathered(stored, reading.taken):
             new[place[part]] = values
         for part, values in _gathered(arrays[name.replace("observations", reading.final_in, 1)], reading.final):
-            new[place[ends][part] + 1] = values
+            with np.errstate(over="ignore"):  # what they cannot hold becomes infinite, and is refused as such
+                new[place[ends][part] + 1] = values
     for ours, name in PLAIN.items():
         if name in arrays:
             new = out[ours] = allocate(ours, (rows, *arrays[name].shape[1:]), arrays[name].dtype)

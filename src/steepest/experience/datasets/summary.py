@@ -197,9 +197,10 @@ def principal_components(dataset: Dataset) -> Array:
     rows = np.flatnonzero(dataset.valid)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64))]
     features = np.concatenate([_features(array, rows) for _, array in parts(dataset.obs)], axis=1)
-    features = features - features.mean(0)
-    spread = features.std(0)
-    features = features[:, spread > 0] / spread[spread > 0]
+    low, high = features.min(0), features.max(0)
+    differs = high - low > 4 * np.finfo(features.dtype).eps * np.maximum(abs(low), abs(high))  # else rounding alone
+    features = features[:, differs]
+    features = (features - features.mean(0)) / features.std(0)
     if features.shape[1] < 2:  # one number, or nothing, differs between observations
         return np.pad(features, ((0, 0), (0, 2 - features.shape[1])))
     _, vectors = np.linalg.eigh(features.T @ features / len(features))

@@ -269,6 +269,8 @@ def messages(value: Any, what: str) -> list[Message]:
         if not isinstance(message, dict) or not isinstance(cast(Message, message).get("role"), str):
             raise RowError(f"message {number} of {what} has no role; expected {{'role': ..., 'content': ...}}")
         one = cast(Message, message)
+        if one.get("function_call"):  # before OpenAI's interface had tool_calls
+            raise RowError(f"message {number} of {what} has a function_call; expected tool_calls in its place")
         content = one.get("content")
         if is_list(content):
             content = _joined(cast(Sequence[Any], content), f"message {number} of {what}")

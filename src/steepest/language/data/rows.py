@@ -152,6 +152,8 @@ def _read_folder(folder: Path) -> Table:
         except Exception as error:  # on damaged files it raises whatever it runs into
             raise UsageError(f"{folder} cannot be read as a saved dataset: {' '.join(str(error).split())}") from error
         return Table(rows, ((str(folder), len(rows)),))
+    if (folder / "config.json").is_file():
+        raise UsageError(f"no data in {folder}: it is the folder of a run or a model")
     files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
     if not files:
         raise UsageError(f"no data in {folder}: expected files ending in {', '.join(ENDINGS)}, or a saved dataset")
@@ -203,5 +205,7 @@ def named_columns(columns: Columns) -> dict[str, str]:
         name, equals, theirs = pair.partition("=")
         if not equals or not name or not theirs:
             raise UsageError(f"columns has {pair!r}; expected our name and the data's, such as prompt=question")
+        if name in named:
+            raise UsageError(f"columns has {name} twice, from {named[name]} and from {theirs}; keep one of them")
         named[name] = theirs
     return named

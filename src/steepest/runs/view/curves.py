@@ -81,6 +81,8 @@ def read_run(path: Path) -> SavedRun:
     if not (path / "config.json").is_file():
         seen = "does not exist" if not path.exists() else "has no config.json in it"
         raise UsageError(f"no run at {path}: it {seen}. Give the folder that `steepest train` reported.")
+    if "model_type" in (saved := read_json(path / "config.json")) and "algorithm" not in saved:
+        raise UsageError(f"no run at {path}: its config.json is that of a model")
     config = read_json(path / "config.json", Plotted)
     # An environment made in Python has no id, but a name.
     config["env"] = config.get("env") or config.get("name")
