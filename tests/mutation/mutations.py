@@ -1435,7 +1435,7 @@ REPLAY: Mistakes = {
     "a lost row not noticed": ("[needed % self.length] != needed + 1)", "[needed % self.length] < 0)"),
     "rows numbered from the last checkpoint": ("self.written + np.arange(steps) + 1", "np.arange(steps) + 1"),
     "a file of any size will do": ("elif (held := os.fstat(file.fileno()).st_size) != size:", "elif (held := 0) != 0:"),
-    "altered rows pass": ("(known != 0) & (known != self._of", "(known != 0) & (known == self._of"),
+    "altered rows pass": ("(self.array[at] != self._of(", "(self.array[at] > self._of("),
     "rows of the last flush alone are recorded": ("self.until = max(self.until, until)", "self.until = until + 1"),
 }
 
