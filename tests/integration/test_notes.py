@@ -91,3 +91,12 @@ def test_statistics_are_found_without_a_step() -> None:
     assert batch.inner_statistics == ("normalize_obs",)
     batch.reset(0)
     batch.close()
+
+    class OfOnesOwn(gym.Wrapper[Any, Any, Any, Any]):
+        def __init__(self) -> None:
+            super().__init__(cartpole())
+            self.obs_rms = self.ret_rms = self.return_rms = None
+
+    batch = make_env(OfOnesOwn, 2, vectorization="sync")
+    assert batch.inner_statistics == ("normalize_obs", "normalize_reward")
+    batch.close()

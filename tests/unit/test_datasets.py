@@ -564,6 +564,15 @@ def test_minari_recovers_the_environment(minari_root: Path) -> None:
     assert (back.env, back.env_kwargs, back.max_episode_steps) == ("Pendulum-v1", {"g": 2.0}, 9)
 
 
+def test_what_a_killed_writer_left_goes_though_its_data_is_there(tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_text("whole")
+    (tmp_path / ".x.npz.4711-0.tmp").mkdir()
+    (tmp_path / ".y.npz.4711-0.tmp").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        write_dataset(some(), tmp_path / "x.npz")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".y.npz.4711-0.tmp", "x.npz"]
+
+
 def test_an_interrupted_write_leaves_nothing(
     tmp_path: Path, minari_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

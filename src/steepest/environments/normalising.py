@@ -6,8 +6,9 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 
-STATISTICS = {"obs_rms": "normalize_obs", "return_rms": "normalize_reward"}
-"""The attribute in which Gymnasium's wrappers keep them, and the option that takes the wrapper's place."""
+STATISTICS = {"obs_rms": "normalize_obs", "return_rms": "normalize_reward", "ret_rms": "normalize_reward"}
+"""The attribute in which wrappers keep them, Gymnasium's and, after OpenAI's baselines, many people's own; and the
+option that takes the wrapper's place."""
 
 
 def inner_statistics(venv: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
@@ -22,4 +23,4 @@ def inner_statistics(venv: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
         layer = layer.env
     if isinstance(layer, SyncVectorEnv | AsyncVectorEnv):
         found |= {name for name in STATISTICS if any(layer.call("has_wrapper_attr", name))}
-    return tuple(option for name, option in STATISTICS.items() if name in found)
+    return tuple(dict.fromkeys(option for name, option in STATISTICS.items() if name in found))

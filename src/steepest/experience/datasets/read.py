@@ -23,7 +23,7 @@ from steepest.experience.datasets.places import (
     check_there,
     data_folder,
 )
-from steepest.files.atomic import atomic_place
+from steepest.files.atomic import atomic_place, remove_stray_files
 
 SHARE_OF_MEMORY = 0.5
 """What takes more of the free memory than this is not read into it."""
@@ -94,6 +94,7 @@ def check_free(out: str | os.PathLike[str]) -> str:
         )
     if path.suffix in HDF5_ENDINGS:
         flat_files.package("h5py", f"{path}, an HDF5 file,")
+    remove_stray_files(path.parent, path.name)  # of a writer that was killed after it had written all
     if path.exists():
         raise UsageError(f"{path} exists already; give another place, or remove it")
     return place
