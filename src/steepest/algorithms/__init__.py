@@ -54,7 +54,7 @@ def find_config(name: str) -> type[NetworkConfig]:
 
 def _home(name: str) -> tuple[str, str]:
     """The file and the class of an algorithm."""
-    require(isinstance(name, str), "algorithm", name, "the name of one, such as 'ppo'")
+    require(isinstance(name, str), "algorithm", name, "the name of one, such as 'ppo'")  # pyright: ignore[reportUnnecessaryIsInstance]
     if name not in ALGORITHMS:
         lower = name.lower()
         near = [lower] if lower in ALGORITHMS else difflib.get_close_matches(lower, ALGORITHMS, n=3, cutoff=0.5)
