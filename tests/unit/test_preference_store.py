@@ -237,6 +237,16 @@ def test_a_clip_of_a_pickle_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_file_itself_holds_a_uuid_once(tmp_path: Path) -> None:
+    """Two processes may find at the same time that it is not there yet."""
+    with text_project(tmp_path / "p.db") as project:
+        say(project, take(project), 1)
+    columns = "uuid, assignment, kind, ranking, began, ended, received"
+    again = f"INSERT INTO judgement ({columns}) SELECT {columns} FROM judgement"
+    with closing(connect(tmp_path / "p.db")) as db, pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        db.execute(again)
+
+
 # Versions
 
 
