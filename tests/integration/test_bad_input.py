@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -362,9 +363,8 @@ def test_a_learning_rate_that_explodes(tmp_path: Path) -> None:
     with Run("ppo", "CartPole-v1", out=out, learning_rate=1e-3, **options) as healthy:
         healthy.iterate()
         healthy.iterate()
-        healthy.agent.config = type(healthy.agent.config)(
-            **{**vars(healthy.agent.config), "learning_rate": 1e38, "normalize_advantage": True}
-        )
+        config = dataclasses.replace(healthy.agent.config, learning_rate=1e38, normalize_advantage=True)
+        healthy.agent.population.configs = (config,)
         with pytest.raises(RunError, match="non-finite") as caught:
             list(healthy)
     found = sorted((out / "checkpoints").glob("step-*"))

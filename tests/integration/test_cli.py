@@ -213,7 +213,7 @@ def test_help_of_train_lists_every_option(algorithm: str) -> None:
     assert "--atari" not in text
     documented = [words for kind in kinds for words in words_of_docs(kind)]
     assert len(documented) > 25
-    assert [words for words in documented if words not in text] == ["Preprocessing of Atari"]
+    assert [words for words in documented if words not in text] == ["Preprocessing of Atari", "How they are"]
     assert text.count("(default") > 25
     assert all(f"\n{group}:\n" in done.stdout for group in ("common", "evaluation", "output", "advanced"))
     assert "--config" in text

@@ -16,9 +16,10 @@ import pytest
 
 from helpers_preferences import clip, say, take, text_project
 from steepest.errors import RunError, UsageError
-from steepest.preferences.records import Clip, Settings, checked_content, checked_name
+from steepest.preferences.records import Clip, Settings, checked_content
 from steepest.preferences.schema import MIGRATIONS, connect
 from steepest.preferences.store import Project
+from steepest.preferences.texts import checked_name
 
 
 def raw(path: Path) -> sqlite3.Connection:

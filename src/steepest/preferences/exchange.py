@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, cast
 
 from steepest.errors import UsageError
 from steepest.preferences.labelling import assign, checked_uuid, judge
-from steepest.preferences.records import Judgement, Message, Prompt, Response, checked_content, checked_name, plain_text
+from steepest.preferences.records import Judgement, Message, Prompt, Response, checked_content
 from steepest.preferences.store import Project
+from steepest.preferences.texts import checked_name, plain_text
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from steepest.errors import UsageError, require
 from steepest.fields import Checked, Whole
-from steepest.preferences.records import checked_name
+from steepest.preferences.texts import checked_name
 
 EXPOSED = (
     "WARNING: the page is served to other machines without encryption. Links, texts and judgements can be read and "

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from steepest.errors import UsageError, require
 from steepest.fields import Checked, Count, Positive, Share
+from steepest.preferences.texts import plain_text
 
 Array = NDArray[Any]
 Message = dict[str, Any]
 Kind = Literal["prefer", "tie", "skip", "rank", "retract"]
 
-LONGEST_NAME = 80
-"""Characters of a labeller's name."""
 
 MOST_COMPARED = 9
 """Responses or clips of one item: each has a digit as its key."""
@@ -117,27 +116,6 @@ class Assignment(NamedTuple):
     labeller: str
     repeat: bool
     shown: tuple[int, ...]  # ids, left to right
-
-
-def plain_text(value: object, what: str) -> str:
-    """Return a text without half pairs of surrogates, which no file can hold."""
-    if not isinstance(value, str):
-        raise UsageError(f"{what} is a {type(value).__name__}; expected a text")
-    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def checked_name(name: object) -> str:
-    """Return a labeller's name without surrounding space.
-
-    Raises:    UsageError where it is empty, long, or holds characters that cannot be seen
-    Verified:  tests/unit/test_preference_store.py::test_a_labeller_s_name_can_be_read
-    """
-    text = " ".join(plain_text(name, "the name").split())
-    if not text or len(text) > LONGEST_NAME or not text.isprintable() or "\ufffd" in text:
-        raise UsageError(
-            f"the name is {text[:LONGEST_NAME]!r}; expected 1 to {LONGEST_NAME} characters that can be seen"
-        )
-    return text
 
 
 def checked_content(content: object) -> str | list[Message]:

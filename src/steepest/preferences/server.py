@@ -30,8 +30,9 @@ from steepest.errors import SteepestError, UsageError
 from steepest.preferences.labelling import Conflict, judge, next_assignment, undo
 from steepest.preferences.place import host_name
 from steepest.preferences.progress import summarised
-from steepest.preferences.records import Assignment, Prompt, checked_name
+from steepest.preferences.records import Assignment, Prompt
 from steepest.preferences.store import Project
+from steepest.preferences.texts import checked_name
 
 LARGEST_BODY = 2**16
 """Bytes of a request: a judgement has some hundred."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from steepest.errors import RunError, UsageError
 from steepest.preferences.place import LOOPBACK, Place, bracketed
-from steepest.preferences.records import checked_name
 from steepest.preferences.server import Access, build_app
 from steepest.preferences.store import Project
+from steepest.preferences.texts import checked_name
 
 PORT = 8765
 """The port where no other is asked for; any free one where it is taken."""

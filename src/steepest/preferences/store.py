@@ -31,9 +31,9 @@ from steepest.preferences.records import (
     Response,
     Settings,
     checked_content,
-    plain_text,
 )
 from steepest.preferences.schema import connect, explained
+from steepest.preferences.texts import plain_text
 
 OBSERVATIONS, ACTIONS = "observations", "actions"
 
