@@ -186,6 +186,16 @@ def test_trials_of_one_shape_are_one_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(population.varied["learning_rate"]) == expected
 
 
+def test_a_setting_that_is_off_in_one_trial_splits_the_run(tmp_path: Path) -> None:
+    search = ["huber_threshold=none|0.5|1"]  # it is on by default
+    given: dict[str, Any] = {"search": search, "trials": 6, "seeds": 1, "population": 6, "final_seeds": 1}
+    given |= {"total_steps": 128, "num_envs": 2, "buffer_size": 200, "learning_starts": 32, "batch_size": 8}
+    given |= {"hidden_sizes": (8,), "eval_episodes": 1, "compile": "off", "threads": 1}
+    found = steepest.sweep("dqn", "CartPole-v1", study=tmp_path / "s", **given)
+    assert {t.settings["huber_threshold"] for t, _ in found.trials} > {"none"}, "the case that this test is of"
+    assert all(value is not None for _, value in found.trials)
+
+
 def test_what_a_sweep_cannot_do_is_said_before_it_begins(tmp_path: Path) -> None:
     given: dict[str, Any] = {"study": tmp_path / "s", "trials": 2}
     for options, message in (

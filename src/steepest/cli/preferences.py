@@ -96,21 +96,9 @@ class ClipOptions(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelOptions(Checked):
+class LabelOptions(Place):
     """Serve the page on which people compare what a preference project holds."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; any but this machine's own is reached from others, and needs --labellers."""
-    port: Whole | None = None
-    """Port (default: 8765, or any free one)."""
-    labellers: tuple[str, ...] = ()
-    """Names, each with a link of its own (default: one link, and everybody says who they are)."""
-    names: tuple[str, ...] = ()
-    """Names and addresses besides the host under which browsers reach this machine (default: none)."""
-    certificate: Path | None = None
-    """TLS certificate, as a PEM file (default: none)."""
-    key: Path | None = None
-    """Its private key, as a PEM file (default: none)."""
     labels_per_item: Count | None = None
     """Labellers who judge each comparison; kept in the project (default: as before, at first 1)."""
     repeat_share: Share | None = None

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import yaml
 
@@ -42,12 +42,6 @@ class Choices:
 
 Dimension = Interval | Choices
 Search = dict[str, Dimension]
-
-
-class Setting(NamedTuple):
-    """A setting that can be searched: whether it takes whole numbers alone."""
-
-    whole: bool
 
 
 def read_search(

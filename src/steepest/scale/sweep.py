@@ -179,7 +179,8 @@ class Job:
         together = self._varying()
         found: dict[str, list[Trial]] = {}
         for trial in trials:
-            shape = {k: v for k, v in trial.settings.items() if k not in together}
+            # What is no number, such as "none", switches something off, which changes the code of an update.
+            shape = {k: v for k, v in trial.settings.items() if k not in together or not isinstance(v, int | float)}
             found.setdefault(json.dumps(shape, sort_keys=True), []).append(trial)
         return found
 
